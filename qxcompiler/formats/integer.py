@@ -1,0 +1,114 @@
+"""Uniform formats: `value = scale * (code - zero_point)`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from qxcompiler.formats.base import Format, Grid, to_scale
+
+__all__ = ["INTEGER_BITS", "IntegerFormat", "IntegerGrid"]
+
+INTEGER_BITS = (2, 3, 4, 5, 6, 8)
+_CLIPPING_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))
+
+
+@dataclass(frozen=True)
+class IntegerFormat(Format):
+    """Integers with a scale a group: `int3g128`, `int4g32a`, `int8`.
+
+    Attributes:
+        asymmetric: every group stores a zero point of its own; otherwise it is `2**(bits-1)`.
+    """
+
+    asymmetric: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as `int3g128a`."""
+        group = f"g{self.group_size}" if self.group_size else ""
+        return f"int{self.bits}{group}{'a' if self.asymmetric else ''}"
+
+    @property
+    def operator_suffix(self) -> str:
+        """`Int3`, or `UInt3` with zero points."""
+        return f"{'UInt' if self.asymmetric else 'Int'}{self.bits}"
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether it is asymmetric."""
+        return self.asymmetric
+
+    @property
+    def largest_code(self) -> int:
+        """`2**bits - 1`."""
+        return 2**self.bits - 1
+
+    def codebook_rows(self, out_features: int) -> int:
+        """None are stored."""
+        return 0
+
+    def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
+        """Search a clipping ratio for every group, by weighted squared error (as AWQ's and OmniQuant's clipping)."""
+        N, K = weight.shape
+        length = self.group_length(K)
+        padding = self.groups(K) * length - K
+        grouped = torch.nn.functional.pad(weight, (0, padding)).view(N, -1, length)
+        weighting = torch.nn.functional.pad(importance, (0, padding)).view(1, -1, length)
+        # zero is always representable, so that padding and pruned weights stay exact
+        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+
+        best = self._spanning(K, low, high)
+        best_error = torch.full_like(low, torch.inf)
+        for ratio in _CLIPPING_RATIOS:
+            grid = self._spanning(K, low * ratio, high * ratio)
+            scale, zero = grid.scales[..., None], grid.zeros[..., None]
+            decoded = scale * (torch.clamp(torch.round(grouped / scale) + zero, 0, self.largest_code) - zero)
+            error = ((decoded - grouped).square_() * weighting).sum(-1)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best = replace(
+                best,
+                scales=torch.where(better, grid.scales, best.scales),
+                zeros=torch.where(better, grid.zeros, best.zeros),
+            )
+        return best
+
+    def _spanning(self, in_features: int, low: torch.Tensor, high: torch.Tensor) -> IntegerGrid:
+        """The grid whose groups span [low, high] (float32 [N, G])."""
+        if self.asymmetric:
+            scales = to_scale((high - low) / self.largest_code)
+            zeros = torch.clamp(torch.round(-low / scales), 0, self.largest_code)
+        else:
+            # codes reach one step further below zero than above it
+            scales = to_scale(torch.maximum(-low / 2 ** (self.bits - 1), high / (2 ** (self.bits - 1) - 1)))
+            zeros = torch.full_like(scales, 2 ** (self.bits - 1))
+        return IntegerGrid(self, in_features, scales, zeros)
+
+
+@dataclass(frozen=True)
+class IntegerGrid(Grid):
+    """A uniform grid.
+
+    Attributes:
+        zeros: float32 [N, G], integers: the code that stands for 0.
+    """
+
+    zeros: torch.Tensor
+
+    @property
+    def zero_points(self) -> torch.Tensor | None:
+        """uint8 [N, G] where the format is asymmetric."""
+        return self.zeros.to(torch.uint8) if self.format.has_zero_points else None
+
+    def encode(self, values: torch.Tensor, columns: torch.Tensor | slice) -> torch.Tensor:
+        """Round to nearest (ties to even) and clamp."""
+        groups = self._groups(columns)
+        codes = torch.round(values / self.scales[:, groups]) + self.zeros[:, groups]
+        return codes.clamp_(0, 2**self.format.bits - 1).to(torch.uint8)
+
+    def decode(self, codes: torch.Tensor, columns: torch.Tensor | slice) -> torch.Tensor:
+        """`scale * (code - zero_point)`."""
+        groups = self._groups(columns)
+        return self.scales[:, groups] * (codes.float() - self.zeros[:, groups])
