@@ -1,0 +1,52 @@
+"""The packed operators: their ONNX definition, and the library that ONNX Runtime loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+
+from qxcompiler.errors import ModelError, QxcError
+
+__all__ = ["ops_library", "session"]
+
+_LIBRARY = "libqxc_ops.so"
+
+
+def ops_library() -> Path:
+    """The library to give to `SessionOptions.register_custom_ops_library`.
+
+    Raises:
+        QxcError: it was not built.
+    """
+    library = Path(__file__).parent / _LIBRARY
+    if not library.exists():
+        raise QxcError(library, "the operators are not built", "install qxcompiler with pip, which builds them")
+    return library
+
+
+def session(
+    path: str | Path, *, threads: int | None = None, optimize: bool = True
+) -> onnxruntime.InferenceSession:
+    """Open a model on the CPU, with the packed operators at hand.
+
+    Args:
+        path: an ONNX file.
+        threads: how many threads an operator may use; None leaves it to ONNX Runtime.
+        optimize: let ONNX Runtime rewrite the graph.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+        QxcError: the operators are not built.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; they are raised besides
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.register_custom_ops_library(str(ops_library()))
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ModelError(path, f"onnxruntime cannot run it ({error})", "check that it is a whole ONNX model") from error

@@ -1,13 +1,22 @@
 """Samples in: a file of text or of named arrays becomes the inputs of a model, one batch of one at a time.
 
-Text is tokenised once as a whole, without special tokens, and cut into windows spaced evenly over it. Every window then
-gets the special tokens that the tokenizer puts around a text of its own (`[CLS]` and `[SEP]`, a leading `<s>`, or none), so
-that the model sees what it was trained on; they count towards the length.
+Text is tokenised once as a whole, without special tokens, and cut into windows spaced evenly over it: the
+usual protocol for the perplexity of language models, which adds no leading `<s>` to a window. Where a
+tokenizer brackets a text on both sides (`[CLS]` ... `[SEP]`, as for encoders), every window is bracketed so;
+the brackets count towards its length.
 """
 
 from __future__ import annotations
 
-__all__ = ["InputSpec", "Sample", "context_limit", "input_specs", "load_samples", "load_tokenizer", "supply_missing"]
+__all__ = [
+    "InputSpec",
+    "Sample",
+    "context_limit",
+    "input_specs",
+    "load_samples",
+    "load_tokenizer",
+    "supply_missing",
+]
 
 import json
 import zipfile
@@ -34,7 +43,7 @@ class InputSpec:
     Attributes:
         name: the input's name in the graph.
         dtype: its element type.
-        shape: its dimensions: a number where fixed, a name or None where free; None if even the rank is unknown.
+        shape: its dimensions: a number where fixed, a name or None where free; None if the rank is unknown.
     """
 
     name: str
@@ -50,7 +59,9 @@ class InputSpec:
         )
 
     def __str__(self) -> str:
-        dims = "any shape" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        dims = (
+            "any shape" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        )
         return f"{self.name} {self.dtype} [{dims}]"
 
 
@@ -72,9 +83,13 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
             continue
         if not isinstance(value.type, ir.TensorType) or value.dtype in (None, ir.DataType.STRING):
             raise CalibrationError(
-                f"input {value.name}", f"{value.type} is not a tensor of numbers", "use a model with tensor inputs"
+                f"input {value.name}",
+                f"{value.type} is not a tensor of numbers",
+                "use a model with tensor inputs",
             )
-        shape = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        shape = (
+            None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        )
         specs.append(InputSpec(value.name or "", np.dtype(value.dtype.numpy()), shape))
     return specs
 
@@ -90,10 +105,11 @@ def load_samples(
 ) -> list[Sample]:
     """Read calibration or evaluation samples.
 
-    `.txt` is one text; `.jsonl` has an object with a string `text` on every line, joined by newlines into one text. Either is
-    cut into `samples` windows of `length` tokens, spaced evenly over the text (overlapping if it is short). `.npz` has an array
-    for each input, whose first axis counts the samples; at most `samples` of them are taken, spaced evenly. Attention
-    masks, position ids, token types and an empty past are supplied where the file has none.
+    `.txt` is one text; `.jsonl` has an object with a string `text` on every line, joined by newlines into one
+    text. Either is cut into `samples` windows of `length` tokens, spaced evenly over the text (overlapping if
+    it is short). `.npz` has an array for each input, whose first axis counts the samples; at most `samples`
+    of them are taken, spaced evenly. Attention masks, position ids, token types and an empty past are
+    supplied where the file has none.
 
     Args:
         path: a `.txt`, `.jsonl` or `.npz` file.
@@ -120,18 +136,23 @@ def load_samples(
             limit = context_limit(model_path)
             if limit is not None and length > limit:
                 raise CalibrationError(
-                    path, f"samples of {length} tokens, but {model_path} takes at most {limit}", f"give --length {limit}"
+                    path,
+                    f"samples of {length} tokens, but {model_path} takes at most {limit}",
+                    f"give --length {limit}",
                 )
             tokens = _windows(path, load_tokenizer(model_path, tokenizer), samples, length)
             loaded = [{ids.name: window[None].astype(ids.dtype)} for window in tokens]
         case _:
-            raise CalibrationError(path, f"cannot read samples from {path.suffix or 'such'} files", "give .txt, .jsonl or .npz")
+            raise CalibrationError(
+                path, f"cannot read samples from {path.suffix or 'such'} files", "give .txt, .jsonl or .npz"
+            )
     complete = [supply_missing(sample, inputs, subject=path) for sample in loaded]
     for spec in inputs:
-        if not spec.accepts(complete[0][spec.name].shape):
+        shape = complete[0][spec.name].shape
+        if not spec.accepts(shape):
             raise CalibrationError(
                 path,
-                f"a sample has {spec.name} of shape {list(complete[0][spec.name].shape)}, but the model takes {spec}",
+                f"a sample has {spec.name} of shape {list(shape)}, but the model takes {spec}",
                 "give samples (or a --length) of the model's fixed size",
             )
     return complete
@@ -149,13 +170,13 @@ def supply_missing(
     Args:
         sample: the inputs at hand.
         inputs: all inputs of the model.
-        past_length: tokens already held in past key values. Only an empty past (0) can be supplied; with another, the
-            past must be at hand.
+        past_length: tokens already held in past key values. Only an empty past (0) can be supplied; with
+            another, the past must be at hand.
         subject: what an error is about.
 
     Returns:
-        The sample, in the order of `inputs`, with attention masks of ones, position ids that count up from `past_length`, token
-        types of zero, past key values without tokens, and `use_cache_branch` as fits.
+        The sample, in the order of `inputs`, with attention masks of ones, position ids that count up from
+        `past_length`, token types of zero, past key values without tokens, and `use_cache_branch` as fits.
 
     Raises:
         CalibrationError: an input is missing and cannot be derived.
@@ -175,14 +196,18 @@ def supply_missing(
     return complete
 
 
-def _derive(spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length: int) -> npt.NDArray[Any] | None:
+def _derive(
+    spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length: int
+) -> npt.NDArray[Any] | None:
     """The value of an input that follows from the token ids, or None."""
     ids = next((value for name, value in sample.items() if name.endswith("input_ids")), None)
     batch, length = ids.shape if ids is not None and ids.ndim == 2 else (1, None)
     if _is_past(spec) and past_length == 0 and spec.shape is not None:
         # The free axes of a cache are the batch, which leads, and the past.
         free = [batch, *([0] * (len(spec.shape) - 1))]
-        return np.zeros([d if isinstance(d, int) else f for d, f in zip(spec.shape, free, strict=True)], spec.dtype)
+        return np.zeros(
+            [d if isinstance(d, int) else f for d, f in zip(spec.shape, free, strict=True)], spec.dtype
+        )
     if spec.name == "use_cache_branch":
         return np.full(1, past_length > 0, spec.dtype)
     if length is None:
@@ -229,50 +254,64 @@ def load_tokenizer(model_path: str | Path, tokenizer: str | Path | None = None) 
     if path.is_dir():
         path /= "tokenizer.json"
     if not path.is_file():
-        raise CalibrationError(path, "no such file", "put the model's tokenizer.json there or name it with --tokenizer")
+        raise CalibrationError(
+            path, "no such file", "put the model's tokenizer.json there or name it with --tokenizer"
+        )
     try:
         loaded: Tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise CalibrationError(path, f"not a tokenizer ({error})", "give a Hugging Face tokenizer.json") from error
+        raise CalibrationError(
+            path, f"not a tokenizer ({error})", "give a Hugging Face tokenizer.json"
+        ) from error
     loaded.no_truncation()
     loaded.no_padding()
     return loaded
 
 
 def context_limit(model_path: str | Path) -> int | None:
-    """How many tokens the model's positions reach, by the `config.json` beside it; None if it does not say."""
+    """How many tokens the model's positions reach, by the `config.json` beside it; None if unsaid."""
     try:
         config = json.loads((Path(model_path).parent / "config.json").read_bytes())
     except (OSError, ValueError):
         return None
-    limits = [config.get(key) for key in ("max_position_embeddings", "n_positions")] if isinstance(config, dict) else []
+    limits = (
+        [config.get(key) for key in ("max_position_embeddings", "n_positions")]
+        if isinstance(config, dict)
+        else []
+    )
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def _windows(path: Path, tokenizer: Tokenizer, samples: int, length: int) -> list[npt.NDArray[np.int64]]:
     """`samples` windows of `length` tokens, spaced evenly over the text."""
-    prefix, suffix = _special_tokens(tokenizer)
+    prefix, suffix = _brackets(tokenizer)
     body = length - len(prefix) - len(suffix)
     tokens = np.asarray(tokenizer.encode(_read_text(path), add_special_tokens=False).ids, np.int64)
     if body < 1:
         raise CalibrationError(
-            path, f"no room for text in {length} tokens", f"give a --length over {length - body} (special tokens)"
+            path,
+            f"no room for text in {length} tokens",
+            f"give a --length over {length - body} (special tokens)",
         )
     if len(tokens) < body:
         raise CalibrationError(
-            path, f"has {len(tokens)} tokens, but one sample takes {body}", "give more text or a smaller --length"
+            path,
+            f"has {len(tokens)} tokens, but one sample takes {body}",
+            "give more text or a smaller --length",
         )
-    starts = np.unique(np.linspace(0, len(tokens) - body, samples).astype(np.int64))
+    last = len(tokens) - body
+    starts = range(0, last + 1, max(1, last // samples))[:samples]
     return [np.concatenate([prefix, tokens[start : start + body], suffix]) for start in starts]
 
 
-def _special_tokens(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """What the tokenizer puts before and after a text."""
-    plain, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    for start in range(len(framed) - len(plain) + 1):
-        if framed[start : start + len(plain)] == plain:
-            return np.asarray(framed[:start], np.int64), np.asarray(framed[start + len(plain) :], np.int64)
-    return np.empty(0, np.int64), np.empty(0, np.int64)
+def _brackets(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The special tokens before and after a text, if the tokenizer puts some on both sides; else none."""
+    probe = tokenizer.encode("a")
+    text = [i for i, special in enumerate(probe.special_tokens_mask) if not special]
+    before, after = (probe.ids[: text[0]], probe.ids[text[-1] + 1 :]) if text else ([], [])
+    if not (before and after):
+        before, after = [], []
+    return np.asarray(before, np.int64), np.asarray(after, np.int64)
 
 
 def _read_text(path: Path) -> str:
@@ -297,9 +336,13 @@ def _documents(path: Path, lines: str) -> Iterator[str]:
         try:
             document = json.loads(line)
         except ValueError as error:
-            raise CalibrationError(path, f"line {number} is not JSON ({error})", "give one JSON object a line") from error
+            raise CalibrationError(
+                path, f"line {number} is not JSON ({error})", "give one JSON object a line"
+            ) from error
         if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-            raise CalibrationError(path, f"line {number} has no string 'text'", 'give lines like {"text": "..."}')
+            raise CalibrationError(
+                path, f"line {number} has no string 'text'", 'give lines like {"text": "..."}'
+            )
         yield document["text"]
 
 
@@ -327,10 +370,13 @@ def _arrays(path: Path, inputs: Sequence[InputSpec], samples: int) -> list[Sampl
     if count == 0:
         raise CalibrationError(path, "holds no samples", f"give arrays for {wanted}")
     if count != max(counts.values()):
-        raise CalibrationError(path, f"arrays differ in their number of samples {counts}", "give as many in each")
-    rows = np.unique(np.linspace(0, count - 1, min(samples, count)).astype(np.int64))
+        raise CalibrationError(
+            path, f"arrays differ in their number of samples {counts}", "give as many in each"
+        )
+    rows = range(0, count, max(1, count // samples))[:samples]
     return [
-        {name: array[row : row + 1].astype(by_name[name].dtype) for name, array in arrays.items()} for row in rows
+        {name: array[row : row + 1].astype(by_name[name].dtype) for name, array in arrays.items()}
+        for row in rows
     ]
 
 
@@ -339,6 +385,10 @@ def _read_npz(path: Path) -> Sample:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
-        raise CalibrationError(path, f"cannot be read ({error.strerror or error})", "give a readable .npz file") from error
+        raise CalibrationError(
+            path, f"cannot be read ({error.strerror or error})", "give a readable .npz file"
+        ) from error
     except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise CalibrationError(path, f"not an archive of plain arrays ({error})", "save it with numpy.savez") from error
+        raise CalibrationError(
+            path, f"not an archive of plain arrays ({error})", "save it with numpy.savez"
+        ) from error

@@ -1,19 +1,15 @@
-"""Weight formats: encode, decode, and what each number costs.
-
-A new family is one module with a `Format` and a `Grid`, and one line in `_FAMILIES`.
-"""
+"""Weight formats: encode and decode. A new family is one module with a `Format` and a `Grid`, and one entry in `registry`."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-
-from qxcompiler.errors import UsageError
 from qxcompiler.formats.base import GROUP_SIZES, Format, Grid, QuantizedWeight
 from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat, CodebookGrid
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat, IntegerGrid
+from qxcompiler.formats.registry import parse_format
+from qxcompiler.formats.scheme import ACTIVATIONS, Scheme, check_activation
 
 __all__ = [
+    "ACTIVATIONS",
     "CODEBOOK_BITS",
     "GROUP_SIZES",
     "INTEGER_BITS",
@@ -24,38 +20,7 @@ __all__ = [
     "IntegerFormat",
     "IntegerGrid",
     "QuantizedWeight",
+    "Scheme",
+    "check_activation",
     "parse_format",
 ]
-
-
-def _group(match: re.Match[str]) -> int | None:
-    return int(match["group"]) if match["group"] else None
-
-
-_GROUP = rf"(g(?P<group>{'|'.join(map(str, GROUP_SIZES))}))?"
-_FAMILIES: dict[str, Callable[[re.Match[str]], Format]] = {
-    rf"int(?P<bits>[{''.join(map(str, INTEGER_BITS))}]){_GROUP}(?P<a>a?)": lambda m: IntegerFormat(
-        int(m["bits"]), _group(m), asymmetric=bool(m["a"])
-    ),
-    rf"lut(?P<bits>[{''.join(map(str, CODEBOOK_BITS))}]){_GROUP}(?P<t>t?)": lambda m: CodebookFormat(
-        int(m["bits"]), _group(m), per_tensor=bool(m["t"])
-    ),
-    rf"nf(?P<bits>4){_GROUP}": lambda m: CodebookFormat(4, _group(m), normal_float=True),
-}
-
-
-def parse_format(spec: str) -> Format:
-    """Read a format's name, such as `int3g128a`, `lut3g128` or `nf4g64`.
-
-    Raises:
-        UsageError: no format has that name.
-    """
-    for pattern, build in _FAMILIES.items():
-        if match := re.fullmatch(pattern, spec):
-            return build(match)
-    raise UsageError(
-        repr(spec),
-        "not a weight format",
-        f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}> or nf4, then "
-        f"g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a tensor)",
-    )

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["GROUP_SIZES", "Format", "Grid", "QuantizedWeight", "to_scale"]
+__all__ = ["GROUP_SIZES", "Columns", "Format", "Grid", "QuantizedWeight", "to_scale"]
+
+Columns = int | torch.Tensor | slice
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 _LARGEST_SCALE = 65504.0  # of float16
@@ -101,11 +103,11 @@ class Grid(ABC):
     scales: torch.Tensor
 
     @abstractmethod
-    def encode(self, values: torch.Tensor, columns: torch.Tensor | slice) -> torch.Tensor:
+    def encode(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
         """The nearest codes: uint8 [N, C] for float32 `values` [N, C], the given columns of the matrix."""
 
     @abstractmethod
-    def decode(self, codes: torch.Tensor, columns: torch.Tensor | slice) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor, columns: Columns) -> torch.Tensor:
         """The values of codes: float32 [N, C] for uint8 `codes` [N, C], the given columns of the matrix."""
 
     @property
@@ -118,11 +120,15 @@ class Grid(ABC):
         """int8 [N or 1, 2**bits], ascending along a row, or None where the format has none."""
         return None
 
-    def column_scales(self, columns: torch.Tensor | slice) -> torch.Tensor:
+    def column_scales(self, columns: Columns) -> torch.Tensor:
         """float32 [N, C]: the scale of every weight in the given columns."""
         return self.scales[:, self._groups(columns)]
 
-    def _groups(self, columns: torch.Tensor | slice) -> torch.Tensor:
+    def _groups(self, columns: Columns) -> torch.Tensor | slice:
+        """What selects the groups of `columns` from [N, G]; a view where one column is asked for."""
+        if isinstance(columns, int):
+            group = columns // self.format.group_length(self.in_features)
+            return slice(group, group + 1)
         return self.format.group_of(self.in_features, self.scales.device)[columns]
 
 

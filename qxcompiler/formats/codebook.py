@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 
 import torch
 
-from qxcompiler.formats.base import Format, Grid, to_scale
+from qxcompiler.formats.base import Columns, Format, Grid, to_scale
 
 __all__ = ["CODEBOOK_BITS", "CodebookFormat", "CodebookGrid", "normal_float_levels"]
 
@@ -167,17 +168,22 @@ class CodebookGrid(Grid):
 
     entries: torch.Tensor
 
+    @cached_property
+    def _borders(self) -> torch.Tensor:
+        """Half-way between neighbouring entries: float32 [N, 2**bits - 1]."""
+        borders = (self.entries[:, 1:] + self.entries[:, :-1]) / 2
+        return borders.expand(self.scales.shape[0], -1).contiguous()
+
     @property
     def codebook(self) -> torch.Tensor:
         """int8 [N or 1, 2**bits]."""
         return self.entries.to(torch.int8)
 
-    def encode(self, values: torch.Tensor, columns: torch.Tensor | slice) -> torch.Tensor:
+    def encode(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
         """The nearest entry (the lower one of two equally near)."""
         normalised = (values / self.column_scales(columns)).contiguous()
-        borders = ((self.entries[:, 1:] + self.entries[:, :-1]) / 2).expand(values.shape[0], -1).contiguous()
-        return torch.searchsorted(borders, normalised).to(torch.uint8)
+        return torch.searchsorted(self._borders, normalised).to(torch.uint8)
 
-    def decode(self, codes: torch.Tensor, columns: torch.Tensor | slice) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor, columns: Columns) -> torch.Tensor:
         """`scale * codebook[code]`."""
         return self.column_scales(columns) * self.entries.expand(codes.shape[0], -1).gather(1, codes.long())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qxcompiler.formats.base import Format, Grid, to_scale
+from qxcompiler.formats.base import Columns, Format, Grid, to_scale
 
 __all__ = ["INTEGER_BITS", "IntegerFormat", "IntegerGrid"]
 
@@ -102,13 +102,13 @@ class IntegerGrid(Grid):
         """uint8 [N, G] where the format is asymmetric."""
         return self.zeros.to(torch.uint8) if self.format.has_zero_points else None
 
-    def encode(self, values: torch.Tensor, columns: torch.Tensor | slice) -> torch.Tensor:
+    def encode(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
         """Round to nearest (ties to even) and clamp."""
         groups = self._groups(columns)
         codes = torch.round(values / self.scales[:, groups]) + self.zeros[:, groups]
         return codes.clamp_(0, 2**self.format.bits - 1).to(torch.uint8)
 
-    def decode(self, codes: torch.Tensor, columns: torch.Tensor | slice) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor, columns: Columns) -> torch.Tensor:
         """`scale * (code - zero_point)`."""
         groups = self._groups(columns)
         return self.scales[:, groups] * (codes.float() - self.zeros[:, groups])

@@ -1,0 +1,25 @@
+"""Load and save ONNX models, find their sites and the sites' roles, split the graph into segments."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Segment",
+    "Site",
+    "Weight",
+    "assign_roles",
+    "check_finite",
+    "extract_segment",
+    "find_segments",
+    "find_sites",
+    "load_model",
+    "model_files",
+    "normalize",
+    "raise_opset",
+    "save_model",
+    "shared_input_groups",
+]
+
+from qxcompiler.graph.model_file import load_model, model_files, normalize, raise_opset, save_model
+from qxcompiler.graph.roles import assign_roles, shared_input_groups
+from qxcompiler.graph.segments import Segment, extract_segment, find_segments
+from qxcompiler.graph.sites import Site, Weight, check_finite, find_sites

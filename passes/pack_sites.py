@@ -1,0 +1,172 @@
+"""Replace each site's node by the packed operator of its format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import torch
+
+from qxcompiler.formats import Scheme
+from qxcompiler.graph import Site, Weight
+from qxcompiler.packing import LAYOUT, PackedWeight
+from qxcompiler.runtime_ops.operators import DOMAIN, function_for, operator_name
+
+__all__ = ["PackSites"]
+
+_NO_BIAS = "qxc.no_bias"
+
+
+class PackSites(ir.passes.InPlacePass):
+    """Replace each site's node by the packed operator of its format.
+
+    - `MatMul`, `Gemm` and 1x1 `Conv` become `MatMulPacked`, `Gather` becomes `GatherPacked`; sites that share a weight
+      share its packed tensors.
+    - The operators compute in float32 along the last axis: other types are cast, other axes transposed, before and after.
+    - A constant bias along the output features goes into the operator; any other stays an `Add`.
+    - The function body of each operator used comes into the model, so that it runs without the library.
+    - What nothing uses any more is removed.
+
+    Args:
+        schemes: the scheme of each site to replace.
+        weights: the packed weight behind each of them.
+    """
+
+    def __init__(self, schemes: Mapping[Site, Scheme], weights: Mapping[Weight, PackedWeight]) -> None:
+        super().__init__()
+        self._schemes = schemes
+        self._weights = weights
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the model in place."""
+        initializers = _Initializers(model)
+        operators = set()
+        for site, scheme in self._schemes.items():
+            packed = self._weights[site.weight]
+            tensors = [
+                initializers.add(f"{site.weight.name}.{name}", tensor) for name, tensor in packed.tensors.items()
+            ]
+            operator = operator_name(scheme.format, "Gather" if site.kind == "embedding" else "MatMul")
+            operators.add(operator)
+            rewriter = _SiteRewriter(site, initializers)
+            if site.kind == "embedding":
+                rewriter.replace_gather(operator, tensors, packed)
+            else:
+                assert scheme.activation is not None
+                rewriter.replace_linear(operator, tensors, packed, scheme.activation)
+        model.opset_imports[DOMAIN] = 1
+        opset = model.opset_imports[""]
+        for operator in sorted(operators):
+            function = function_for(operator, opset)
+            model.functions[function.identifier()] = function
+        ir.passes.common.RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified=bool(self._schemes))
+
+
+class _Initializers:
+    """The main graph's initializers, each added once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+
+    def add(self, name: str, tensor: torch.Tensor) -> ir.Value:
+        if name in self._graph.initializers:
+            return self._graph.initializers[name]
+        constant = ir.tensor(tensor.cpu().contiguous().numpy(), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(constant.dtype), shape=constant.shape, const_value=constant)
+        self._graph.register_initializer(value)
+        return value
+
+
+class _SiteRewriter:
+    """Builds the nodes that take the place of one site's node."""
+
+    def __init__(self, site: Site, initializers: _Initializers) -> None:
+        self._site = site
+        self._initializers = initializers
+
+    def replace_gather(self, operator: str, tensors: list[ir.Value], packed: PackedWeight) -> None:
+        rows = self._node(operator, [self._site.input, *tensors], DOMAIN, **_attributes(packed))
+        self._finish(self._cast(rows, ir.DataType.FLOAT, self._site.operand_dtype))
+
+    def replace_linear(
+        self, operator: str, tensors: list[ir.Value], packed: PackedWeight, activation: str
+    ) -> None:
+        site = self._site
+        there, back = _feature_permutations(site)
+        X = self._transpose(self._cast(site.input, site.operand_dtype, ir.DataType.FLOAT), there)
+        bias = self._constant_bias()
+        fused = bias if bias is not None else self._initializers.add(_NO_BIAS, torch.zeros(1))
+        Y = self._node(
+            operator, [X, *tensors, fused], DOMAIN, **_attributes(packed), activation=activation
+        )
+        if site.alpha != 1:
+            Y = self._node("Mul", [Y, self._scalar(site.alpha)])
+        if site.bias is not None and bias is None:
+            added = self._cast(site.bias, site.operand_dtype, ir.DataType.FLOAT)
+            if site.beta != 1:
+                added = self._node("Mul", [added, self._scalar(site.beta)])
+            Y = self._node("Add", [Y, added])
+        self._finish(self._cast(self._transpose(Y, back), ir.DataType.FLOAT, site.operand_dtype))
+
+    def _constant_bias(self) -> ir.Value | None:
+        """The bias as the operator takes it, where it is constant and the same for every row."""
+        site = self._site
+        constant = None if site.bias is None else site.bias.const_value
+        if constant is None or site.alpha != 1:
+            return None
+        shape = constant.shape.numpy()
+        if any(size != 1 for size in shape[:-1]) or (shape and shape[-1] not in (1, site.out_features)):
+            return None
+        values = site.beta * torch.from_numpy(constant.numpy().astype("float32").reshape(-1))
+        return self._initializers.add(f"{site.name}.bias", values)
+
+    def _scalar(self, number: float) -> ir.Value:
+        return self._initializers.add(f"qxc.scalar.{number!r}", torch.tensor(number))
+
+    def _transpose(self, value: ir.Value, permutation: list[int] | None) -> ir.Value:
+        return value if permutation is None else self._node("Transpose", [value], perm=permutation)
+
+    def _cast(self, value: ir.Value, source: ir.DataType, to: ir.DataType) -> ir.Value:
+        return value if source == to else self._node("Cast", [value], to=int(to))
+
+    def _node(self, operator: str, inputs: list[ir.Value], domain: str = "", **attributes: object) -> ir.Value:
+        """Insert a node before the site's, and return its output."""
+        node = ir.node(operator, inputs, attributes, domain=domain)  # type: ignore[arg-type]
+        graph = self._site.node.graph
+        assert graph is not None
+        graph.insert_before(self._site.node, node)
+        return node.outputs[0]
+
+    def _finish(self, result: ir.Value) -> None:
+        """Let everything that read the site's node read `result`, under the old name, and remove the node."""
+        node = self._site.node
+        old = node.outputs[0]
+        assert node.graph is not None
+        result.type, result.shape = old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+        result.name, old.name = old.name, None
+        producer = result.producer()
+        assert producer is not None
+        producer.name = node.name
+        node.graph.remove(node, safe=True)
+
+
+def _attributes(packed: PackedWeight) -> dict[str, int | str]:
+    return {
+        "K": packed.in_features,
+        "N": packed.out_features,
+        "group_size": packed.format.group_length(packed.in_features),
+        "layout": LAYOUT,
+    }
+
+
+def _feature_permutations(site: Site) -> tuple[list[int] | None, list[int] | None]:
+    """How to bring the feature axis to the end and back, or None where it is there."""
+    if site.activation_axis == -1:
+        return None, None
+    assert site.input.shape is not None
+    axes = list(range(site.input.shape.rank()))
+    features = axes.pop(site.activation_axis)
+    there = [*axes, features]
+    return there, [there.index(axis) for axis in range(len(there))]

@@ -1,0 +1,209 @@
+"""Write text with a language model, token by token, keeping the keys and values of the past."""
+
+from __future__ import annotations
+
+__all__ = ["Generation", "generate"]
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from onnxruntime import OrtValue
+from pydantic import BaseModel
+
+from qxcompiler.calibration.samples import context_limit, load_tokenizer, supply_missing
+from qxcompiler.errors import ModelError, UsageError
+from qxcompiler.evaluation.language import is_language_model
+from qxcompiler.evaluation.running import Runner
+
+
+class Generation(BaseModel):
+    """What a model wrote, and how fast.
+
+    Attributes:
+        text: the new text, without the prompt.
+        tokens: the new tokens; the last may be the end of sequence.
+        prompt_tokens: length of the prompt in tokens.
+        stopped_by: the end-of-sequence token, the number of new tokens asked for, or the model's last
+            position.
+        uses_past: False if the model has no past key values, so that every step runs the whole sequence
+            again.
+        prefill_seconds: time for the prompt and the first token.
+        decode_seconds: time for the other tokens.
+        tokens_per_second: rate of the other tokens; None if there are none.
+    """
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    stopped_by: Literal["end_of_sequence", "max_new_tokens", "context_limit"]
+    uses_past: bool
+    prefill_seconds: float
+    decode_seconds: float
+    tokens_per_second: float | None
+
+
+def generate(
+    model_path: str | Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    tokenizer: str | Path | None = None,
+    threads: int | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> Generation:
+    """Continue a prompt.
+
+    Args:
+        model_path: the ONNX file of a causal language model.
+        prompt: the text to continue; the tokenizer's own leading special tokens are added, no chat template.
+        max_new_tokens: tokens to write at most, at least 1.
+        temperature: 0 takes the most likely token; otherwise tokens are drawn from softmax(logits /
+            temperature).
+        top_p: draw from the smallest set of tokens that holds this probability (nucleus sampling,
+            arXiv:1904.09751).
+        seed: of the draws.
+        tokenizer: a `tokenizer.json`, or the folder that holds one; by default the model's folder.
+        threads: threads of one operator; None lets onnxruntime choose.
+        on_text: called with each new piece of text as soon as it is known.
+
+    Raises:
+        UsageError: an argument out of range, or a prompt without tokens or too long for the model.
+        ModelError: the model cannot be loaded or run, or is not a causal language model.
+        CalibrationError: no tokenizer was found, or the model has an input that cannot be supplied.
+    """
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise UsageError(
+            "generate",
+            f"max_new_tokens {max_new_tokens}, temperature {temperature}, top_p {top_p}",
+            "give max_new_tokens of at least 1, temperature of at least 0, and top_p above 0 and at most 1",
+        )
+    vocabulary = load_tokenizer(model_path, tokenizer)
+    prompt_ids: list[int] = vocabulary.encode(prompt).ids
+    limit = context_limit(model_path)
+    if not prompt_ids or (limit is not None and len(prompt_ids) > limit):
+        raise UsageError(
+            "prompt",
+            f"has {len(prompt_ids)} tokens",
+            f"give one of 1 to {'any number' if limit is None else limit}",
+        )
+    room = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt_ids) + 1)
+    decoder = _Decoder(Runner(model_path, threads=threads))
+    end = _end_of_sequence(Path(model_path).parent)
+    draws = torch.Generator().manual_seed(seed)
+
+    tokens: list[int] = []
+    text = ""
+    times = [time.perf_counter()]
+    step = prompt_ids
+    while len(tokens) < room and not (tokens and tokens[-1] in end):
+        tokens.append(_pick(decoder.step(step), temperature, top_p, draws))
+        times.append(time.perf_counter())
+        step = tokens[-1:]
+        written = vocabulary.decode(tokens)
+        # A character whose bytes are not complete decodes to U+FFFD: wait for the rest.
+        if on_text is not None and not written.endswith("\N{REPLACEMENT CHARACTER}"):
+            on_text(written.removeprefix(text))
+            text = written
+    if on_text is not None and (rest := vocabulary.decode(tokens).removeprefix(text)):
+        on_text(rest)
+    decode_seconds = times[-1] - times[1]
+    return Generation(
+        text=vocabulary.decode(tokens),
+        tokens=tokens,
+        prompt_tokens=len(prompt_ids),
+        stopped_by="end_of_sequence"
+        if tokens[-1] in end
+        else "max_new_tokens"
+        if len(tokens) == max_new_tokens
+        else "context_limit",
+        uses_past=decoder.uses_past,
+        prefill_seconds=times[1] - times[0],
+        decode_seconds=decode_seconds,
+        tokens_per_second=(len(tokens) - 1) / decode_seconds if len(tokens) > 1 else None,
+    )
+
+
+class _Decoder:
+    """A language model with its past, which stays inside onnxruntime between steps."""
+
+    def __init__(self, model: Runner) -> None:
+        if not is_language_model(model):
+            raise ModelError(model.path, "does not map token ids to logits", "give a causal language model")
+        self.model = model
+        self.ids_name = next(spec.name for spec in model.inputs if spec.name.endswith("input_ids"))
+        self.past_of = _past_of_present(model)
+        self.uses_past = bool(self.past_of)
+        self.past: dict[str, OrtValue] = {}
+        self.seen: list[int] = []
+
+    def step(self, ids: list[int]) -> torch.Tensor:
+        """Logits [vocabulary] after the tokens seen so far and these."""
+        self.seen += ids
+        fresh = ids if self.uses_past else self.seen
+        past_length = len(self.seen) - len(fresh)
+        given = {self.ids_name: np.asarray([fresh], self._dtype())}
+        specs = [spec for spec in self.model.inputs if spec.name not in self.past]
+        sample = supply_missing(given, specs, past_length=past_length, subject=self.model.path)
+        feed = {name: OrtValue.ortvalue_from_numpy(value) for name, value in sample.items()} | self.past
+        try:
+            logits, *present = self.model.session.run_with_ort_values(["logits", *self.past_of], feed)
+        except Exception as error:
+            raise self.model.failure(error) from error
+        self.past = dict(zip(self.past_of.values(), present, strict=True))
+        return torch.from_numpy(logits.numpy()[0, -1].astype(np.float32))
+
+    def _dtype(self) -> npt.DTypeLike:
+        return next(spec.dtype for spec in self.model.inputs if spec.name == self.ids_name)
+
+
+def _past_of_present(model: Runner) -> dict[str, str]:
+    """The past input that each present output becomes: by the rest of the name, else by order."""
+    pasts = [spec.name for spec in model.inputs if spec.name.startswith("past")]
+    presents = [name for name in model.outputs if name.startswith("present")]
+    by_rest = {_rest(name): name for name in pasts}
+    if len(by_rest) == len(pasts) and set(by_rest) == {_rest(name) for name in presents}:
+        return {name: by_rest[_rest(name)] for name in presents}
+    if len(pasts) != len(presents):
+        raise ModelError(
+            model.path,
+            f"has {len(pasts)} past inputs but {len(presents)} present outputs",
+            "export the model with past key values",
+        )
+    return dict(zip(presents, pasts, strict=True))
+
+
+def _rest(name: str) -> str:
+    """`0.key` of `past_key_values.0.key` and of `present.0.key`."""
+    return name.partition(".")[2]
+
+
+def _pick(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.Generator) -> int:
+    """The next token: the most likely, or drawn from the nucleus."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities, tokens = (logits / temperature).softmax(-1).sort(descending=True)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities[before >= top_p] = 0
+    return int(tokens[torch.multinomial(probabilities, 1, generator=draws)])
+
+
+def _end_of_sequence(folder: Path) -> set[int]:
+    """The tokens that end a text, by the generation settings or the configuration beside the model."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            settings: Any = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        end = settings.get("eos_token_id") if isinstance(settings, dict) else None
+        if end is not None:
+            return set(end) if isinstance(end, list) else {end}
+    return set()

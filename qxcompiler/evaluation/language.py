@@ -1,0 +1,120 @@
+"""Perplexity of a language model, and how far it is from its reference."""
+
+from __future__ import annotations
+
+__all__ = ["LanguageEvaluation", "evaluate_language", "is_language_model"]
+
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel
+
+from qxcompiler.calibration.samples import Sample
+from qxcompiler.errors import CalibrationError, ModelError
+from qxcompiler.evaluation.running import Runner
+
+_ROWS = 128  # positions in the softmax at once, to bound memory with large vocabularies
+
+
+class LanguageEvaluation(BaseModel):
+    """How well a model predicts text, and how closely it follows its reference.
+
+    Attributes:
+        windows: how many windows were scored, each on its own.
+        tokens: how many tokens were predicted, the first of each window not among them.
+        perplexity: exp of the mean negative log-likelihood of these tokens.
+        reference_perplexity: the same of the reference model.
+        kl_divergence: mean of D(reference || model) over the predicted positions, in nats per token.
+        top1_agreement: share of the predicted positions where both find the same token most likely.
+        seconds: time spent in the model under measurement.
+    """
+
+    kind: Literal["language"] = "language"
+    windows: int
+    tokens: int
+    perplexity: float
+    reference_perplexity: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    seconds: float
+
+
+def is_language_model(model: Runner) -> bool:
+    """Whether the model maps token ids to logits at every position."""
+    return model.outputs.get("logits") == 3 and any(spec.name.endswith("input_ids") for spec in model.inputs)
+
+
+def evaluate_language(
+    model: Runner, reference: Runner | None, pairs: Iterable[tuple[Sample, Sample]]
+) -> LanguageEvaluation:
+    """Score a language model, holding one window at a time.
+
+    Args:
+        model: a model with `logits` of shape [1, length, vocabulary].
+        reference: the model to compare with, over the same vocabulary.
+        pairs: each window as inputs of the model and as inputs of the reference.
+
+    Raises:
+        ModelError: a model cannot be run, or its logits do not fit or are not finite.
+        CalibrationError: no window has two tokens.
+    """
+    windows = tokens = 0
+    seconds = 0.0
+    sums = torch.zeros(4, dtype=torch.float64)
+    for sample, reference_sample in pairs:
+        began = time.perf_counter()
+        logits = _logits(model, sample)
+        seconds += time.perf_counter() - began
+        expected = None if reference is None else _logits(reference, reference_sample)
+        if expected is not None and expected.shape != logits.shape:
+            raise ModelError(
+                model.path,
+                f"logits of shape {list(logits.shape)}, but {list(expected.shape)} in the reference",
+                "give a reference with the same vocabulary",
+            )
+        targets = _token_ids(sample)[1:]
+        for start in range(0, len(targets), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(targets)))
+            sums += _scores(logits[rows], None if expected is None else expected[rows], targets[rows])
+        windows += 1
+        tokens += len(targets)
+    if tokens == 0:
+        raise CalibrationError(model.path, "windows without a second token", "give a --length of at least 2")
+    nll, reference_nll, divergence, agreement = (sums / tokens).unbind()
+    if not sums.isfinite().all():
+        raise ModelError(
+            model.path, "logits hold NaN or infinity", "compile again with more bits, or report it"
+        )
+    return LanguageEvaluation(
+        windows=windows,
+        tokens=tokens,
+        perplexity=nll.exp().item(),
+        reference_perplexity=reference_nll.exp().item() if reference else None,
+        kl_divergence=divergence.item() if reference else None,
+        top1_agreement=agreement.item() if reference else None,
+        seconds=seconds,
+    )
+
+
+def _scores(logits: torch.Tensor, expected: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+    """Sums over rows of -log q(target), -log p(target), D(p || q) and [argmax p = argmax q]."""
+    log_q = logits.float().log_softmax(-1)
+    nll = -log_q.gather(-1, targets[:, None]).double().sum()
+    if expected is None:
+        return torch.stack([nll, *torch.zeros(3, dtype=torch.float64)])
+    log_p = expected.float().log_softmax(-1)
+    reference_nll = -log_p.gather(-1, targets[:, None]).double().sum()
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
+    agreement = (log_p.argmax(-1) == log_q.argmax(-1)).double().sum()
+    return torch.stack([nll, reference_nll, divergence, agreement])
+
+
+def _logits(model: Runner, sample: Sample) -> torch.Tensor:
+    return torch.from_numpy(model.run(sample, ["logits"])[0])[0]
+
+
+def _token_ids(sample: Sample) -> torch.Tensor:
+    ids = next(value for name, value in sample.items() if name.endswith("input_ids"))
+    return torch.from_numpy(ids[0].astype("int64"))

@@ -1,0 +1,183 @@
+"""Split a graph at the values that one block passes to the next, and make a model of each piece.
+
+Only activations are passed on: values that depend on a site or on a convolution. Everything else (masks,
+rotary tables, shapes of inputs) is cheap, and every piece computes what it needs of it from the graph's
+inputs.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Segment", "extract_segment", "find_segments"]
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import onnx_ir as ir
+
+from qxcompiler.graph.dataflow import captured, subgraphs
+from qxcompiler.graph.sites import Site
+
+# A value in use for more sites than this (an encoder's output, a skip connection) is no obstacle to a cut.
+LONG_LIVED_SITES = 16
+
+
+@dataclass
+class Segment:
+    """A piece of the main graph between two cuts.
+
+    Attributes:
+        sites: its linear sites, at least one unless the graph has none.
+        embeddings: its embedding sites.
+        inputs: values it takes from earlier segments; the graph's own inputs are not listed.
+        outputs: values it computes for later segments; the graph's own outputs are not listed.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    embeddings: list[Site] = field(default_factory=list)
+    inputs: list[ir.Value] = field(default_factory=list)
+    outputs: list[ir.Value] = field(default_factory=list)
+
+
+def find_segments(model: ir.Model, sites: Sequence[Site]) -> list[Segment]:
+    """Split a normalized model's main graph into the smallest pieces that pass one value on to the next.
+
+    A cut lies between two nodes where at most one activation is alive, not counting those that live for more
+    than 16 sites; of neighbouring cuts the earliest, so that a norm goes with the layer it feeds. Sites that
+    read the same activation stay together. Sites in subgraphs belong to no segment: their weights stay inside
+    the pieces.
+
+    Args:
+        model: the model, whose nodes are in topological order.
+        sites: what `find_sites` found in it.
+    """
+    flow = _Flow(model, sites)
+    segments, home = [Segment()], dict[ir.Value, int]()
+    remaining = sum(site.kind == "linear" for site in flow.site_of.values())
+    for position, node in enumerate(flow.nodes):
+        if site := flow.site_of.get(node):
+            (segments[-1].sites if site.kind == "linear" else segments[-1].embeddings).append(site)
+            remaining -= site.kind == "linear"
+        home.update(dict.fromkeys(node.outputs, len(segments) - 1))
+        if remaining and segments[-1].sites and flow.short_lived[position] <= 1:
+            segments.append(Segment())
+    for shape, source in flow.shapes.items():
+        home[shape] = home[source]
+    passed: dict[ir.Value, None] = {}
+    for node in flow.nodes:
+        index = home[node.outputs[0]]
+        for value in flow.needs(node):
+            if home[value] < index and value not in segments[index].inputs:
+                segments[index].inputs.append(value)
+                passed[value] = None
+    for value in passed:
+        segments[home[value]].outputs.append(value)
+    return segments
+
+
+def extract_segment(
+    model: ir.Model,
+    segment: Segment,
+    *,
+    weights_as_inputs: bool = True,
+    extra_outputs: Iterable[ir.Value] = (),
+) -> ir.Model:
+    """Make a model of one segment; the graph that it comes from is left as it is.
+
+    Inputs, by name, as far as they are needed: the graph's inputs, `segment.inputs`, and, with
+    `weights_as_inputs`, the value `site.operand` of every site, to be fed with `site.operand_array(matrix)`.
+    Outputs: `segment.outputs`, the input activation of every site (`site.input`), and `extra_outputs`; those
+    that are inputs already are left out. Where nothing remains, the output is that of the last site.
+
+    Args:
+        model: the model that was segmented.
+        segment: one of its segments.
+        weights_as_inputs: whether the sites' weights are inputs, rather than constants copied into the model.
+        extra_outputs: further values of this segment to compute.
+    """
+    sites = [*segment.embeddings, *segment.sites]
+    operands = {site.operand: None for site in sites} if weights_as_inputs else {}
+    given = dict.fromkeys([*model.graph.inputs, *segment.inputs, *operands])
+    wanted = dict.fromkeys([*segment.outputs, *(site.input for site in sites), *extra_outputs])
+    outputs = [value for value in wanted if value not in given] or [sites[-1].node.outputs[0]]
+    graph = ir.convenience.extract(model.graph, list(given), outputs)
+    for original, value in zip(given, list(graph.inputs), strict=True):
+        if original in operands:
+            graph.initializers.pop(value.name or "", None)
+            value.const_value = None
+        elif original not in model.graph.inputs:
+            value.type = value.type or ir.TensorType(sites[0].operand_dtype)
+            value.shape = None
+    used = [value for value in graph.inputs if value.uses()]
+    graph.inputs.clear()
+    graph.inputs.extend(used)
+    extracted = ir.Model(graph, ir_version=model.ir_version, functions=tuple(model.functions.values()))
+    return ir.external_data.load_to_model(extracted)
+
+
+class _Flow:
+    """The part of the main graph that computes activations.
+
+    Attributes:
+        nodes: the nodes whose outputs are activations, in topological order.
+        shapes: values that hold only the shape of an activation, and the activation.
+        short_lived: for every position in `nodes`, how many short-lived activations cross from it to the
+            next.
+    """
+
+    def __init__(self, model: ir.Model, sites: Sequence[Site]) -> None:
+        self.site_of = {site.node: site for site in sites if not site.in_subgraph}
+        self.shapes: dict[ir.Value, ir.Value] = {}
+        self.nodes: list[ir.Node] = []
+        self._dependent: set[ir.Value] = set()
+        self._roots: dict[ir.Value, tuple[ir.Value, ...]] = {}
+        bodies = {site.node.graph for site in sites if site.in_subgraph}
+        for node in model.graph:
+            inputs = _inputs(node)
+            starts = node in self.site_of or node.op_type == "Conv" or not bodies.isdisjoint(subgraphs(node))
+            if starts or any(value in self._dependent for value in inputs):
+                if node.op_type in ("Shape", "Size"):
+                    self.shapes[node.outputs[0]] = inputs[0]
+                    self._roots[node.outputs[0]] = (node.outputs[0],)
+                    continue
+                self.nodes.append(node)
+                self._dependent.update(node.outputs)
+            else:
+                roots = tuple(dict.fromkeys(root for value in inputs for root in self._roots.get(value, ())))
+                if roots:
+                    self._roots.update(dict.fromkeys(node.outputs, roots))
+        self.short_lived = self._count_short_lived()
+
+    def needs(self, node: ir.Node) -> list[ir.Value]:
+        """The activations, and shapes of activations, from which a node's inputs are computed."""
+        return [
+            root
+            for value in _inputs(node)
+            for root in ((value,) if value in self._dependent else self._roots.get(value, ()))
+        ]
+
+    def _count_short_lived(self) -> list[int]:
+        last = {value: position for position, node in enumerate(self.nodes) for value in self.needs(node)}
+        linear = [node in self.site_of and self.site_of[node].kind == "linear" for node in self.nodes]
+        sites_until = list(accumulate(linear))
+        lives = [
+            (born, last.get(value, born)) for born, node in enumerate(self.nodes) for value in node.outputs
+        ]
+        # An input of several sites that every segment could recompute still holds them together.
+        shared: dict[ir.Value, list[int]] = defaultdict(list)
+        for position, node in enumerate(self.nodes):
+            site = self.site_of.get(node)
+            if site and site.input not in self._dependent and not site.input.is_graph_input():
+                shared[site.input].append(position)
+        lives.extend((positions[0], positions[-1]) for positions in shared.values())
+        change = [0] * (len(self.nodes) + 1)
+        for born, died in lives:
+            if sites_until[died] - sites_until[born] <= LONG_LIVED_SITES:
+                change[born] += 1
+                change[died] -= 1
+        return list(accumulate(change))
+
+
+def _inputs(node: ir.Node) -> list[ir.Value]:
+    return [value for value in (*node.inputs, *captured(node)) if value is not None]

@@ -1,0 +1,330 @@
+"""Find the sites: every use of a constant weight matrix in a graph."""
+
+from __future__ import annotations
+
+__all__ = ["Site", "Weight", "check_finite", "find_sites"]
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qxcompiler.errors import ModelError
+from qxcompiler.graph.roles import assign_roles
+
+FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+@dataclass(eq=False)
+class Weight:
+    """A constant matrix `[N, K]`, one row an output feature, behind one or more sites.
+
+    Attributes:
+        name: the initializer's name, with a suffix where one initializer is used in two orientations.
+        value: the initializer that holds the numbers.
+        transposed: whether the initializer stores `[K, N]`.
+        casts: the types it is cast to on the way to the node, in order.
+        out_features: N.
+        in_features: K.
+    """
+
+    name: str
+    value: ir.Value
+    transposed: bool
+    casts: tuple[ir.DataType, ...]
+    out_features: int
+    in_features: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the initializer in bytes."""
+        assert self.value.const_value is not None
+        return self.value.const_value.nbytes
+
+    def matrix(self) -> torch.Tensor:
+        """Read the weight from disk: float32 `[N, K]`, contiguous, the caller's own copy."""
+        if self.value.const_value is None:
+            raise ValueError(f"weight {self.name!r} holds no data")
+        array = self.value.const_value.numpy()
+        for dtype in self.casts:
+            array = array.astype(dtype.numpy())
+        rows, columns = self.out_features, self.in_features
+        shape = (columns, rows) if self.transposed else (rows, columns)
+        array = array.astype(np.float32).reshape(shape)
+        return torch.from_numpy(np.ascontiguousarray(array.T if self.transposed else array))
+
+
+@dataclass(eq=False)
+class Site:
+    """One use of a weight: a linear layer or an embedding.
+
+    A linear site computes `Y = alpha * X Wᵀ + beta * bias` over the features of X.
+
+    Attributes:
+        name: the node's name, made up and unique where the node has none.
+        node: the `MatMul`, `Gemm`, `Conv` or `Gather`.
+        kind: what the node does with the weight.
+        weight: the matrix `[N, K]`.
+        input: the activation X, or the indices of an embedding.
+        operand: the value that the node itself reads as its weight, after any `Transpose`, `Identity` or
+            `Cast`.
+        operand_transposed: whether that value is `[K, N]` (after dropping dimensions of 1).
+        activation_axis: the axis of X, and of Y, that holds the features: -1; -2 where the weight is the left
+            operand of a `MatMul`; 1 for `Conv`.
+        bias: the value added to Y inside the node (`Gemm`, `Conv`), seldom not constant.
+        alpha: factor on the product (`Gemm`).
+        beta: factor on the bias (`Gemm`).
+        role: see `qxcompiler.graph.roles`.
+        block: index of the transformer block, `None` outside the blocks.
+        in_subgraph: whether the node is in the body of an `If`, `Loop` or `Scan`.
+    """
+
+    name: str
+    node: ir.Node
+    kind: Literal["linear", "embedding"]
+    weight: Weight
+    input: ir.Value
+    operand: ir.Value
+    operand_shape: tuple[int, ...]
+    operand_dtype: ir.DataType
+    operand_transposed: bool
+    activation_axis: int = -1
+    bias: ir.Value | None = None
+    alpha: float = 1.0
+    beta: float = 1.0
+    role: str = "other"
+    block: int | None = None
+    in_subgraph: bool = False
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return self.weight.in_features
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return self.weight.out_features
+
+    def operand_array(self, matrix: torch.Tensor) -> np.ndarray:
+        """Lay out a float32 matrix `[N, K]` as the node reads its weight: with `operand`'s type and shape."""
+        array = matrix.detach().cpu().numpy()
+        array = array.T if self.operand_transposed else array
+        return np.ascontiguousarray(array.astype(self.operand_dtype.numpy()).reshape(self.operand_shape))
+
+
+def find_sites(model: ir.Model) -> list[Site]:
+    """List the sites of a normalized model in topological order, those in bodies after the body's node.
+
+    Sites that read the same initializer in the same orientation share one `Weight`: a tied embedding and head
+    do. Roles and blocks are assigned as well.
+    """
+    finder = _Finder()
+    for node in model.graph.all_nodes():
+        finder.visit(node, in_subgraph=node.graph is not model.graph)
+    assign_roles(model, finder.sites)
+    return finder.sites
+
+
+def check_finite(weights: Iterable[Weight]) -> None:
+    """Read every weight once and see that it holds numbers only.
+
+    Raises:
+        ModelError: a weight holds NaN or infinity.
+    """
+    for weight in weights:
+        if not bool(torch.isfinite(weight.matrix()).all()):
+            raise ModelError(
+                f"weight '{weight.name}'",
+                "holds NaN or infinite values",
+                "repair the model it was exported from",
+            )
+
+
+@dataclass
+class _Constant:
+    """A node's constant operand, traced back to its initializer."""
+
+    initializer: ir.Value
+    axes: list[int]  # the initializer's axis behind each axis of the operand
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+    casts: tuple[ir.DataType, ...]
+
+
+@dataclass
+class _Finder:
+    sites: list[Site] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    weights: dict[tuple[int, bool, tuple[ir.DataType, ...]], Weight] = field(default_factory=dict)
+
+    def visit(self, node: ir.Node, *, in_subgraph: bool) -> None:
+        recognize = _RECOGNIZERS.get(node.op_type) if node.domain == "" else None
+        found = recognize(node) if recognize else None
+        if found is None:
+            return
+        constant, layout = found.constant, found
+        rows, columns = constant.shape[layout.out_axis], constant.shape[layout.in_axis]
+        others = [d for a, d in enumerate(constant.shape) if a not in (layout.out_axis, layout.in_axis)]
+        # One input feature makes an outer product of two vectors, such as positions times rotary frequencies.
+        if rows == 0 or columns < 2 or any(d != 1 for d in others):
+            return
+        weight = self._weight(constant, layout, rows, columns)
+        self.sites.append(
+            Site(
+                name=_unique(node.name or f"{node.op_type}_{node.outputs[0].name}", self.names),
+                node=node,
+                kind="embedding" if node.op_type == "Gather" else "linear",
+                weight=weight,
+                input=layout.input,
+                operand=layout.operand,
+                operand_shape=constant.shape,
+                operand_dtype=constant.dtype,
+                operand_transposed=layout.in_axis < layout.out_axis,
+                activation_axis=layout.activation_axis,
+                bias=layout.bias,
+                alpha=layout.alpha,
+                beta=layout.beta,
+                in_subgraph=in_subgraph,
+            )
+        )
+
+    def _weight(self, constant: _Constant, layout: _Layout, rows: int, columns: int) -> Weight:
+        transposed = constant.axes[layout.in_axis] < constant.axes[layout.out_axis]
+        key = (id(constant.initializer), transposed, constant.casts)
+        if key not in self.weights:
+            name = _unique(constant.initializer.name or "weight", {w.name for w in self.weights.values()})
+            self.weights[key] = Weight(name, constant.initializer, transposed, constant.casts, rows, columns)
+        return self.weights[key]
+
+
+@dataclass
+class _Layout:
+    """How a node reads its weight: which axes of the operand are N and K, and everything else it does."""
+
+    constant: _Constant
+    operand: ir.Value
+    input: ir.Value
+    out_axis: int
+    in_axis: int
+    activation_axis: int = -1
+    bias: ir.Value | None = None
+    alpha: float = 1.0
+    beta: float = 1.0
+
+
+def _matmul(node: ir.Node) -> _Layout | None:
+    left, right, *_ = (*node.inputs, None, None)
+    from_left, from_right = _trace(left), _trace(right)
+    if left is None or right is None or (from_left and from_right):
+        return None
+    operand, x = (right, left) if from_right else (left, right)
+    constant = from_right or from_left
+    if constant is None:
+        return None
+    rank = len(constant.shape)
+    x_rank = None if x.shape is None else len(x.shape)
+    # Leading dimensions of 1 are dropped only where they do not add dimensions to the output.
+    if rank < 2 or (rank > 2 and (x_rank is None or x_rank < rank)):
+        return None
+    if operand is right:
+        return _Layout(constant, operand, x, out_axis=rank - 1, in_axis=rank - 2)
+    return None if x_rank == 1 else _Layout(constant, operand, x, rank - 2, rank - 1, activation_axis=-2)
+
+
+def _gemm(node: ir.Node) -> _Layout | None:
+    x, operand, bias, *_ = (*node.inputs, None, None, None)
+    constant = _trace(operand)
+    if x is None or operand is None or constant is None or node.attributes.get_int("transA", 0) or _trace(x):
+        return None
+    out_axis, in_axis = (0, 1) if node.attributes.get_int("transB", 0) else (1, 0)
+    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    return _Layout(constant, operand, x, out_axis, in_axis, bias=bias, alpha=alpha, beta=beta)
+
+
+def _conv(node: ir.Node) -> _Layout | None:
+    x, operand, bias, *_ = (*node.inputs, None, None, None)
+    constant = _trace(operand)
+    plain = (
+        node.attributes.get_int("group", 1) == 1
+        and all(stride == 1 for stride in node.attributes.get_ints("strides", ()))
+        and all(pad == 0 for pad in node.attributes.get_ints("pads", ()))
+    )
+    if x is None or operand is None or constant is None or not plain or len(constant.shape) < 3:
+        return None
+    return _Layout(constant, operand, x, out_axis=0, in_axis=1, activation_axis=1, bias=bias)
+
+
+def _gather(node: ir.Node) -> _Layout | None:
+    operand, indices, *_ = (*node.inputs, None, None)
+    constant = _trace(operand)
+    if operand is None or indices is None or constant is None or node.attributes.get_int("axis", 0) != 0:
+        return None
+    if len(constant.shape) != 2 or min(constant.shape) < 2 or _is_constant(indices) or _rotates(node):
+        return None
+    return _Layout(constant, operand, indices, out_axis=0, in_axis=1)
+
+
+_RECOGNIZERS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Gather": _gather}
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return value.is_initializer() and value.const_value is not None and not value.is_graph_input()
+
+
+def _trace(value: ir.Value | None) -> _Constant | None:
+    """Follow `Transpose`, `Identity` and `Cast` from an operand to the float initializer behind it."""
+    chain: list[ir.Node] = []
+    while value is not None and (node := value.producer()) is not None:
+        if node.domain != "" or node.op_type not in ("Transpose", "Identity", "Cast") or not node.inputs:
+            return None
+        chain.append(node)
+        value = node.inputs[0]
+    if value is None or not _is_constant(value):
+        return None
+    if value.const_value is None or value.const_value.dtype not in FLOAT_TYPES:
+        return None
+    tensor = value.const_value
+    axes, dtype, casts = list(range(len(tensor.shape))), tensor.dtype, []
+    for node in reversed(chain):
+        if node.op_type == "Transpose":
+            perm = node.attributes.get_ints("perm", tuple(reversed(range(len(axes)))))
+            if sorted(perm) != list(range(len(axes))):
+                return None
+            axes = [axes[axis] for axis in perm]
+        elif node.op_type == "Cast":
+            target = ir.DataType(node.attributes.get_int("to", 0))
+            if target not in FLOAT_TYPES:
+                return None
+            if target.bitwidth == 16 and target != dtype:  # the others keep every float32
+                casts.append(target)
+            dtype = target
+    shape = tensor.shape.numpy()
+    return _Constant(value, axes, tuple(shape[axis] for axis in axes), dtype, tuple(casts))
+
+
+def _rotates(gather: ir.Node) -> bool:
+    """Whether a lookup only feeds products with activations: a table of rotary angles, not an embedding."""
+    consumers = [use.node for use in gather.outputs[0].uses()]
+    multiplied = False
+    while consumers:
+        node = consumers.pop()
+        if node.op_type in ("Unsqueeze", "Squeeze", "Reshape", "Cast", "Concat", "Transpose", "Identity"):
+            consumers.extend(use.node for use in node.outputs[0].uses())
+        elif node.op_type == "Mul" and not any(v is not None and _is_constant(v) for v in node.inputs):
+            multiplied = True
+        else:
+            return False
+    return multiplied
+
+
+def _unique(name: str, used: set[str]) -> str:
+    candidate, count = name, 1
+    while candidate in used:
+        count += 1
+        candidate = f"{name}_{count}"
+    used.add(candidate)
+    return candidate

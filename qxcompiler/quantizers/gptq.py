@@ -1,0 +1,72 @@
+"""GPTQ: round column by column, moving each column's error onto the columns not yet rounded."""
+
+from __future__ import annotations
+
+import torch
+
+from qxcompiler.calibration.statistics import InputStatistics
+from qxcompiler.formats import Format, QuantizedWeight
+from qxcompiler.quantizers.rtn import rtn
+
+__all__ = ["gptq"]
+
+_BLOCK = 128
+_DAMPING = 0.01
+_LARGEST_DAMPING = 10.0
+
+
+def gptq(weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None) -> QuantizedWeight:
+    """Quantize as GPTQ (Frantar et al. 2023, algorithm 1) onto any grid.
+
+    Columns go in the order of falling diagonal of H = XᵀX ("activation order"); the grid is fitted beforehand on the
+    original weight, so that groups stay runs of neighbouring columns ("static groups").
+
+    Args:
+        weight: float32 [N, K].
+        fmt: the format to encode in, uniform or not.
+        statistics: of the site's input; without them (an embedding) there is no H, and this is `rtn`.
+    """
+    if statistics is None:
+        return rtn(weight, fmt, None)
+    grid = fmt.fit(weight, statistics.importance)
+    order = torch.argsort(statistics.importance, descending=True, stable=True)
+    U = _inverse_factor(statistics.second_moment[order][:, order])
+
+    W = weight.T[order].contiguous()  # [K, N]: a column of the matrix is contiguous
+    codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
+    columns = order.tolist()
+    K = len(columns)
+    for start in range(0, K, _BLOCK):
+        end = min(start + _BLOCK, K)
+        E = torch.empty(end - start, W.shape[1], device=W.device)
+        for i in range(start, end):
+            w = W[i].unsqueeze(1)
+            q = grid.encode(w, columns[i])
+            codes[i] = q.squeeze(1)
+            error = (w - grid.decode(q, columns[i])).squeeze(1) / U[i, i]
+            W[i + 1 : end].addr_(U[i, i + 1 : end], error, alpha=-1)
+            E[i - start] = error
+        W[end:].addmm_(U[start:end, end:].T, E, alpha=-1)
+    return QuantizedWeight(grid, codes[torch.argsort(order)].T.contiguous())
+
+
+def _inverse_factor(H: torch.Tensor) -> torch.Tensor:
+    """The upper triangular U with H⁻¹ = UᵀU, of H damped until it is positive definite.
+
+    H = RRᵀ with R upper triangular is a Cholesky factorisation from the last row up; then U = R⁻¹.
+    An input that is always zero is decoupled from the others, so that its weights are merely rounded.
+    """
+    H = H.clone()
+    diagonal = H.diagonal()
+    diagonal[diagonal == 0] = 1.0
+    damping = _DAMPING * float(diagonal.mean())
+    limit = _LARGEST_DAMPING * float(diagonal.max())
+    while True:
+        diagonal.add_(damping)
+        L, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
+        if not failed:
+            R = L.flip(0, 1)
+            return torch.linalg.solve_triangular(R, torch.eye(len(R), device=R.device), upper=True)
+        if damping > limit:
+            raise ArithmeticError("the input's second moment cannot be factorised")
+        damping *= 10

@@ -1,0 +1,25 @@
+// What AVX-512 with VNNI and VBMI offers.
+#include "kernels_avx512.h"
+
+#include "matmul_avx512.h"
+#include "quantize_avx512.h"
+
+namespace qxc {
+namespace {
+
+MatMulTiles matmul(Code code, int bits, Activation activation) {
+  switch (bits) {
+    case 2: return matmul_w2_16x32_avx512(code, activation);
+    case 3: return matmul_w3_16x32_avx512(code, activation);
+    case 4: return matmul_w4_16x32_avx512(code, activation);
+    case 5: return matmul_w5_16x32_avx512(code, activation);
+    case 6: return matmul_w6_16x32_avx512(code, activation);
+    default: return matmul_w8_16x32_avx512(code, activation);
+  }
+}
+
+}  // namespace
+
+const Kernels kAvx512{"avx512", quantize_a8_avx512, quantize_a16_avx512, matmul};
+
+}  // namespace qxc

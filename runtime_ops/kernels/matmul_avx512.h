@@ -1,0 +1,347 @@
+// y[M, 16] = a8 or a16 [M, K] x codes [16, K], with AVX-512 VNNI: what the kernels of all bit widths share.
+//
+// A `Block` policy turns the lines of one block into eight vectors of unsigned bytes, one a step of 4 inputs:
+// byte 4 * row + j of vector q belongs to input 4 * q + j, so that `vpdpbusd` adds up each row in an int32 lane.
+// Integer codes may stay shifted left by `bits` times their class; the accumulators of a class are shifted back.
+#pragma once
+
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "kernels.h"
+#include "scalar.h"
+
+namespace qxc {
+namespace {
+
+#define QXC_INLINE inline __attribute__((always_inline))
+
+constexpr int64_t kPrefetchBytes = 8192;  // measured: 2 KB and none are slower by a tenth
+constexpr int kRowsPerPass = 64;
+constexpr int kLargestUnit = 256;
+
+// gcc folds a load into every use of its vector; one load into a register is faster (measured: by a tenth).
+QXC_INLINE __m512i load_line(const uint8_t* line) {
+  __m512i z = _mm512_loadu_si512(line);
+  __asm__("" : "+v"(z));
+  return z;
+}
+
+QXC_INLINE void prefetch(const uint8_t* address) {
+  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(address) + kPrefetchBytes), _MM_HINT_T0);
+}
+
+QXC_INLINE __m512i broadcast4(const int8_t* a) {
+  int32_t four;
+  std::memcpy(&four, a, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+QXC_INLINE __m512 load_halves(const uint16_t* halves) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+}
+
+// Number of classes of shifted codes.
+template <Code code, int bits>
+constexpr int classes_of() {
+  if (code == Code::kLut) return 1;
+  return bits == 2 ? 4 : bits <= 4 ? 2 : 1;
+}
+
+// What all codes of a format have been raised by, to be unsigned.
+template <Code code, int bits>
+constexpr int32_t offset_of() {
+  return code == Code::kInt ? 1 << (bits - 1) : code == Code::kLut ? 128 : 0;
+}
+
+// Sums of products over a unit, in several accumulators so that the additions overlap.
+template <class Block, bool a16>
+struct Accumulators {
+  static constexpr int kClasses = Block::kClasses;
+  static constexpr int kPerClass = (a16 ? 2 : 4) > kClasses ? (a16 ? 2 : 4) / kClasses : 1;
+  __m512i sums[kClasses * kPerClass];
+
+  QXC_INLINE void clear(int32_t start) {
+    sums[0] = _mm512_set1_epi32(start);
+#pragma GCC unroll 4
+    for (int i = 1; i < kClasses * kPerClass; ++i) sums[i] = _mm512_setzero_si512();
+  }
+
+  template <int step>
+  QXC_INLINE void add(__m512i values, const int8_t* a) {
+    __m512i& sum = sums[step % kClasses * kPerClass + step / kClasses % kPerClass];
+    sum = _mm512_dpbusd_epi32(sum, values, broadcast4(a + 4 * step));
+  }
+
+  QXC_INLINE __m512i total() const {
+    __m512i total = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int c = 0; c < kClasses; ++c) {
+      __m512i sum = sums[c * kPerClass];
+#pragma GCC unroll 4
+      for (int i = 1; i < kPerClass; ++i) sum = _mm512_add_epi32(sum, sums[c * kPerClass + i]);
+      if (c) sum = _mm512_srai_epi32(sum, static_cast<unsigned>(c * Block::kBits));
+      total = c ? _mm512_add_epi32(total, sum) : sum;
+    }
+    return total;
+  }
+};
+
+template <Code code>
+QXC_INLINE __m512i subtract_zero_points(__m512i total, const PackedWeight& weight, int64_t tile_group, int32_t sum) {
+  if constexpr (code == Code::kUInt) {
+    const __m128i bytes =
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.zero_points + tile_group * kTileRows));
+    total = _mm512_sub_epi32(total, _mm512_mullo_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(sum)));
+  }
+  return total;
+}
+
+// One unit's sums in both halves of a16, or the one of a8.
+template <class Block, Activation activation>
+struct UnitSums {
+  static constexpr bool kA16 = activation == Activation::kA16;
+  static constexpr int32_t kOffset = offset_of<Block::kCode, Block::kBits>();
+  Accumulators<Block, kA16> high, low;
+  const QuantizedRows& a;
+
+  QXC_INLINE explicit UnitSums(const QuantizedRows& rows) : a(rows) {}
+
+  QXC_INLINE void clear(int64_t at) {
+    high.clear(-kOffset * a.high_sums[at]);
+    if constexpr (kA16) low.clear(-kOffset * a.low_sums[at]);
+  }
+
+  template <int first, int last>
+  QXC_INLINE void add(const __m512i* values, int64_t column) {
+    if constexpr (first < last) {
+      high.template add<first>(values[first], a.high + column);
+      if constexpr (kA16) low.template add<first>(values[first], a.low + column);
+      add<first + 1, last>(values, column);
+    }
+  }
+
+  QXC_INLINE __m512 total(const PackedWeight& weight, int64_t tile_group, int64_t at) const {
+    __m512i total = high.total();
+    int32_t sum = a.high_sums[at];
+    if constexpr (kA16) {
+      total = _mm512_add_epi32(_mm512_slli_epi32(total, 8), low.total());
+      sum = 256 * sum + a.low_sums[at];
+    }
+    const __m512 result = _mm512_cvtepi32_ps(subtract_zero_points<Block::kCode>(total, weight, tile_group, sum));
+    return kA16 ? _mm512_mul_ps(result, _mm512_set1_ps(a.scales[at])) : result;
+  }
+};
+
+QXC_INLINE void write(__m512 y, const PackedWeight& weight, int64_t tile, int64_t row, const Output& out) {
+  const int64_t n = tile * kTileRows;
+  const int64_t valid = smaller(kTileRows, weight.rows - n);
+  const __mmask16 mask = static_cast<__mmask16>((1u << valid) - 1);
+  const __m512 bias =
+      out.bias_stride ? _mm512_maskz_loadu_ps(mask, out.bias + n) : _mm512_set1_ps(out.bias[0]);
+  _mm512_mask_storeu_ps(out.y + row * out.rows + n, mask, _mm512_add_ps(y, bias));
+}
+
+// One row of A: every line of weights is read once, used from registers.
+template <class Block, Activation activation>
+void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
+  const Block block(weight, tile);
+  const int64_t first_group = tile * weight.groups;
+  const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
+  const uint16_t* scales = weight.scales + first_group * kTileRows;
+  UnitSums<Block, activation> sums(a);
+  __m512 y = _mm512_setzero_ps();
+  __m512i values[kSteps];
+  const auto next_block = [&] {
+#pragma GCC unroll 8
+    for (int line = 0; line < Block::kBits; ++line) prefetch(lines + line * kLineBytes);
+    block.load(lines, values);
+    lines += Block::kBits * kLineBytes;
+  };
+
+  if (a.unit < kBlockColumns) {
+    for (int64_t unit = 0; unit < a.units; ++unit) {
+      sums.clear(unit);
+      if (unit % 2 == 0) {
+        next_block();
+        sums.template add<0, kSteps / 2>(values, unit * a.unit);
+      } else {
+        sums.template add<kSteps / 2, kSteps>(values, (unit - 1) * a.unit);
+      }
+      const int64_t group = unit * a.unit / weight.group_size;
+      y = _mm512_fmadd_ps(sums.total(weight, first_group + group, unit), load_halves(scales + group * kTileRows), y);
+    }
+  } else {
+    const int64_t units_per_group = weight.groups == 1 ? a.units : weight.group_size / a.unit;
+    int64_t unit = 0, column = 0;
+    for (int64_t group = 0; group < weight.groups; ++group) {
+      __m512 partial = _mm512_setzero_ps();
+      for (const int64_t end = smaller(unit + units_per_group, a.units); unit < end; ++unit) {
+        sums.clear(unit);
+        for (const int64_t last = smaller(column + a.unit, a.columns); column < last; column += kBlockColumns) {
+          next_block();
+          sums.template add<0, kSteps>(values, column);
+        }
+        partial = _mm512_add_ps(partial, sums.total(weight, first_group + group, unit));
+      }
+      y = _mm512_fmadd_ps(partial, load_halves(scales + group * kTileRows), y);
+    }
+  }
+  if constexpr (activation == Activation::kA8) y = _mm512_mul_ps(y, _mm512_set1_ps(a.scales[0]));
+  write(y, weight, tile, 0, out);
+}
+
+// The bytes of one unit of one tile, not shifted: [columns / 4, 64].
+template <class Block>
+QXC_INLINE void decode_unit(const Block& block, const PackedWeight& weight, int64_t tile, int64_t first_column,
+                            int64_t columns, uint8_t* bytes) {
+  const int first_step = static_cast<int>(first_column % kBlockColumns) / 4;
+  const uint8_t* lines =
+      weight.packed + (tile * weight.blocks + first_column / kBlockColumns) * Block::kBits * kLineBytes;
+  for (int64_t column = 0; column < columns; column += kBlockColumns) {
+    __m512i values[kSteps];
+    block.load(lines, values);
+    const int steps = static_cast<int>(smaller(columns - column, kBlockColumns)) / 4;
+#pragma GCC unroll 8
+    for (int step = 0; step < kSteps; ++step) {
+      if (step < first_step || step >= first_step + steps) continue;
+      const unsigned shift = static_cast<unsigned>(step % Block::kClasses * Block::kBits);
+      _mm512_store_si512(bytes + (step - first_step) * kLineBytes, _mm512_srli_epi16(values[step], shift));
+    }
+    lines += Block::kBits * kLineBytes;
+    bytes += steps * kLineBytes;
+  }
+}
+
+// `rows` rows of A times `tiles` tiles of one unit.
+template <Code code, int bits, Activation activation, int rows, int tiles>
+QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t row,
+                              int64_t unit, int64_t columns, const uint8_t (*bytes)[kLargestUnit / 4 * kLineBytes],
+                              float (*y)[tiles][kTileRows]) {
+  constexpr bool kA16 = activation == Activation::kA16;
+  __m512i high[rows][tiles], low[rows][tiles];
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; ++m) {
+    const int64_t at = (row + m) * a.units + unit;
+#pragma GCC unroll 2
+    for (int t = 0; t < tiles; ++t) {
+      high[m][t] = _mm512_set1_epi32(-offset_of<code, bits>() * a.high_sums[at]);
+      if constexpr (kA16) low[m][t] = _mm512_set1_epi32(-offset_of<code, bits>() * a.low_sums[at]);
+    }
+  }
+  const int64_t first_column = unit * a.unit;
+  for (int64_t k = 0; k < columns; k += 4) {
+    __m512i values[tiles];
+#pragma GCC unroll 2
+    for (int t = 0; t < tiles; ++t) values[t] = _mm512_load_si512(bytes[t] + k / 4 * kLineBytes);
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; ++m) {
+      const int64_t at = (row + m) * a.columns + first_column + k;
+      const __m512i a_high = broadcast4(a.high + at);
+#pragma GCC unroll 2
+      for (int t = 0; t < tiles; ++t) high[m][t] = _mm512_dpbusd_epi32(high[m][t], values[t], a_high);
+      if constexpr (kA16) {
+        const __m512i a_low = broadcast4(a.low + at);
+#pragma GCC unroll 2
+        for (int t = 0; t < tiles; ++t) low[m][t] = _mm512_dpbusd_epi32(low[m][t], values[t], a_low);
+      }
+    }
+  }
+  const int64_t group = first_column / weight.group_size;
+#pragma GCC unroll 2
+  for (int t = 0; t < tiles; ++t) {
+    const int64_t tile_group = (tile + t) * weight.groups + group;
+    const __m512 scale = load_halves(weight.scales + tile_group * kTileRows);
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; ++m) {
+      const int64_t at = (row + m) * a.units + unit;
+      __m512i total = high[m][t];
+      int32_t sum = a.high_sums[at];
+      if constexpr (kA16) {
+        total = _mm512_add_epi32(_mm512_slli_epi32(total, 8), low[m][t]);
+        sum = 256 * sum + a.low_sums[at];
+      }
+      __m512 product = _mm512_cvtepi32_ps(subtract_zero_points<code>(total, weight, tile_group, sum));
+      if constexpr (kA16) product = _mm512_mul_ps(product, _mm512_set1_ps(a.scales[at]));
+      _mm512_store_ps(y[m][t], _mm512_fmadd_ps(product, scale, _mm512_load_ps(y[m][t])));
+    }
+  }
+}
+
+// Many rows of A: every unit of weights is decoded once, then multiplied with all rows of a pass.
+template <class Block, Activation activation, int tiles>
+void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
+                 const Output& out) {
+  constexpr int kRows = activation == Activation::kA8 ? 8 : 4;
+  alignas(64) uint8_t bytes[tiles][kLargestUnit / 4 * kLineBytes];
+  alignas(64) float y[kRowsPerPass][tiles][kTileRows];
+  std::memset(y, 0, static_cast<size_t>(rows) * sizeof y[0]);
+  for (int64_t unit = 0; unit < a.units; ++unit) {
+    const int64_t columns = smaller(a.unit, a.columns - unit * a.unit);
+    for (int t = 0; t < tiles; ++t) {
+      decode_unit(Block(weight, tile + t), weight, tile + t, unit * a.unit, columns, bytes[t]);
+    }
+    int64_t m = 0;
+    const auto multiply = [&](auto count) {
+      multiply_unit<Block::kCode, Block::kBits, activation, count.value, tiles>(weight, a, tile, first_row + m, unit,
+                                                                                columns, bytes, y + m);
+      m += count.value;
+    };
+    while (m + kRows <= rows) multiply(std::integral_constant<int, kRows>());
+    if (m + 4 <= rows) multiply(std::integral_constant<int, 4>());
+    if (m + 2 <= rows) multiply(std::integral_constant<int, 2>());
+    if (m < rows) multiply(std::integral_constant<int, 1>());
+  }
+  for (int64_t m = 0; m < rows; ++m) {
+    const float row_scale = activation == Activation::kA8 ? a.scales[first_row + m] : 1;
+    for (int t = 0; t < tiles; ++t) {
+      const __m512 scaled = _mm512_mul_ps(_mm512_load_ps(y[m][t]), _mm512_set1_ps(row_scale));
+      write(scaled, weight, tile + t, first_row + m, out);
+    }
+  }
+}
+
+template <class Block, Activation activation>
+void matmul_tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last, const Output& out) {
+  if (a.rows == 1) {
+    for (int64_t tile = first; tile < last; ++tile) matvec_tile<Block, activation>(weight, a, tile, out);
+    return;
+  }
+  for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
+    const int64_t rows = smaller(kRowsPerPass, a.rows - row);
+    int64_t tile = first;
+    for (; tile + 2 <= last; tile += 2) matmul_pass<Block, activation, 2>(weight, a, tile, row, rows, out);
+    if (tile < last) matmul_pass<Block, activation, 1>(weight, a, tile, row, rows, out);
+  }
+}
+
+template <class Block>
+MatMulTiles of_activation(Activation activation) {
+  return activation == Activation::kA8 ? matmul_tiles<Block, Activation::kA8> : matmul_tiles<Block, Activation::kA16>;
+}
+
+// Which kind of codebook a weight has shows only in its tensors.
+template <class PerTensor, class PerRow, Activation activation>
+void matmul_codebook(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last,
+                     const Output& out) {
+  if (weight.codebook_per_tensor) return matmul_tiles<PerTensor, activation>(weight, a, first, last, out);
+  matmul_tiles<PerRow, activation>(weight, a, first, last, out);
+}
+
+template <class PerTensor, class PerRow>
+MatMulTiles of_codebook(Activation activation) {
+  return activation == Activation::kA8 ? matmul_codebook<PerTensor, PerRow, Activation::kA8>
+                                       : matmul_codebook<PerTensor, PerRow, Activation::kA16>;
+}
+
+}  // namespace
+
+MatMulTiles matmul_w2_16x32_avx512(Code code, Activation activation);
+MatMulTiles matmul_w3_16x32_avx512(Code code, Activation activation);
+MatMulTiles matmul_w4_16x32_avx512(Code code, Activation activation);
+MatMulTiles matmul_w5_16x32_avx512(Code code, Activation activation);
+MatMulTiles matmul_w6_16x32_avx512(Code code, Activation activation);
+MatMulTiles matmul_w8_16x32_avx512(Code code, Activation activation);
+
+}  // namespace qxc

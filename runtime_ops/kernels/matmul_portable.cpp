@@ -1,0 +1,124 @@
+// y[M, 16] += a8 or a16 [M, K] x codes [16, K], any format, in portable C++.
+#include "kernels.h"
+#include "quantize_portable.h"
+#include "scalar.h"
+#include "unpack.h"
+
+namespace qxc {
+namespace {
+
+constexpr int kLargestUnit = 256;
+constexpr int kRowsPerPass = 64;
+
+// The numbers, before scaling, of one unit of one tile: [unit / 4, 16, 4].
+template <Code code, int bits>
+void decode_unit(const PackedWeight& weight, int64_t tile, int64_t first_column, int64_t unit, int16_t* values) {
+  const int64_t group = first_column / weight.group_size;
+  for (int64_t k = 0; k < unit; k += 4) {
+    const int64_t block = (first_column + k) / kBlockColumns;
+    const int step = static_cast<int>((first_column + k) % kBlockColumns) / 4;
+    const uint8_t* lines = weight.packed + (tile * weight.blocks + block) * bits * kLineBytes;
+    for (int lane = 0; lane < kLineBytes; ++lane) {
+      const int stored = code_at<bits>(lines, step, lane);
+      const int row = lane / 4;
+      int value;
+      if constexpr (code == Code::kInt) {
+        value = stored - (1 << (bits - 1));
+      } else if constexpr (code == Code::kUInt) {
+        value = stored - weight.zero_points[(tile * weight.groups + group) * kTileRows + row];
+      } else {
+        const int64_t table = weight.codebook_per_tensor ? 0 : tile * kTileRows + row;
+        value = weight.codebook[(table << bits) + stored];
+      }
+      values[k / 4 * kLineBytes + lane] = static_cast<int16_t>(value);
+    }
+  }
+}
+
+inline void dot(const int16_t* values, const int8_t* a, int64_t steps, int32_t* totals) {
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int row = 0; row < kTileRows; ++row) {
+      const int16_t* v = values + step * kLineBytes + 4 * row;
+      const int8_t* q = a + 4 * step;
+      totals[row] += v[0] * q[0] + v[1] * q[1] + v[2] * q[2] + v[3] * q[3];
+    }
+  }
+}
+
+template <Code code, int bits, Activation activation>
+void matmul_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
+                 const Output& out) {
+  float sums[kRowsPerPass][kTileRows] = {};
+  int16_t values[kLargestUnit / 4 * kLineBytes];
+  for (int64_t unit = 0; unit < a.units; ++unit) {
+    const int64_t first_column = unit * a.unit;
+    const int64_t columns = smaller(a.unit, a.columns - first_column);
+    const uint16_t* scales = weight.scales + (tile * weight.groups + first_column / weight.group_size) * kTileRows;
+    decode_unit<code, bits>(weight, tile, first_column, columns, values);
+    for (int64_t m = 0; m < rows; ++m) {
+      const int64_t row = first_row + m;
+      int32_t totals[kTileRows] = {};
+      dot(values, a.high + row * a.columns + first_column, columns / 4, totals);
+      float unit_scale = 1;
+      if constexpr (activation == Activation::kA16) {
+        for (int32_t& total : totals) total *= 256;
+        dot(values, a.low + row * a.columns + first_column, columns / 4, totals);
+        unit_scale = a.scales[row * a.units + unit];
+      }
+      for (int r = 0; r < kTileRows; ++r) {
+        sums[m][r] += half_to_float(scales[r]) * (unit_scale * static_cast<float>(totals[r]));
+      }
+    }
+  }
+  const int64_t valid = smaller(kTileRows, weight.rows - tile * kTileRows);
+  for (int64_t m = 0; m < rows; ++m) {
+    const float row_scale = activation == Activation::kA8 ? a.scales[first_row + m] : 1;
+    for (int64_t r = 0; r < valid; ++r) {
+      const int64_t n = tile * kTileRows + r;
+      out.y[(first_row + m) * out.rows + n] = row_scale * sums[m][r] + out.bias[n * out.bias_stride];
+    }
+  }
+}
+
+template <Code code, int bits, Activation activation>
+void matmul_tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last, const Output& out) {
+  for (int64_t tile = first; tile < last; ++tile) {
+    for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
+      matmul_tile<code, bits, activation>(weight, a, tile, row, smaller(kRowsPerPass, a.rows - row), out);
+    }
+  }
+}
+
+template <Code code, int bits>
+MatMulTiles of_activation(Activation activation) {
+  return activation == Activation::kA8 ? matmul_tiles<code, bits, Activation::kA8>
+                                       : matmul_tiles<code, bits, Activation::kA16>;
+}
+
+template <int bits>
+MatMulTiles of_code(Code code, Activation activation) {
+  if constexpr (bits <= 4) {
+    if (code == Code::kLut) return of_activation<Code::kLut, bits>(activation);
+  }
+  return code == Code::kInt ? of_activation<Code::kInt, bits>(activation)
+                            : of_activation<Code::kUInt, bits>(activation);
+}
+
+MatMulTiles matmul(Code code, int bits, Activation activation) {
+  switch (bits) {
+    case 2: return of_code<2>(code, activation);
+    case 3: return of_code<3>(code, activation);
+    case 4: return of_code<4>(code, activation);
+    case 5: return of_code<5>(code, activation);
+    case 6: return of_code<6>(code, activation);
+    default: return of_code<8>(code, activation);
+  }
+}
+
+constexpr Kernels kPortable{"portable", quantize_a8_portable, quantize_a16_portable, matmul};
+
+}  // namespace
+
+const Kernels* portable_kernels() { return &kPortable; }
+
+}  // namespace qxc

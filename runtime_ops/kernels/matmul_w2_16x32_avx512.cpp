@@ -1,0 +1,88 @@
+// 2-bit weights: a line is 4 steps, in bits 0-1, 2-3, 4-5, 6-7 of its bytes.
+#include "tables_avx512.h"
+
+namespace qxc {
+namespace {
+
+template <Code code>
+struct Integer2 {
+  static constexpr Code kCode = code;
+  static constexpr int kBits = 2;
+  static constexpr int kClasses = classes_of<code, kBits>();
+
+  Integer2(const PackedWeight&, int64_t) {}
+
+  QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
+#pragma GCC unroll 2
+    for (int line = 0; line < kBits; ++line) {
+      const __m512i z = load_line(lines + line * kLineBytes);
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) values[4 * line + q] = _mm512_and_si512(z, mask8(0x03 << 2 * q));
+    }
+  }
+};
+
+struct PerTensor2 {
+  static constexpr Code kCode = Code::kLut;
+  static constexpr int kBits = 2;
+  static constexpr int kClasses = 1;
+
+  // permutes read the low 6 bits of an index: a table for each place of a code in them
+  __m512i at0, at2, at4;
+
+  PerTensor2(const PackedWeight& weight, int64_t)
+      : at0(make_table(weight.codebook, [](int i) { return i & 3; })),
+        at2(make_table(weight.codebook, [](int i) { return i >> 2 & 3; })),
+        at4(make_table(weight.codebook, [](int i) { return i >> 4; })) {}
+
+  QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
+#pragma GCC unroll 2
+    for (int line = 0; line < kBits; ++line) {
+      const __m512i z = load_line(lines + line * kLineBytes);
+      values[4 * line] = _mm512_permutexvar_epi8(z, at0);
+      values[4 * line + 1] = _mm512_permutexvar_epi8(z, at2);
+      values[4 * line + 2] = _mm512_permutexvar_epi8(z, at4);
+      values[4 * line + 3] = _mm512_permutexvar_epi8(_mm512_srli_epi32(z, 2), at4);
+    }
+  }
+};
+
+struct PerRow2 {
+  static constexpr Code kCode = Code::kLut;
+  static constexpr int kBits = 2;
+  static constexpr int kClasses = 1;
+
+  // an index is a code and its row's number: a table for each place of the code, the row in the other bits
+  __m512i table0, table2, table4, row0, row2, row4;
+
+  PerRow2(const PackedWeight& weight, int64_t tile)
+      : table0(make_table(codebook_of(weight, tile, kBits), [](int i) { return i; })),
+        table2(make_table(codebook_of(weight, tile, kBits),
+                          [](int i) { return ((i & 3) | (i >> 4) << 2) << 2 | (i >> 2 & 3); })),
+        table4(make_table(codebook_of(weight, tile, kBits), [](int i) { return (i & 15) << 2 | i >> 4; })),
+        row0(row_bits([](int row) { return row << 2; })),
+        row2(row_bits([](int row) { return (row & 3) | (row >> 2) << 4; })),
+        row4(row_bits([](int row) { return row; })) {}
+
+  QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
+#pragma GCC unroll 2
+    for (int line = 0; line < kBits; ++line) {
+      const __m512i z = load_line(lines + line * kLineBytes);
+      const __m512i high = _mm512_srli_epi32(z, 2);
+      values[4 * line] = _mm512_permutexvar_epi8(select(mask8(0x03), z, row0), table0);
+      values[4 * line + 1] = _mm512_permutexvar_epi8(select(mask8(0x0C), z, row2), table2);
+      values[4 * line + 2] = _mm512_permutexvar_epi8(select(mask8(0x30), z, row4), table4);
+      values[4 * line + 3] = _mm512_permutexvar_epi8(select(mask8(0x30), high, row4), table4);
+    }
+  }
+};
+
+}  // namespace
+
+MatMulTiles matmul_w2_16x32_avx512(Code code, Activation activation) {
+  if (code == Code::kInt) return of_activation<Integer2<Code::kInt>>(activation);
+  if (code == Code::kUInt) return of_activation<Integer2<Code::kUInt>>(activation);
+  return of_codebook<PerTensor2, PerRow2>(activation);
+}
+
+}  // namespace qxc

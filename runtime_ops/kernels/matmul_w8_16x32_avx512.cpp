@@ -1,0 +1,28 @@
+// 8-bit weights: a line is a step.
+#include "tables_avx512.h"
+
+namespace qxc {
+namespace {
+
+template <Code code>
+struct Integer8 {
+  static constexpr Code kCode = code;
+  static constexpr int kBits = 8;
+  static constexpr int kClasses = classes_of<code, kBits>();
+
+  Integer8(const PackedWeight&, int64_t) {}
+
+  QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
+#pragma GCC unroll 8
+    for (int line = 0; line < kBits; ++line) values[line] = load_line(lines + line * kLineBytes);
+  }
+};
+
+}  // namespace
+
+MatMulTiles matmul_w8_16x32_avx512(Code code, Activation activation) {
+  return code == Code::kInt ? of_activation<Integer8<Code::kInt>>(activation)
+                            : of_activation<Integer8<Code::kUInt>>(activation);
+}
+
+}  // namespace qxc

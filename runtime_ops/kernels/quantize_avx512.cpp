@@ -1,0 +1,103 @@
+// Rows of A to integers, with AVX-512. The same numbers as in portable C++.
+#include "quantize_avx512.h"
+
+#include <immintrin.h>
+
+#include <cfloat>
+
+#include "scalar.h"
+
+namespace qxc {
+namespace {
+
+constexpr float kSmallestA16 = 0x1p-90f;  // below it, scales of 16-bit integers lose digits
+
+inline __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1 << count) - 1);
+}
+
+// The numbers at k.. of a row of `columns`; zeros beyond its end.
+inline __m512 load(const float* a, int64_t k, int64_t columns) {
+  return k < columns ? _mm512_maskz_loadu_ps(first_lanes(columns - k), a + k) : _mm512_setzero_ps();
+}
+
+// The largest magnitude of columns [first, last); negative where one is NaN or infinite.
+inline float largest_magnitude(const float* a, int64_t first, int64_t last) {
+  __m512 largest = _mm512_setzero_ps();
+  __mmask16 finite = 0xFFFF;
+  for (int64_t k = first; k < last; k += 16) {
+    const __m512 magnitude = _mm512_abs_ps(load(a, k, last));
+    finite &= _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(FLT_MAX), _CMP_LE_OQ);
+    largest = _mm512_max_ps(largest, magnitude);
+  }
+  return finite == 0xFFFF ? _mm512_reduce_max_ps(largest) : -1;
+}
+
+inline __m512i nearest(__m512 a, __m512 scale, int limit) {
+  const __m512i q = _mm512_cvtps_epi32(_mm512_roundscale_ps(_mm512_div_ps(a, scale), _MM_FROUND_TO_NEAREST_INT));
+  return _mm512_max_epi32(_mm512_min_epi32(q, _mm512_set1_epi32(limit)), _mm512_set1_epi32(-limit));
+}
+
+inline void store(int8_t* q, __m512i values) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(values));
+}
+
+}  // namespace
+
+bool quantize_a8_avx512(const float* a, int64_t columns, int64_t row, const QuantizedRows& out) {
+  const float largest = largest_magnitude(a, 0, columns);
+  const bool fits = largest >= 0;
+  const float scale = fits ? largest / 127 : 0;
+  out.scales[row] = scale;
+  // rows of zeros, and rows that do not fit, become zeros
+  const __m512 divisor = _mm512_set1_ps(scale > 0 ? scale : 1);
+  const int limit = scale > 0 ? 127 : 0;
+  int8_t* q = out.high + row * out.columns;
+  for (int64_t unit = 0, k = 0; unit < out.units; ++unit) {
+    __m512i sum = _mm512_setzero_si512();
+    for (const int64_t end = smaller(k + out.unit, out.columns); k < end; k += 16) {
+      const __m512i values = nearest(load(a, k, columns), divisor, limit);
+      store(q + k, values);
+      sum = _mm512_add_epi32(sum, values);
+    }
+    out.high_sums[row * out.units + unit] = _mm512_reduce_add_epi32(sum);
+  }
+  // units of 16 may end half a block before the padding does
+  for (int64_t k = out.units * out.unit; k < out.columns; k += 16) store(q + k, _mm512_setzero_si512());
+  return fits;
+}
+
+bool quantize_a16_avx512(const float* a, int64_t columns, int64_t row, const QuantizedRows& out) {
+  const float largest = largest_magnitude(a, 0, columns);
+  const bool fits = largest == 0 || largest >= kSmallestA16;
+  int8_t* high = out.high + row * out.columns;
+  int8_t* low = out.low + row * out.columns;
+  for (int64_t unit = 0, k = 0; unit < out.units; ++unit) {
+    const int64_t end = smaller(k + out.unit, out.columns);
+    const float scale = fits ? largest_magnitude(a, k, smaller(end, columns)) / 32512 : 0;
+    const bool scaled = scale >= FLT_MIN;
+    const __m512 divisor = _mm512_set1_ps(scaled ? scale : 1);
+    const int limit = scaled ? 32512 : 0;
+    __m512i high_sum = _mm512_setzero_si512(), low_sum = _mm512_setzero_si512();
+    for (; k < end; k += 16) {
+      const __m512i q = nearest(load(a, k, columns), divisor, limit);
+      const __m512i q_high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+      const __m512i q_low = _mm512_sub_epi32(q, _mm512_slli_epi32(q_high, 8));
+      store(high + k, q_high);
+      store(low + k, q_low);
+      high_sum = _mm512_add_epi32(high_sum, q_high);
+      low_sum = _mm512_add_epi32(low_sum, q_low);
+    }
+    const int64_t at = row * out.units + unit;
+    out.scales[at] = scaled ? scale : 0;
+    out.high_sums[at] = _mm512_reduce_add_epi32(high_sum);
+    out.low_sums[at] = _mm512_reduce_add_epi32(low_sum);
+  }
+  for (int64_t k = out.units * out.unit; k < out.columns; k += 16) {
+    store(high + k, _mm512_setzero_si512());
+    store(low + k, _mm512_setzero_si512());
+  }
+  return fits;
+}
+
+}  // namespace qxc

@@ -1,0 +1,56 @@
+// The data that the kernels read and write. Weights lie as docs/formats.md says (layout `tile16.v1`).
+#pragma once
+
+#include <cstdint>
+
+namespace qxc {
+
+constexpr int kTileRows = 16;      // output features of a tile
+constexpr int kBlockColumns = 32;  // inputs of a block
+constexpr int kLineBytes = 64;     // a block of b-bit codes is b lines
+constexpr int kSteps = 8;          // of 4 inputs, in a block
+
+// How a code becomes a number, before its group's scale.
+enum class Code {
+  kInt,   // code - 2^(bits-1)
+  kUInt,  // code - the group's zero point
+  kLut,   // codebook[code]
+};
+
+struct PackedWeight {
+  int64_t rows;        // N
+  int64_t columns;     // K
+  int64_t group_size;  // columns that share a scale
+  int64_t groups;      // ceil(K / group_size)
+  int64_t blocks;      // ceil(K / 32)
+  const uint8_t* packed;       // [tiles, blocks, bits, 64]
+  const uint16_t* scales;      // float16 [tiles, groups, 16]
+  const uint8_t* zero_points;  // [tiles, groups, 16], for Code::kUInt
+  const int8_t* codebook;      // [tiles, 16, 2^bits] or [2^bits], for Code::kLut
+  bool codebook_per_tensor;
+};
+
+// Rows of A as integers.
+//   a8:  a = scales[row] * high[k]
+//   a16: a = scales[row, unit of k] * (256 * high[k] + low[k])
+// A unit is the columns whose products are added up as integers. It lies within a weight's group.
+struct QuantizedRows {
+  int64_t rows;
+  int64_t columns;  // K, padded with zeros to whole blocks
+  int64_t unit;     // columns of a unit: 16, 32, 64, 128 or 256
+  int64_t units;
+  int8_t* high;        // [rows, columns]
+  int8_t* low;         // [rows, columns]; null in a8
+  int32_t* high_sums;  // [rows, units]: sums of `high` over a unit
+  int32_t* low_sums;   // [rows, units]; null in a8
+  float* scales;       // a8: [rows]; a16: [rows, units]
+};
+
+struct Output {
+  float* y;      // [M, N]
+  int64_t rows;  // N
+  const float* bias;
+  int64_t bias_stride;  // 1, or 0 where all rows share one number
+};
+
+}  // namespace qxc

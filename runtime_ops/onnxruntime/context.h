@@ -1,0 +1,98 @@
+// What the operators need of ONNX Runtime, as C++: tensors, attributes, errors, threads.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ort_abi.h"
+
+namespace qxc::ort {
+
+// Carries an error to the border of the library, where it becomes an OrtStatus.
+class Error : public std::runtime_error {
+ public:
+  Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code(code) {}
+  const ErrorCode code;
+};
+
+// Carries an OrtStatus through C++ frames, unchanged.
+struct StatusError {
+  OrtStatus* status;
+};
+
+inline void check(OrtStatus* status) {
+  if (status) throw StatusError{status};
+}
+
+// Runs `body`; whatever it throws becomes a status. No exception may cross the C border.
+template <class Body>
+OrtStatus* as_status(Table api, Body body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const StatusError& error) {
+    return error.status;
+  } catch (const Error& error) {
+    return CreateStatus::call(api, static_cast<int>(error.code), error.what());
+  } catch (const std::exception& error) {
+    return CreateStatus::call(api, static_cast<int>(kFail), error.what());
+  }
+}
+
+using Shape = std::vector<int64_t>;
+
+std::string to_string(const Shape& shape);
+
+struct Tensor {
+  ElementType type;
+  Shape shape;
+  const void* data;
+
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data);
+  }
+};
+
+// A kernel being made: its node's name and attributes.
+class KernelInfo {
+ public:
+  KernelInfo(Table api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+
+  std::string node_name() const;
+  int64_t attribute_int(const char* name) const;
+  std::string attribute_string(const char* name) const;
+
+ private:
+  Table api_;
+  const OrtKernelInfo* info_;
+};
+
+// One call of a kernel: inputs, outputs, threads.
+class KernelContext {
+ public:
+  KernelContext(Table api, OrtKernelContext* context) : api_(api), context_(context) {}
+
+  Tensor input(size_t index) const;
+  float* float_output(const Shape& shape) const;
+
+  // Calls body(i) for i in 0..count-1 on the session's threads. `body` must not throw.
+  template <class Body>
+  void parallel_for(int64_t count, const Body& body) const {
+    const auto call = [](void* data, size_t i) { (*static_cast<const Body*>(data))(static_cast<int64_t>(i)); };
+    const size_t batches_of_runtimes_choice = 0;
+    check(KernelContextParallelFor::call(api_, static_cast<const OrtKernelContext*>(context_),
+                                         static_cast<void (*)(void*, size_t)>(call), static_cast<size_t>(count),
+                                         batches_of_runtimes_choice,
+                                         const_cast<void*>(static_cast<const void*>(&body))));
+  }
+
+ private:
+  Table api_;
+  OrtKernelContext* context_;
+};
+
+}  // namespace qxc::ort

@@ -1,0 +1,120 @@
+// The library's one entry point: puts every operator into the domain `qxc` of a session's options.
+#include <array>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "gather_packed.h"
+#include "matmul_packed.h"
+
+namespace qxc::ort {
+namespace {
+
+Table g_api = nullptr;  // set once, by RegisterCustomOps; the runtime's table never changes
+
+struct Operator : OrtCustomOp {
+  std::string name;
+  std::vector<ElementType> inputs;
+  WeightFormat format;
+  const Kernels* kernels;
+};
+
+const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
+
+template <class Kernel>
+OrtStatus* create(const OrtCustomOp* op, Table api, const OrtKernelInfo* info, void** kernel) {
+  return as_status(api, [&] { *kernel = new Kernel(self(op).format, *self(op).kernels, KernelInfo(api, info)); });
+}
+
+template <class Kernel>
+OrtStatus* compute(void* kernel, OrtKernelContext* context) {
+  return as_status(g_api, [&] { static_cast<const Kernel*>(kernel)->compute(KernelContext(g_api, context)); });
+}
+
+template <class Kernel>
+Operator make_operator(std::string name, std::vector<ElementType> inputs, WeightFormat format) {
+  Operator op{};
+  op.version = kApiVersion;
+  op.name = std::move(name);
+  op.inputs = std::move(inputs);
+  op.format = format;
+  op.GetName = [](const OrtCustomOp* op) { return self(op).name.c_str(); };
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU
+  op.GetInputType = [](const OrtCustomOp* op, size_t i) { return static_cast<int>(self(op).inputs[i]); };
+  op.GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).inputs.size(); };
+  op.GetOutputType = [](const OrtCustomOp*, size_t) { return static_cast<int>(kFloat); };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+  op.GetInputCharacteristic = op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };
+  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
+  op.GetVariadicInputMinArity = op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicInputHomogeneity = op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  op.GetStartVersion = op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  op.CreateKernelV2 = create<Kernel>;
+  op.KernelComputeV2 = compute<Kernel>;
+  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  return op;
+}
+
+std::vector<Operator> make_operators() {
+  struct Family {
+    const char* name;
+    Code code;
+    std::vector<int> bits;
+    std::vector<ElementType> tensors;
+  };
+  const Family families[] = {
+      {"Int", Code::kInt, {2, 3, 4, 5, 6, 8}, {kUint8, kFloat16}},
+      {"UInt", Code::kUInt, {2, 3, 4, 5, 6, 8}, {kUint8, kFloat16, kUint8}},
+      {"Lut", Code::kLut, {2, 3, 4}, {kUint8, kFloat16, kInt8}},
+  };
+  std::vector<Operator> operators;
+  for (const Family& family : families) {
+    for (const int bits : family.bits) {
+      const std::string suffix = family.name + std::to_string(bits);
+      std::vector<ElementType> matmul{kFloat}, gather{kAny};
+      matmul.insert(matmul.end(), family.tensors.begin(), family.tensors.end());
+      matmul.push_back(kFloat);
+      gather.insert(gather.end(), family.tensors.begin(), family.tensors.end());
+      operators.push_back(make_operator<MatMulPacked>("MatMul" + suffix, std::move(matmul), {family.code, bits}));
+      operators.push_back(make_operator<GatherPacked>("Gather" + suffix, std::move(gather), {family.code, bits}));
+    }
+  }
+  return operators;
+}
+
+OrtCustomOpDomain* make_domain(const Kernels& kernels) {
+  // never freed: sessions point to the operators until the process ends
+  auto& operators = *new std::vector<Operator>(make_operators());
+  OrtCustomOpDomain* domain = nullptr;
+  check(CreateCustomOpDomain::call(g_api, "qxc", &domain));
+  for (Operator& op : operators) {
+    op.kernels = &kernels;
+    check(CustomOpDomainAdd::call(g_api, domain, static_cast<const OrtCustomOp*>(&op)));
+  }
+  return domain;
+}
+
+OrtStatus* register_operators(OrtSessionOptions* options) {
+  return as_status(g_api, [&] {
+    static OrtCustomOpDomain* domain = make_domain(select_kernels(std::getenv("QXC_ISA")));
+    check(AddCustomOpDomain::call(g_api, options, domain));
+  });
+}
+
+}  // namespace
+}  // namespace qxc::ort
+
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
+                                                                                const OrtApiBase* base) {
+  using namespace qxc::ort;
+  const Table api = base->GetApi(kApiVersion);
+  if (!api) {
+    const std::string message =
+        std::string("the qxc operators need ONNX Runtime 1.17 or later, and this is ") + base->GetVersionString();
+    const Table oldest = base->GetApi(1);  // every runtime has it
+    return oldest ? CreateStatus::call(oldest, static_cast<int>(kFail), message.c_str()) : nullptr;
+  }
+  g_api = api;
+  return register_operators(options);
+}

@@ -1,0 +1,190 @@
+"""The hardware descriptor: what a target can hold and multiply, and what it prefers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic.functional_validators import BeforeValidator
+
+from qxcompiler.errors import QxcError, TargetError, UnsupportedByTargetError
+from qxcompiler.formats import (
+    ACTIVATIONS,
+    CODEBOOK_BITS,
+    GROUP_SIZES,
+    INTEGER_BITS,
+    CodebookFormat,
+    Format,
+    IntegerFormat,
+    Scheme,
+)
+
+__all__ = ["Target", "load_target", "target_names"]
+
+_FOLDER = Path(__file__).parent
+_LARGEST_FILE = 1 << 20
+
+
+def _one_of(allowed: tuple[Any, ...]) -> AfterValidator:
+    def check(values: list[Any]) -> list[Any]:
+        if not values or not set(values) <= set(allowed):
+            raise ValueError(f"must list some of {', '.join(map(str, allowed))}")
+        return values
+
+    return AfterValidator(check)
+
+
+def _parse_scheme(value: Any) -> Any:
+    try:
+        return Scheme.parse(value) if isinstance(value, str) else value
+    except QxcError as error:
+        raise ValueError(str(error)) from error
+
+
+_Scheme = Annotated[Scheme, BeforeValidator(_parse_scheme), PlainSerializer(str)]
+_GroupSizes = Annotated[list[int | Literal["row"]], _one_of((*GROUP_SIZES, "row"))]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True)
+
+
+class IntegerSupport(_Section):
+    """Which uniform formats the target decodes."""
+
+    bits: Annotated[list[int], _one_of(INTEGER_BITS)]
+    group_sizes: _GroupSizes
+    zero_points: bool
+
+    def holds(self, fmt: IntegerFormat) -> bool:
+        """Whether a format is among them."""
+        return (
+            fmt.bits in self.bits
+            and (fmt.group_size or "row") in self.group_sizes
+            and (self.zero_points or not fmt.asymmetric)
+        )
+
+    def __str__(self) -> str:
+        zero_points = ", with or without zero points (a)" if self.zero_points else ", without zero points"
+        return f"int {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}{zero_points}"
+
+
+class CodebookSupport(_Section):
+    """Which look-up-table formats the target decodes."""
+
+    bits: Annotated[list[int], _one_of(CODEBOOK_BITS)]
+    group_sizes: _GroupSizes
+    per_row: bool
+
+    def holds(self, fmt: CodebookFormat) -> bool:
+        """Whether a format is among them."""
+        per_tensor = fmt.per_tensor or fmt.normal_float
+        return (
+            fmt.bits in self.bits
+            and (fmt.group_size or "row") in self.group_sizes
+            and (self.per_row or per_tensor)
+        )
+
+    def __str__(self) -> str:
+        tables = "a table a row or a tensor (t)" if self.per_row else "a table a tensor (t)"
+        return f"lut {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}, {tables}"
+
+
+class Preferred(_Section):
+    """The schemes used where the user asks for none."""
+
+    linear: _Scheme
+    head: _Scheme
+    embedding: _Scheme
+
+
+class Target(_Section):
+    """A hardware descriptor.
+
+    Attributes:
+        name: what it is called.
+        description: one line for people.
+        dialect: the operators its runtime takes.
+        activations: the precisions it multiplies in.
+        integer: the uniform weight formats it decodes, if any.
+        codebook: the look-up-table formats it decodes, if any.
+        preferred: the schemes chosen where the user asks for none.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    description: str
+    dialect: Literal["qxc"]
+    activations: Annotated[list[str], _one_of(ACTIVATIONS)]
+    integer: IntegerSupport | None = None
+    codebook: CodebookSupport | None = None
+    preferred: Preferred
+
+    def check(self, scheme: Scheme) -> None:
+        """Make sure that the target can run a scheme.
+
+        Raises:
+            UnsupportedByTargetError: it cannot; the message says what it can do.
+        """
+        if not self._holds(scheme.format):
+            held = "; ".join(str(support) for support in (self.integer, self.codebook) if support)
+            raise UnsupportedByTargetError(
+                f"target {self.name}", f"cannot hold weights as {scheme.format.name}", f"choose from: {held}"
+            )
+        if scheme.activation is not None and scheme.activation not in self.activations:
+            raise UnsupportedByTargetError(
+                f"target {self.name}",
+                f"cannot multiply activations as {scheme.activation}",
+                f"choose from: {', '.join(self.activations)}",
+            )
+
+    def _holds(self, fmt: Format) -> bool:
+        if isinstance(fmt, IntegerFormat):
+            return self.integer is not None and self.integer.holds(fmt)
+        if isinstance(fmt, CodebookFormat):
+            return self.codebook is not None and self.codebook.holds(fmt)
+        return False
+
+
+def _listed(values: list[Any]) -> str:
+    return "/".join(str(value) for value in values)
+
+
+def target_names() -> list[str]:
+    """The descriptors that come with the compiler."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Read a descriptor, by the name of one that comes with the compiler or by its file.
+
+    Raises:
+        TargetError: there is none, or it is not valid; the message names the field.
+        UnsupportedByTargetError: it prefers what it says it cannot do.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in target_names():
+        path = _FOLDER / f"{name_or_path}.yaml"
+    elif not path.is_file():
+        raise TargetError(
+            name_or_path, "no such target", f"name one of {', '.join(target_names())}, or a YAML file"
+        )
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise TargetError(path, "too large for a descriptor", "give a YAML file below 1 MiB")
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise TargetError(path, f"not readable YAML ({error})", "correct the file") from error
+    if not isinstance(fields, dict):
+        raise TargetError(path, "not a mapping of fields", "start from one of the descriptors of `qxc targets`")
+    try:
+        target = Target.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        remedy = "see docs/targets.md for the fields and their values"
+        raise TargetError(path, f"field {field}: {first['msg']}", remedy) from error
+    for scheme in (target.preferred.linear, target.preferred.head, target.preferred.embedding):
+        target.check(scheme)
+    return target

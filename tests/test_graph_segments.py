@@ -1,0 +1,176 @@
+"""Segments: together they are the model, each holds whole sites, and they pass on as little as possible."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graph_models import ARCHITECTURES, Builder, TensorProto, encoder_decoder, llama, mlp, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qxcompiler.graph import extract_segment, find_segments, find_sites, normalize
+
+
+def prepare(proto):
+    model = ir.from_proto(proto)
+    normalize(model)
+    sites = find_sites(model)
+    return model, sites, find_segments(model, sites)
+
+
+def run_segments(model, segments, feeds, *, weights_as_inputs=True, scale=1.0):
+    """Run segment after segment; return every value that any of them gave, by name."""
+    values = dict(feeds)
+    final = [value for value in model.graph.outputs]
+    home = {v: i for i, s in enumerate(segments) for v in s.outputs}
+    for index, segment in enumerate(segments):
+        extra = [v for v in final if v not in home] if index == len(segments) - 1 else ()
+        extracted = extract_segment(model, segment, weights_as_inputs=weights_as_inputs, extra_outputs=extra)
+        weights = {
+            site.operand.name: site.operand_array(site.weight.matrix() * scale)
+            for site in (*segment.embeddings, *segment.sites)
+            if weights_as_inputs
+        }
+        allowed = {value.name for value in (*model.graph.inputs, *segment.inputs)} | set(weights)
+        assert {value.name for value in extracted.graph.inputs} <= allowed
+        given_now = {name: values[name] for name in allowed - set(weights)} | weights
+        outputs = run(ir.to_proto(extracted), given_now)
+        for value in segment.outputs:
+            assert value.name in outputs
+        for site in segment.sites:
+            assert site.input.name in outputs or site.input.name in given_now
+        values |= outputs
+    return values
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("weights_as_inputs", [True, False])
+def test_segments_run_one_after_another_are_the_model(architecture, weights_as_inputs):
+    proto, feeds = ARCHITECTURES[architecture]()
+    model, _, segments = prepare(proto)
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    logits = model.graph.outputs[0].name
+    values = run_segments(model, segments, feeds, weights_as_inputs=weights_as_inputs)
+    np.testing.assert_allclose(values[logits], run(proto, feeds)[logits], rtol=1e-5, atol=1e-5)
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_site_inputs_are_the_values_of_the_whole_model():
+    proto, feeds = llama()
+    model, sites, segments = prepare(proto)
+    watched = {site.input.name for site in sites if site.kind == "linear"}
+    reference = ir.from_proto(proto)
+    existing = {value.name for value in reference.graph.outputs}
+    names = {value.name: value for node in reference.graph for value in node.outputs}
+    reference.graph.outputs.extend(names[name] for name in sorted(watched - existing))
+    expected = run(ir.to_proto(reference), feeds)
+    values = run_segments(model, segments, feeds)
+    assert len(watched) == 2 * 4 + 1
+    for name in watched:
+        np.testing.assert_allclose(values[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_weights_fed_are_the_weights_used():
+    proto, feeds = mlp((6, 6, 6))
+    model, sites, segments = prepare(proto)
+    proto_of = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for site in sites:
+        tensor = proto_of[site.weight.name]
+        tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(3)).tobytes()
+    output = proto.graph.output[0].name
+    values = run_segments(model, segments, feeds, scale=3.0)
+    np.testing.assert_allclose(values[output], run(proto, feeds)[output], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [
+        ("llama", [4, 3, 4, 3, 1]),
+        ("bert", [4, 2, 4, 2]),
+        ("gpt2", [2, 2, 2, 2, 1]),
+        ("phi3", [2, 2, 2, 2, 1]),
+        ("encoder_decoder", [4, 4, 2] * 3 + [1]),
+        ("vit", [4, 2, 4, 2, 1]),
+        ("mlp", [1, 1, 1, 1]),
+    ],
+)
+def test_a_layer_is_cut_into_its_residual_branches(architecture, sizes):
+    _, sites, segments = prepare(ARCHITECTURES[architecture]()[0])
+    assert [len(segment.sites) for segment in segments] == sizes
+    assert [s for segment in segments for s in segment.sites] == [s for s in sites if s.kind == "linear"]
+    assert segments[0].embeddings == [s for s in sites if s.kind == "embedding"]
+
+
+def test_segments_pass_on_one_activation_and_some_shapes():
+    _, _, segments = prepare(llama()[0])
+    for before, after in zip(segments, segments[1:], strict=False):
+        activations = [value for value in after.inputs if value.producer().op_type != "Shape"]
+        assert len(activations) == 1
+        assert activations[0] in before.outputs
+
+
+def test_a_value_that_lives_long_does_not_prevent_cuts():
+    b, width = Builder(), 8
+    first = b.linear("x", width, width)  # read by every layer that follows
+    x = first
+    for _ in range(20):
+        x = b.op("Tanh", b.op("Add", b.linear(x, width, width), first))
+    proto = b.model({"x": (TensorProto.FLOAT, ["n", width])}, [x])
+    model, _, segments = prepare(proto)
+    assert len(segments) > 10
+    feeds = {"x": b.random.standard_normal((3, width)).astype(np.float32)}
+    values = run_segments(model, segments, feeds)
+    np.testing.assert_allclose(values[x], run(proto, feeds)[x], rtol=1e-5, atol=1e-5)
+
+
+def test_sites_that_share_an_input_stay_together():
+    _, sites, segments = prepare(encoder_decoder()[0])
+    for segment in segments:
+        for site in segment.sites:
+            if not site.input.is_graph_input():
+                assert all(o in segment.sites for o in sites if o.input is site.input)
+
+
+def test_float16_boundaries_keep_their_type():
+    b, width = Builder(), 8
+    x = b.op("Cast", "x", to=TensorProto.FLOAT16)
+    for _ in range(3):
+        weight = b.constant(b.random.standard_normal((width, width)).astype(np.float16) / np.float16(3))
+        x = b.op("Tanh", b.op("MatMul", x, weight))
+    proto = b.model({"x": (TensorProto.FLOAT, ["n", width])}, [x])
+    model, _, segments = prepare(proto)
+    for node in model.graph:  # as if shape inference had found nothing
+        for value in node.outputs:
+            value.type = value.shape = None
+    feeds = {"x": b.random.standard_normal((3, width)).astype(np.float32)}
+    assert len(segments) == 3
+    values = run_segments(model, segments, feeds)
+    np.testing.assert_allclose(values[x], run(proto, feeds)[x], rtol=1e-2, atol=1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_graph_of_layers_and_additions_survives_segmentation(data):
+    b, width = Builder(seed=data.draw(st.integers(0, 2**16))), 4
+    values = ["x"]
+    for _ in range(data.draw(st.integers(1, 14))):
+        kind = data.draw(st.sampled_from(["linear", "linear", "add", "tanh", "reshape"]))
+        pick = st.sampled_from(values)
+        if kind == "linear":
+            values.append(b.linear(data.draw(pick), width, width))
+        elif kind == "add":
+            values.append(b.op("Add", data.draw(pick), data.draw(pick)))
+        elif kind == "tanh":
+            values.append(b.op("Tanh", data.draw(pick)))
+        else:  # the shape of one value, the data of another
+            values.append(b.op("Reshape", data.draw(pick), b.op("Shape", data.draw(pick))))
+    out = b.op("Sum", *values)
+    proto = b.model({"x": (TensorProto.FLOAT, ["n", width])}, [out])
+    model, sites, segments = prepare(proto)
+    assert [s for segment in segments for s in segment.sites] == sites
+    if sites:
+        assert all(segment.sites for segment in segments)
+        feeds = {"x": b.random.standard_normal((3, width)).astype(np.float32)}
+        found = run_segments(model, segments, feeds)
+        np.testing.assert_allclose(found[out], run(proto, feeds)[out], rtol=1e-4, atol=1e-5)
