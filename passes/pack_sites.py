@@ -12,7 +12,12 @@ from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import LAYOUT, PackedWeight
 from qxcompiler.runtime_ops.operators import DOMAIN, function_for, operator_name
 
-__all__ = ["PackSites"]
+__all__ = ["BLOCK", "ROLE", "SCHEME", "PackSites"]
+
+# metadata of a packed operator's node, for those who read a compiled model
+ROLE = "qxc.role"
+BLOCK = "qxc.block"
+SCHEME = "qxc.scheme"
 
 _NO_BIAS = "qxc.no_bias"
 
@@ -48,12 +53,11 @@ class PackSites(ir.passes.InPlacePass):
             ]
             operator = operator_name(scheme.format, "Gather" if site.kind == "embedding" else "MatMul")
             operators.add(operator)
-            rewriter = _SiteRewriter(site, initializers)
+            rewriter = _SiteRewriter(site, scheme, initializers)
             if site.kind == "embedding":
                 rewriter.replace_gather(operator, tensors, packed)
             else:
-                assert scheme.activation is not None
-                rewriter.replace_linear(operator, tensors, packed, scheme.activation)
+                rewriter.replace_linear(operator, tensors, packed)
         model.opset_imports[DOMAIN] = 1
         opset = model.opset_imports[""]
         for operator in sorted(operators):
@@ -81,25 +85,22 @@ class _Initializers:
 class _SiteRewriter:
     """Builds the nodes that take the place of one site's node."""
 
-    def __init__(self, site: Site, initializers: _Initializers) -> None:
+    def __init__(self, site: Site, scheme: Scheme, initializers: _Initializers) -> None:
         self._site = site
+        self._scheme = scheme
         self._initializers = initializers
 
     def replace_gather(self, operator: str, tensors: list[ir.Value], packed: PackedWeight) -> None:
-        rows = self._node(operator, [self._site.input, *tensors], DOMAIN, **_attributes(packed))
+        rows = self._packed_node(operator, [self._site.input, *tensors], packed)
         self._finish(self._cast(rows, ir.DataType.FLOAT, self._site.operand_dtype))
 
-    def replace_linear(
-        self, operator: str, tensors: list[ir.Value], packed: PackedWeight, activation: str
-    ) -> None:
+    def replace_linear(self, operator: str, tensors: list[ir.Value], packed: PackedWeight) -> None:
         site = self._site
         there, back = _feature_permutations(site)
         X = self._transpose(self._cast(site.input, site.operand_dtype, ir.DataType.FLOAT), there)
         bias = self._constant_bias()
         fused = bias if bias is not None else self._initializers.add(_NO_BIAS, torch.zeros(1))
-        Y = self._node(
-            operator, [X, *tensors, fused], DOMAIN, **_attributes(packed), activation=activation
-        )
+        Y = self._packed_node(operator, [X, *tensors, fused], packed)
         if site.alpha != 1:
             Y = self._node("Mul", [Y, self._scalar(site.alpha)])
         if site.bias is not None and bias is None:
@@ -130,6 +131,26 @@ class _SiteRewriter:
     def _cast(self, value: ir.Value, source: ir.DataType, to: ir.DataType) -> ir.Value:
         return value if source == to else self._node("Cast", [value], to=int(to))
 
+    def _packed_node(self, operator: str, inputs: list[ir.Value], packed: PackedWeight) -> ir.Value:
+        activation = {} if self._scheme.activation is None else {"activation": self._scheme.activation}
+        output = self._node(
+            operator,
+            inputs,
+            DOMAIN,
+            K=packed.in_features,
+            N=packed.out_features,
+            group_size=packed.format.group_length(packed.in_features),
+            layout=LAYOUT,
+            **activation,
+        )
+        node = output.producer()
+        assert node is not None
+        node.metadata_props[ROLE] = self._site.role
+        node.metadata_props[SCHEME] = str(self._scheme)
+        if self._site.block is not None:
+            node.metadata_props[BLOCK] = str(self._site.block)
+        return output
+
     def _node(self, operator: str, inputs: list[ir.Value], domain: str = "", **attributes: object) -> ir.Value:
         """Insert a node before the site's, and return its output."""
         node = ir.node(operator, inputs, attributes, domain=domain)  # type: ignore[arg-type]
@@ -150,15 +171,6 @@ class _SiteRewriter:
         assert producer is not None
         producer.name = node.name
         node.graph.remove(node, safe=True)
-
-
-def _attributes(packed: PackedWeight) -> dict[str, int | str]:
-    return {
-        "K": packed.in_features,
-        "N": packed.out_features,
-        "group_size": packed.format.group_length(packed.in_features),
-        "layout": LAYOUT,
-    }
 
 
 def _feature_permutations(site: Site) -> tuple[list[int] | None, list[int] | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -22,10 +24,10 @@ def prepare(proto):
 def run_segments(model, segments, feeds, *, weights_as_inputs=True, scale=1.0):
     """Run segment after segment; return every value that any of them gave, by name."""
     values = dict(feeds)
-    final = [value for value in model.graph.outputs]
-    home = {v: i for i, s in enumerate(segments) for v in s.outputs}
+    final = list(model.graph.outputs)
+    passed = {value for segment in segments for value in segment.outputs}
     for index, segment in enumerate(segments):
-        extra = [v for v in final if v not in home] if index == len(segments) - 1 else ()
+        extra = [v for v in final if v not in passed] if index == len(segments) - 1 else ()
         extracted = extract_segment(model, segment, weights_as_inputs=weights_as_inputs, extra_outputs=extra)
         weights = {
             site.operand.name: site.operand_array(site.weight.matrix() * scale)
@@ -74,12 +76,12 @@ def test_site_inputs_are_the_values_of_the_whole_model():
 def test_the_weights_fed_are_the_weights_used():
     proto, feeds = mlp((6, 6, 6))
     model, sites, segments = prepare(proto)
+    output = proto.graph.output[0].name
+    values = run_segments(model, segments, feeds, scale=3.0)
     proto_of = {tensor.name: tensor for tensor in proto.graph.initializer}
     for site in sites:
         tensor = proto_of[site.weight.name]
         tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(3)).tobytes()
-    output = proto.graph.output[0].name
-    values = run_segments(model, segments, feeds, scale=3.0)
     np.testing.assert_allclose(values[output], run(proto, feeds)[output], rtol=1e-5, atol=1e-5)
 
 
@@ -104,7 +106,7 @@ def test_a_layer_is_cut_into_its_residual_branches(architecture, sizes):
 
 def test_segments_pass_on_one_activation_and_some_shapes():
     _, _, segments = prepare(llama()[0])
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in pairwise(segments):
         activations = [value for value in after.inputs if value.producer().op_type != "Shape"]
         assert len(activations) == 1
         assert activations[0] in before.outputs

@@ -72,19 +72,34 @@ void decode_row(const PackedWeight& weight, Code code, int bits, int64_t row, in
   columns_decoder(code, bits)(weight, row, first, last, values);
 }
 
-void matmul_row_float(const PackedWeight& weight, Code code, int bits, const float* a, int64_t first, int64_t last,
-                      float* y, const float* bias, int64_t bias_stride) {
-  constexpr int64_t kChunk = 256;
+void matmul_float(const PackedWeight& weight, Code code, int bits, const float* a, int64_t rows, const bool* done,
+                  int64_t first, int64_t last, const Output& out) {
+  constexpr int kChunk = 256, kLanes = 8;
   const DecodeColumns decode = columns_decoder(code, bits);
   float values[kChunk];
   for (int64_t n = first; n < last; ++n) {
-    double sum = 0;
+    for (int64_t m = 0; m < rows; ++m) {
+      if (!done[m]) out.y[m * out.rows + n] = 0;
+    }
     for (int64_t k = 0; k < weight.columns; k += kChunk) {
       const int64_t count = smaller(kChunk, weight.columns - k);
       decode(weight, n, k, k + count, values);
-      for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(a[k + i]) * static_cast<double>(values[i]);
+      for (int64_t m = 0; m < rows; ++m) {
+        if (done[m]) continue;
+        const float* row = a + m * weight.columns + k;
+        float sums[kLanes] = {};  // independent, so that they fit a vector
+        int64_t i = 0;
+        for (; i + kLanes <= count; i += kLanes) {
+          for (int lane = 0; lane < kLanes; ++lane) sums[lane] += row[i + lane] * values[i + lane];
+        }
+        for (; i < count; ++i) sums[0] += row[i] * values[i];
+        for (int lane = 1; lane < kLanes; ++lane) sums[0] += sums[lane];
+        out.y[m * out.rows + n] += sums[0];
+      }
     }
-    y[n] = static_cast<float>(sum) + bias[n * bias_stride];
+    for (int64_t m = 0; m < rows; ++m) {
+      if (!done[m]) out.y[m * out.rows + n] += out.bias[n * out.bias_stride];
+    }
   }
 }
 

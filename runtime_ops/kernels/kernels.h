@@ -28,10 +28,10 @@ struct Kernels {
 void decode_row(const PackedWeight& weight, Code code, int bits, int64_t row, int64_t first, int64_t last,
                 float* values);
 
-// One row of A, as floats, times the decoded weights of output rows [first, last). NaN and infinity do as in any float
-// product.
-void matmul_row_float(const PackedWeight& weight, Code code, int bits, const float* a, int64_t first, int64_t last,
-                      float* y, const float* bias, int64_t bias_stride);
+// The rows of A [M, K] that are not yet `done`, times the decoded weights of output rows [first, last), in float: NaN
+// and infinity do as in any float product.
+void matmul_float(const PackedWeight& weight, Code code, int bits, const float* a, int64_t rows, const bool* done,
+                  int64_t first, int64_t last, const Output& out);
 
 // Null where the library was not built with that instruction set, or the processor lacks it.
 const Kernels* portable_kernels();

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kSerialWork = 1 << 16;  // multiplications for which waking a thread costs more than it saves
 constexpr int64_t kLargestUnitA8 = 256, kLargestUnitA16 = 32;
+constexpr int64_t kFewestOutputsA16 = 32;  // fewer may all cancel, and leave less than 16 bits can tell
 constexpr size_t kAlignment = 64;
 
 Activation parse_activation(const WeightInputs& weight, const std::string& name) {
@@ -84,32 +85,31 @@ void MatMulPacked::compute(const KernelContext& context) const {
   int64_t M = 1;
   for (size_t i = 0; i + 1 < a.shape.size(); ++i) M *= a.shape[i];
   if (M == 0) return;
+  const int64_t tiles = weight_inputs_.tiles();
 
   const auto run = [&context](int64_t count, bool serial, const auto& body) {
     if (!serial) return context.parallel_for(count, body);
     for (int64_t i = 0; i < count; ++i) body(i);
   };
 
-  const Scratch scratch(weight_inputs_, activation_, M);
-  const std::unique_ptr<bool[]> fits(new bool[static_cast<size_t>(M)]);
-  run(M, M * K < kSerialWork, [&](int64_t m) { fits[m] = quantize_(a.as<float>() + m * K, K, m, scratch.rows()); });
-
-  const int64_t tiles = weight_inputs_.tiles();
-  const int64_t calls = (tiles + kTilesPerCall - 1) / kTilesPerCall;
-  run(calls, M * K * N < kSerialWork, [&](int64_t call) {
-    const int64_t first = call * kTilesPerCall;
-    matmul_(weight, scratch.rows(), first, std::min(first + kTilesPerCall, tiles), out);
-  });
-
-  const WeightFormat format = weight_inputs_.format();
-  for (int64_t m = 0; m < M; ++m) {
-    if (fits[m]) continue;
-    run(tiles, K * N < kSerialWork, [&](int64_t tile) {
-      const int64_t first = tile * kTileRows;
-      matmul_row_float(weight, format.code, format.bits, a.as<float>() + m * K, first, std::min(first + kTileRows, N),
-                       out.y + m * N, out.bias, out.bias_stride);
+  const std::unique_ptr<bool[]> done(new bool[static_cast<size_t>(M)]());
+  const bool exact = activation_ == Activation::kA16 && N < kFewestOutputsA16;
+  if (!exact) {
+    const Scratch scratch(weight_inputs_, activation_, M);
+    run(M, M * K < kSerialWork, [&](int64_t m) { done[m] = quantize_(a.as<float>() + m * K, K, m, scratch.rows()); });
+    const int64_t calls = (tiles + kTilesPerCall - 1) / kTilesPerCall;
+    run(calls, M * K * N < kSerialWork, [&](int64_t call) {
+      const int64_t first = call * kTilesPerCall;
+      matmul_(weight, scratch.rows(), first, std::min(first + kTilesPerCall, tiles), out);
     });
   }
+  if (std::all_of(done.get(), done.get() + M, [](bool row_is_done) { return row_is_done; })) return;
+  const WeightFormat format = weight_inputs_.format();
+  run(tiles, M * K * N < kSerialWork, [&](int64_t tile) {
+    const int64_t first = tile * kTileRows;
+    matmul_float(weight, format.code, format.bits, a.as<float>(), M, done.get(), first, std::min(first + kTileRows, N),
+                 out);
+  });
 }
 
 }  // namespace qxc::ort

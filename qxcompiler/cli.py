@@ -1,0 +1,277 @@
+"""The command line: arguments in, tables or JSON out, exit statuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from qxcompiler.errors import QxcError
+
+__all__ = ["app", "main"]
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Compile ONNX models to 2 to 8 bits a weight for edge accelerators.",
+)
+_out = Console()
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL.onnx")]
+_Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json, or its folder. [default: the model's folder]")]
+
+
+class _Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class _Activations(StrEnum):
+    a16 = "a16"
+    a8 = "a8"
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A Hugging Face id, a folder with safetensors, or a GGUF file.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.", metavar="OUT")],
+) -> None:
+    """Export a Hugging Face model to ONNX, with its tokenizer and configuration."""
+    from qxcompiler.models import export as run
+    from qxcompiler.progress import track_on_terminal
+
+    folder = run(source, output, track=track_on_terminal)
+    files = sorted(file for file in folder.glob("*.onnx"))
+    _out.print(f"{', '.join(str(file) for file in files)} written", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compile(  # noqa: A001
+    model: _Model,
+    target: Annotated[str, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write. [default: MODEL-TARGET beside the model]")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")] = None,
+    activations: Annotated[_Activations | None, typer.Option(help="Precision of activations.")] = None,
+    quantizer: Annotated[str, typer.Option(help="rtn or gptq.")] = "gptq",
+    calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = 48,
+    length: Annotated[int, typer.Option(min=2, help="Tokens a sample.")] = 512,
+    keep: Annotated[str | None, typer.Option(help="Leave sites whose name or role this finds in float.", metavar="REGEX")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
+    device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _Device.auto,
+    seed: Annotated[int, typer.Option(help="Of random generators.")] = 0,
+    json: _Json = False,
+) -> None:
+    """Compile a model for a target."""
+    from qxcompiler.compiler import compile as run
+    from qxcompiler.progress import track_on_terminal
+
+    folder = output or model.with_name(f"{model.stem}-{Path(target).stem}")
+    start = time.perf_counter()
+    report = run(
+        model,
+        target,
+        folder,
+        weights=weights,
+        activations=activations,
+        quantizer=quantizer,
+        calibration=calibration,
+        samples=samples,
+        length=length,
+        keep=keep,
+        plan=plan,
+        device=device,
+        seed=seed,
+        track=track_on_terminal,
+    )
+    if json:
+        _print_json(report)
+        return
+    quantized = [site for site in report.sites if site.quantizer]
+    rows = {
+        "written to": str(folder),
+        "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
+        "bits per weight": f"{report.bits_per_weight:.3f} over {len(quantized)} of {len(report.sites)} sites",
+        "time": f"{time.perf_counter() - start:.0f} s",
+    }
+    if report.verification:
+        name, cosine = min(report.verification.cosine_similarity.items(), key=lambda item: item[1])
+        rows["verified"] = f"cosine similarity of {name} with the original {cosine:.4f}"
+    _print_rows(rows)
+    for warning in report.warnings:
+        _complain(f"qxc: warning: {warning}")
+
+
+@app.command("eval")
+def evaluate(
+    model: _Model,
+    text: Annotated[Path, typer.Option(help="Held-out samples: .txt, .jsonl with `text`, or .npz.")],
+    tokenizer: _Tokenizer = None,
+    windows: Annotated[int, typer.Option(min=1, help="How many windows of text, evenly spaced.")] = 40,
+    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    reference: Annotated[Path | None, typer.Option(help="The model to compare with.", metavar="REF.onnx")] = None,
+    json: _Json = False,
+) -> None:
+    """Measure perplexity, divergence from a reference, or, for encoders, similarity to it."""
+    from qxcompiler.evaluation import evaluate as run
+    from qxcompiler.progress import track_on_terminal
+
+    figures = run(
+        model,
+        text,
+        tokenizer=tokenizer,
+        windows=windows,
+        length=length,
+        reference=reference,
+        progress=lambda pairs: track_on_terminal(pairs, "evaluate"),
+    )
+    if json:
+        _print_json(figures)
+        return
+    fields = figures.model_dump(exclude={"kind", "outputs"}, exclude_none=True)
+    _print_rows(
+        {name.replace("_", " "): f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in fields.items()}
+    )
+
+
+@app.command()
+def generate(
+    model: _Model,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    tokenizer: _Tokenizer = None,
+) -> None:
+    """Let a language model continue a text."""
+    from qxcompiler.evaluation import generate as run
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    result = run(
+        model,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        tokenizer=tokenizer,
+        on_text=write,
+    )
+    write("\n")
+    _complain(
+        f"{len(result.tokens)} tokens"
+        + (f", {result.tokens_per_second:.1f} tokens per second" if result.tokens_per_second else "")
+        + ("" if result.uses_past else " (no past key values: the whole text is computed for each token)")
+    )
+
+
+@app.command()
+def inspect(model: _Model, json: _Json = False) -> None:
+    """List a model's sites, their roles, formats and sizes."""
+    from qxcompiler.report import inspect as run
+
+    found = run(model)
+    if json:
+        _print_json(found)
+        return
+    table = Table("block", "role", "operator", "in", "out", "format", "bits", "bytes", "name")
+    for site in found.sites:
+        table.add_row(
+            "" if site.block is None else str(site.block),
+            site.role,
+            site.operator,
+            str(site.in_features),
+            str(site.out_features),
+            site.format,
+            f"{site.bits_per_weight:.3f}",
+            f"{site.bytes:,}" if site.bytes else "shared",
+            escape(site.name),
+        )
+    _out.print(table)
+    rows = {"opset": str(found.opset), "nodes": str(found.nodes), "size": _megabytes(found.bytes)}
+    if found.bits_per_weight is not None:
+        rows["weights of sites"] = f"{_megabytes(found.site_bytes)}, {found.bits_per_weight:.3f} bits per weight"
+    _print_rows(rows)
+
+
+@app.command()
+def targets(name: Annotated[str | None, typer.Argument(help="Name or file of one target.")] = None) -> None:
+    """List the targets, or show one."""
+    import yaml
+
+    from qxcompiler.targets import load_target, target_names
+
+    if name is None:
+        _print_rows({known: load_target(known).description for known in target_names()})
+    else:
+        _out.out(yaml.safe_dump(load_target(name).model_dump(), sort_keys=False), end="")
+
+
+def _print_rows(rows: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    _out.print(table)
+
+
+def _print_json(result: BaseModel) -> None:
+    _out.out(result.model_dump_json(indent=2), highlight=False)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """Run the command line; every failure that a user can cause is one line and an exit status."""
+    signal.signal(signal.SIGTERM, _interrupt)  # tidy up as for Ctrl-C
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app(standalone_mode=False)
+    except QxcError as error:
+        _complain(f"qxc: error: {error}")
+        sys.exit(error.exit_status)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("qxc: error: interrupted: nothing was written")
+        sys.exit(_INTERRUPTED)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a bug of ours: show where
+            raise
+        _complain(f"qxc: error: {error.format_message()}: see `qxc --help`")
+        sys.exit(QxcError.exit_status)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What a model consists of: the sites of an original and the packed operators of a compiled model alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from pydantic import BaseModel
+
+from qxcompiler.errors import ModelError
+from qxcompiler.graph import Site, find_sites, load_model, model_files, normalize
+from qxcompiler.passes.pack_sites import BLOCK, ROLE, SCHEME
+from qxcompiler.runtime_ops.operators import DOMAIN
+
+__all__ = ["Inspection", "InspectedSite", "inspect"]
+
+
+class InspectedSite(BaseModel):
+    """One site.
+
+    Attributes:
+        name: of its node.
+        operator: what the node is.
+        role: what the layer does in its block.
+        block: which transformer block; None outside them.
+        in_features: K.
+        out_features: N.
+        format: a scheme such as `int3g128a/a16`, or the type of float weights.
+        bits_per_weight: everything stored for the weight, over its number of weights.
+        bytes: what the weight takes; 0 where an earlier site has the same weight.
+    """
+
+    name: str
+    operator: str
+    role: str
+    block: int | None
+    in_features: int
+    out_features: int
+    format: str
+    bits_per_weight: float
+    bytes: int
+
+
+class Inspection(BaseModel):
+    """A model.
+
+    Attributes:
+        opset: version of the standard operators.
+        nodes: how many nodes the main graph has.
+        bytes: size of the model's files.
+        site_bytes: what the weights of all sites take.
+        bits_per_weight: over the weights of all sites, each counted once; None without sites.
+        sites: a row a site, in the order of the graph.
+    """
+
+    opset: int
+    nodes: int
+    bytes: int
+    site_bytes: int
+    bits_per_weight: float | None
+    sites: list[InspectedSite]
+
+
+def inspect(path: str | Path) -> Inspection:
+    """List the sites of a model, original or compiled.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    path = Path(path)
+    model = load_model(path)
+    size = sum(file.stat().st_size for file in model_files(path, model))
+    nodes = len(model.graph)
+    normalize(model)
+    float_sites = {site.node: site for site in find_sites(model)}
+    seen: set[ir.Value] = set()
+    rows = []
+    for node in model.graph.all_nodes():
+        if node in float_sites:
+            row, weight = _float_row(float_sites[node]), float_sites[node].weight.value
+        elif node.domain == DOMAIN:
+            row, weight = _packed_row(path, node)
+        else:
+            continue
+        rows.append(row if weight not in seen else row.model_copy(update={"bytes": 0}))
+        seen.add(weight)
+    stored = [row for row in rows if row.bytes]
+    weights = sum(row.in_features * row.out_features for row in stored)
+    site_bytes = sum(row.bytes for row in stored)
+    return Inspection(
+        opset=model.opset_imports.get("", 0),
+        nodes=nodes,
+        bytes=size,
+        site_bytes=site_bytes,
+        bits_per_weight=8 * site_bytes / weights if weights else None,
+        sites=rows,
+    )
+
+
+def _float_row(site: Site) -> InspectedSite:
+    stored = site.weight.nbytes
+    constant = site.weight.value.const_value
+    assert constant is not None
+    return InspectedSite(
+        name=site.name,
+        operator=site.node.op_type,
+        role=site.role,
+        block=site.block,
+        in_features=site.in_features,
+        out_features=site.out_features,
+        format=constant.dtype.name.lower(),
+        bits_per_weight=8 * stored / (site.in_features * site.out_features),
+        bytes=stored,
+    )
+
+
+def _packed_row(path: Path, node: ir.Node) -> tuple[InspectedSite, ir.Value]:
+    tensors = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+    K, N = node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
+    packed = node.inputs[1] if len(node.inputs) > 2 else None
+    if packed is None or K < 1 or N < 1:
+        raise ModelError(path, f"node {node.name} is not a packed operator as qxc writes it", "compile the model again")
+    bias = node.op_type.startswith("MatMul")
+    stored = sum(tensor.nbytes for tensor in (tensors[:-1] if bias else tensors))
+    block = node.metadata_props.get(BLOCK, "")
+    return InspectedSite(
+        name=node.name or "",
+        operator=node.op_type,
+        role=node.metadata_props.get(ROLE, "other"),
+        block=int(block) if block.isdecimal() else None,
+        in_features=K,
+        out_features=N,
+        format=node.metadata_props.get(SCHEME, "unknown"),
+        bits_per_weight=8 * stored / (K * N),
+        bytes=stored,
+    ), packed
