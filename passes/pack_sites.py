@@ -45,19 +45,20 @@ class PackSites(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the model in place."""
         initializers = _Initializers(model)
+        tensors = {
+            weight: [initializers.add(f"{weight.name}.{name}", tensor) for name, tensor in packed.tensors.items()]
+            for weight, packed in self._weights.items()
+        }
         operators = set()
-        for site, scheme in self._schemes.items():
-            packed = self._weights[site.weight]
-            tensors = [
-                initializers.add(f"{site.weight.name}.{name}", tensor) for name, tensor in packed.tensors.items()
-            ]
+        # the last first: a replaced node's output is another value, which later sites must not have seen yet
+        for site, scheme in reversed(self._schemes.items()):
             operator = operator_name(scheme.format, "Gather" if site.kind == "embedding" else "MatMul")
             operators.add(operator)
-            rewriter = _SiteRewriter(site, scheme, initializers)
+            rewriter = _SiteRewriter(site, scheme, self._weights[site.weight], initializers)
             if site.kind == "embedding":
-                rewriter.replace_gather(operator, tensors, packed)
+                rewriter.replace_gather(operator, tensors[site.weight])
             else:
-                rewriter.replace_linear(operator, tensors, packed)
+                rewriter.replace_linear(operator, tensors[site.weight])
         model.opset_imports[DOMAIN] = 1
         opset = model.opset_imports[""]
         for operator in sorted(operators):
@@ -85,22 +86,23 @@ class _Initializers:
 class _SiteRewriter:
     """Builds the nodes that take the place of one site's node."""
 
-    def __init__(self, site: Site, scheme: Scheme, initializers: _Initializers) -> None:
+    def __init__(self, site: Site, scheme: Scheme, packed: PackedWeight, initializers: _Initializers) -> None:
         self._site = site
         self._scheme = scheme
+        self._packed = packed
         self._initializers = initializers
 
-    def replace_gather(self, operator: str, tensors: list[ir.Value], packed: PackedWeight) -> None:
-        rows = self._packed_node(operator, [self._site.input, *tensors], packed)
+    def replace_gather(self, operator: str, tensors: list[ir.Value]) -> None:
+        rows = self._packed_node(operator, [self._site.input, *tensors])
         self._finish(self._cast(rows, ir.DataType.FLOAT, self._site.operand_dtype))
 
-    def replace_linear(self, operator: str, tensors: list[ir.Value], packed: PackedWeight) -> None:
+    def replace_linear(self, operator: str, tensors: list[ir.Value]) -> None:
         site = self._site
         there, back = _feature_permutations(site)
         X = self._transpose(self._cast(site.input, site.operand_dtype, ir.DataType.FLOAT), there)
         bias = self._constant_bias()
         fused = bias if bias is not None else self._initializers.add(_NO_BIAS, torch.zeros(1))
-        Y = self._packed_node(operator, [X, *tensors, fused], packed)
+        Y = self._packed_node(operator, [X, *tensors, fused])
         if site.alpha != 1:
             Y = self._node("Mul", [Y, self._scalar(site.alpha)])
         if site.bias is not None and bias is None:
@@ -131,15 +133,15 @@ class _SiteRewriter:
     def _cast(self, value: ir.Value, source: ir.DataType, to: ir.DataType) -> ir.Value:
         return value if source == to else self._node("Cast", [value], to=int(to))
 
-    def _packed_node(self, operator: str, inputs: list[ir.Value], packed: PackedWeight) -> ir.Value:
+    def _packed_node(self, operator: str, inputs: list[ir.Value]) -> ir.Value:
         activation = {} if self._scheme.activation is None else {"activation": self._scheme.activation}
         output = self._node(
             operator,
             inputs,
             DOMAIN,
-            K=packed.in_features,
-            N=packed.out_features,
-            group_size=packed.format.group_length(packed.in_features),
+            K=self._packed.in_features,
+            N=self._packed.out_features,
+            group_size=self._packed.format.group_length(self._packed.in_features),
             layout=LAYOUT,
             **activation,
         )

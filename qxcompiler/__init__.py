@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from qxcompiler.compiler import compile
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from qxcompiler.errors import QxcError
-from qxcompiler.evaluation import evaluate, generate
-from qxcompiler.models import export
-from qxcompiler.report import inspect
-from qxcompiler.runtime_ops import ops_library, session
+
+if TYPE_CHECKING:
+    from qxcompiler.compiler import compile
+    from qxcompiler.evaluation import evaluate, generate
+    from qxcompiler.models import export
+    from qxcompiler.report import inspect
+    from qxcompiler.runtime_ops import ops_library, session
 
 __all__ = ["QxcError", "compile", "evaluate", "export", "generate", "inspect", "ops_library", "session"]
 __version__ = "0.1.0"
+
+_HOME = {
+    "compile": "compiler",
+    "evaluate": "evaluation",
+    "export": "models",
+    "generate": "evaluation",
+    "inspect": "report",
+    "ops_library": "runtime_ops",
+    "session": "runtime_ops",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is: PyTorch takes seconds, and a session on a device needs none of it."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"qxcompiler.{_HOME[name]}"), name)

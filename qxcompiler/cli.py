@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compile ONNX models to 2 to 8 bits a weight for edge accelerators.",
 )
-_out = Console()
+_out = Console(width=None if sys.stdout.isatty() else 200)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL.onnx")]
@@ -140,7 +140,7 @@ def evaluate(
         windows=windows,
         length=length,
         reference=reference,
-        progress=lambda pairs: track_on_terminal(pairs, "evaluate"),
+        track=track_on_terminal,
     )
     if json:
         _print_json(figures)
@@ -251,26 +251,29 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def main() -> NoReturn:
-    """Run the command line; every failure that a user can cause is one line and an exit status."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; every failure that a user can cause is one line and an exit status.
+
+    Args:
+        arguments: those of the process by default.
+    """
     signal.signal(signal.SIGTERM, _interrupt)  # tidy up as for Ctrl-C
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        app(standalone_mode=False)
+        status = app(arguments, standalone_mode=False) or 0
     except QxcError as error:
         _complain(f"qxc: error: {error}")
-        sys.exit(error.exit_status)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
+        status = error.exit_status
     except (KeyboardInterrupt, typer.Abort):
-        _complain("qxc: error: interrupted: nothing was written")
-        sys.exit(_INTERRUPTED)
+        status = _INTERRUPTED
     except Exception as error:
         if not hasattr(error, "format_message"):  # a bug of ours: show where
             raise
         _complain(f"qxc: error: {error.format_message()}: see `qxc --help`")
-        sys.exit(QxcError.exit_status)
-    sys.exit(0)
+        status = QxcError.exit_status
+    if status == _INTERRUPTED:  # typer returns it for Ctrl-C
+        _complain("qxc: error: interrupted: nothing was written")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def session(
         QxcError: the operators are not built.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; they are raised besides
+    options.log_severity_level = 4  # errors are raised, and need not be printed besides
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:

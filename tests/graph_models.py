@@ -58,7 +58,7 @@ class Builder:
         return self.op("LayerNormalization", x, self.weight(width), self.weight(width), axis=-1)
 
     def heads(self, x: str, count: int) -> str:
-        """[B, S, H] to [B, count, S, H / count], the batch and length taken from a `Shape`, as exporters do."""
+        """[B, S, H] to [B, count, S, H / count], batch and length taken from a `Shape`, as exporters do."""
         shape = self.op("Shape", x)
         lead = self.op("Slice", shape, self.ints(0), self.ints(2))
         full = self.op("Concat", lead, self.ints(count, -1), axis=0)

@@ -116,13 +116,15 @@ def test_short_data_file(external):
     assert "'weights.bin' is too short" in refusal(external)
 
 
-@pytest.mark.parametrize(("key", "value"), [("length", "4"), ("length", "1000000"), ("offset", "-4")])
+@pytest.mark.parametrize(("key", "value"), [("length", "4"), ("length", "1000000")])
 def test_claimed_extent_must_fit_the_shape(external, key, value):
     edit_external(external, key, value)
     assert "claims" in refusal(external)
 
 
-def test_offset_beyond_the_file(external):
+def test_offset_outside_the_file(external):
+    edit_external(external, "offset", "-4")
+    assert "offset must be non-negative" in refusal(external)
     edit_external(external, "offset", str(1 << 40))
     assert "too short" in refusal(external)
 
@@ -160,10 +162,12 @@ def test_external_data_of_a_constant_node_and_a_function_is_checked(tmp_path):
     tensor = TensorProto(name="w", data_type=FLOAT, dims=[8, 4], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="/etc/passwd")
     constant = helper.make_node("Constant", [], ["w"], value=tensor)
-    for inside_function in (False, True):
+    multiply = helper.make_node("MatMul", ["a", "w"], ["b"])
+    branch = helper.make_graph([constant, multiply], "branch", [], [onnx.ValueInfoProto(name="b")])
+    nested = helper.make_node("If", ["a"], ["b"], then_branch=branch, else_branch=branch)
+    for body in (None, [constant, multiply], [nested]):
         b = Builder()
-        if inside_function:
-            body = [constant, helper.make_node("MatMul", ["a", "w"], ["b"])]
+        if body:
             b.functions.append(
                 helper.make_function("f", "F", ["a"], ["b"], body, [helper.make_opsetid("", 18)])
             )
@@ -245,6 +249,14 @@ def test_cyclic_graph_is_refused():
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
     with pytest.raises(ModelError, match="loop: the graph is not valid"):
         normalize(model)
+
+
+def test_errors_after_loading_name_the_file(tmp_path):
+    b = Builder(opset=11)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b.model({"x": (FLOAT, [2, 2])}, [b.op("Foo", "x")]).SerializeToString())
+    with pytest.raises(ModelError, match=f"^{path}: cannot be converted from opset 11 to 18"):
+        raise_opset(load_model(path))
 
 
 def versioned_model(opset: int) -> onnx.ModelProto:

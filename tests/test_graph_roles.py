@@ -95,12 +95,36 @@ def test_a_product_without_activation_is_no_gate():
     assert {role for role, _ in roles_of(b.model({"x": (FLOAT, ["n", 8])}, [y]))} == {"other"}
 
 
+def test_a_condition_is_not_data():
+    b = Builder()
+    condition = b.op("Cast", b.linear("x", 8, 12), to=TensorProto.BOOL)
+    y = b.op("Where", condition, b.op("Relu", b.linear("x", 8, 12)), b.scalar(0))
+    y = b.op("Add", b.linear(y, 12, 8), b.linear("x", 8, 8))
+    roles = [role for role, _ in roles_of(b.model({"x": (FLOAT, ["n", 8])}, [y]))]
+    assert roles == ["other", "up", "down", "other"]
+
+
 def test_a_router_before_a_softmax_is_not_attention():
     b = Builder()
     y = b.op("Softmax", b.linear("x", 8, 4), axis=-1)
     y = b.op("MatMul", y, b.op("Tanh", b.linear("x2", 8, 4)))
     proto = b.model({"x": (FLOAT, [4, 8]), "x2": (FLOAT, [4, 8])}, [y])
     assert not {role for role, _ in roles_of(proto)} & {"query", "key", "value", "attention_output"}
+
+
+def test_self_attention_whose_sites_flatten_their_input_each():
+    b, x = Builder(), "x"
+    for _ in range(2):
+        normed = b.layer_norm(x, 8)
+        q, k, v = (
+            b.heads(
+                b.op("Reshape", b.linear(b.op("Reshape", normed, b.ints(-1, 8)), 8, 8), b.ints(2, 5, 8)), 2
+            )
+            for _ in range(3)
+        )
+        x = b.op("Add", x, b.linear(b.merge(b.attend(q, k, v, 4), 8), 8, 8))
+    proto = b.model({"x": (FLOAT, [2, 5, 8])}, [x])
+    assert roles_of(proto) == in_blocks([SEPARATE] * 2)
 
 
 def test_learned_position_bias_on_the_scores():

@@ -5,11 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from graph_models import ARCHITECTURES, Builder, TensorProto, encoder_decoder, llama, mlp, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from qxcompiler.graph import extract_segment, find_segments, find_sites, normalize
 
@@ -134,6 +136,14 @@ def test_sites_that_share_an_input_stay_together():
                 assert all(o in segment.sites for o in sites if o.input is site.input)
 
 
+def test_sites_that_share_a_recomputed_input_stay_together():
+    b, width = Builder(), 8
+    shared = b.op("Tanh", "x")  # depends on no site: every segment could compute it
+    both = b.op("Add", b.linear(shared, width, width), b.linear(shared, width, width))
+    proto = b.model({"x": (TensorProto.FLOAT, ["n", width])}, [b.linear(both, width, width)])
+    assert [len(segment.sites) for segment in prepare(proto)[2]] == [2, 1]
+
+
 def test_float16_boundaries_keep_their_type():
     b, width = Builder(), 8
     x = b.op("Cast", "x", to=TensorProto.FLOAT16)
@@ -149,6 +159,50 @@ def test_float16_boundaries_keep_their_type():
     assert len(segments) == 3
     values = run_segments(model, segments, feeds)
     np.testing.assert_allclose(values[x], run(proto, feeds)[x], rtol=1e-2, atol=1e-3)
+
+
+def test_a_body_with_a_site_stays_whole():
+    b, width = Builder(), 8
+    x = b.op("Tanh", b.linear("x", width, width))
+    inner = b.weight(width, width, name="inner_weight")
+
+    def body(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph(nodes, name, [], [onnx.ValueInfoProto(name=nodes[-1].output[0])])
+
+    # Both read x, a value of an earlier segment, from within; one also reads its shape.
+    branches = {
+        "then_branch": body("then", helper.make_node("MatMul", [x, inner], ["then_y"])),
+        "else_branch": body(
+            "else",
+            helper.make_node("Shape", [x], ["else_shape"]),
+            helper.make_node("Expand", [x, "else_shape"], ["else_y"]),
+        ),
+    }
+    x = b.linear(b.op("Relu", b.linear(b.op("If", "flag", **branches), width, width)), width, width)
+    proto = b.model({"x": (TensorProto.FLOAT, ["n", width]), "flag": (TensorProto.BOOL, [])}, [x])
+    model, sites, segments = prepare(proto)
+    assert [site.in_subgraph for site in sites] == [False, True, False, False]
+    assert [len(segment.sites) for segment in segments] == [1, 1, 1]
+    for flag in (True, False):
+        feeds = {"x": b.random.standard_normal((3, width)).astype(np.float32), "flag": np.array(flag)}
+        values = run_segments(model, segments, feeds)
+        np.testing.assert_allclose(values[x], run(proto, feeds)[x], rtol=1e-5, atol=1e-5)
+
+
+def test_segments_of_a_compiled_model_keep_its_functions():
+    b, width = Builder(), 8
+    body = [helper.make_node("MatMul", ["a", "w"], ["b"])]
+    imports = [helper.make_opsetid("", b.opset)]
+    b.functions.append(helper.make_function("qxc", "Packed", ["a", "w"], ["b"], body, imports))
+    b.domains["qxc"] = 1
+    x = b.op("Packed", b.linear("x", width, width), b.weight(width, width), domain="qxc")
+    x = b.linear(x, width, width)
+    proto = b.model({"x": (TensorProto.FLOAT, ["n", width])}, [x])
+    model, sites, segments = prepare(proto)
+    assert len(sites) == len(segments) == 2
+    feeds = {"x": b.random.standard_normal((3, width)).astype(np.float32)}
+    values = run_segments(model, segments, feeds)
+    np.testing.assert_allclose(values[x], run(proto, feeds)[x], rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)

@@ -297,5 +297,5 @@ def test_input_specs() -> None:
     assert (y.dtype, y.shape, str(y)) == (np.dtype(bool), None, "y bool [any shape]")
     assert y.accepts((1, 2, 3))
     text = ir.Value(name="s", type=ir.TensorType(ir.DataType.STRING))
-    with pytest.raises(CalibrationError, match="input s: .* is not a tensor of numbers"):
+    with pytest.raises(CalibrationError, match=r"input s: .* is not a tensor of numbers"):
         input_specs(ir.Model(ir.Graph([text], [], nodes=[], opset_imports={"": 18}), ir_version=10))

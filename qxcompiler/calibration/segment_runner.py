@@ -39,7 +39,7 @@ class SegmentRunner:
         self._linear = segment.sites
         self._outputs = [value.name or "" for value in segment.outputs]
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised, and need not be printed besides
         # between two runs the cores belong to the statistics
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         proto = ir.to_proto(extract_segment(model, segment))

@@ -48,18 +48,19 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # whatever the reader stumbles over in a damaged file
         raise ModelError(
-            path, f"damaged ONNX model ({_last_line(error)})", "export the model again"
+            path, f"damaged ONNX model ({_first_cause(error)})", "export the model again"
         ) from error
     folder = path.absolute().parent
     for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             tensor.base_dir = folder
         _check_tensor(path, folder, tensor)
+    model.meta["path"] = path  # for messages
     return model
 
 
 def model_files(path: str | os.PathLike[str], model: ir.Model) -> list[Path]:
-    """The files that a model just loaded from `path` consists of: the model itself, then its external data."""
+    """The files that a model just loaded from `path` consists of: the model's own, then its external data."""
     data = {Path(tensor.path) for tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)}
     return [Path(path), *sorted(data)]
 
@@ -86,8 +87,8 @@ def normalize(model: ir.Model) -> None:
         )(model)
     except Exception as error:
         raise ModelError(
-            model.graph.name or "model",
-            f"the graph is not valid ({_last_line(error)})",
+            _subject(model),
+            f"the graph is not valid ({_first_cause(error)})",
             "export the model again",
         ) from error
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
@@ -120,13 +121,13 @@ def raise_opset(model: ir.Model, minimum: int = 18) -> None:
     try:
         converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(stub), minimum)).graph
     except Exception as error:
-        missing = ", ".join(_missing_operators(model.graph, minimum))
-        reason = f"which has no operator {missing}" if missing else _last_line(error)
+        unknown = ", ".join(_missing_operators(model.graph, minimum))
+        reason = f"which has no operator {unknown}" if unknown else _first_cause(error)
         problem = f"cannot be converted from opset {opset} to {minimum} ({reason})"
-        raise ModelError(model.graph.name or "model", problem, remedy) from error
+        raise ModelError(_subject(model), problem, remedy) from error
     if missing := _missing_operators(converted, minimum):
         problem = f"opset {minimum} has no operator {', '.join(missing)}"
-        raise ModelError(model.graph.name or "model", problem, remedy)
+        raise ModelError(_subject(model), problem, remedy)
     inputs = list(converted.inputs)
     converted.inputs.clear()
     converted.inputs.extend(inputs[: len(model.graph.inputs)])
@@ -139,7 +140,7 @@ def raise_opset(model: ir.Model, minimum: int = 18) -> None:
 
 
 def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "model.onnx") -> None:
-    """Write `<folder>/<name>`, and its tensors of 1 KiB and more to `<name>.data` beside it.
+    """Write a normalized model to `<folder>/<name>` and its tensors from 1 KiB on to `<name>.data` beside it.
 
     Equal models give equal bytes. Every tensor in the data file starts on a multiple of 64 bytes, those from
     1 MiB on a page, so that a runtime can use them in place. The model itself is left as it was.
@@ -155,11 +156,11 @@ def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "mod
         with data_path.open("wb") as file:
             for value in values:
                 tensor = value.const_value
-                if (
-                    tensor is None
-                    or tensor.dtype == ir.DataType.STRING
-                    or tensor.nbytes < EXTERNAL_FROM_BYTES
-                ):
+                if tensor is None or tensor.dtype == ir.DataType.STRING:
+                    continue
+                if tensor.nbytes < EXTERNAL_FROM_BYTES:
+                    if isinstance(tensor, ir.ExternalTensor):
+                        (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
                     continue
                 boundary = PAGE if tensor.nbytes >= PAGE_FROM_BYTES else ALIGNMENT
                 file.write(bytes(-file.tell() % boundary))
@@ -189,6 +190,10 @@ def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "mod
     finally:
         for value, tensor in zip(values, originals, strict=True):
             value.const_value = tensor
+
+
+def _subject(model: ir.Model) -> object:
+    return model.meta.get("path") or model.graph.name or "model"
 
 
 def _missing_operators(graph: ir.Graph, opset: int) -> list[str]:
@@ -301,9 +306,9 @@ def _check_external(path: Path, folder: Path, tensor: ir.ExternalTensor, expecte
         )
 
 
-def _last_line(error: BaseException) -> str:
-    """The deepest cause, in one line short enough for a message."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+def _first_cause(error: BaseException) -> str:
+    """The first cause, in one line short enough for a message."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]

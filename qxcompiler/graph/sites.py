@@ -41,20 +41,23 @@ class Weight:
     @property
     def nbytes(self) -> int:
         """Size of the initializer in bytes."""
-        assert self.value.const_value is not None
-        return self.value.const_value.nbytes
+        return self._tensor.nbytes
 
     def matrix(self) -> torch.Tensor:
         """Read the weight from disk: float32 `[N, K]`, contiguous, the caller's own copy."""
-        if self.value.const_value is None:
-            raise ValueError(f"weight {self.name!r} holds no data")
-        array = self.value.const_value.numpy()
+        array = self._tensor.numpy()
         for dtype in self.casts:
             array = array.astype(dtype.numpy())
         rows, columns = self.out_features, self.in_features
         shape = (columns, rows) if self.transposed else (rows, columns)
         array = array.astype(np.float32).reshape(shape)
         return torch.from_numpy(np.ascontiguousarray(array.T if self.transposed else array))
+
+    @property
+    def _tensor(self) -> ir.TensorProtocol:
+        if self.value.const_value is None:
+            raise ValueError(f"weight {self.name!r} holds no data")
+        return self.value.const_value
 
 
 @dataclass(eq=False)
@@ -71,6 +74,8 @@ class Site:
         input: the activation X, or the indices of an embedding.
         operand: the value that the node itself reads as its weight, after any `Transpose`, `Identity` or
             `Cast`.
+        operand_shape: that value's shape, dimensions of 1 included.
+        operand_dtype: that value's type.
         operand_transposed: whether that value is `[K, N]` (after dropping dimensions of 1).
         activation_axis: the axis of X, and of Y, that holds the features: -1; -2 where the weight is the left
             operand of a `MatMul`; 1 for `Conv`.
@@ -163,10 +168,10 @@ class _Finder:
 
     def visit(self, node: ir.Node, *, in_subgraph: bool) -> None:
         recognize = _RECOGNIZERS.get(node.op_type) if node.domain == "" else None
-        found = recognize(node) if recognize else None
-        if found is None:
+        layout = recognize(node) if recognize else None
+        if layout is None:
             return
-        constant, layout = found.constant, found
+        constant = layout.constant
         rows, columns = constant.shape[layout.out_axis], constant.shape[layout.in_axis]
         others = [d for a, d in enumerate(constant.shape) if a not in (layout.out_axis, layout.in_axis)]
         # One input feature makes an outer product of two vectors, such as positions times rotary frequencies.

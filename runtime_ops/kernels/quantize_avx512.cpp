@@ -82,7 +82,7 @@ bool quantize_a16_avx512(const float* a, int64_t columns, int64_t row, const Qua
     for (; k < end; k += 16) {
       const __m512i q = nearest(load(a, k, columns), divisor, limit);
       const __m512i q_high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
-      const __m512i q_low = _mm512_sub_epi32(q, _mm512_slli_epi32(q_high, 8));
+      const __m512i q_low = _mm512_max_epi32(_mm512_sub_epi32(q, _mm512_slli_epi32(q_high, 8)), _mm512_set1_epi32(-127));
       store(high + k, q_high);
       store(low + k, q_low);
       high_sum = _mm512_add_epi32(high_sum, q_high);

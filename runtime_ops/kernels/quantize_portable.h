@@ -69,7 +69,7 @@ inline bool quantize_a16_portable(const float* a, int64_t columns, int64_t row, 
     for (int64_t k = first; k < last; ++k) {
       const int q = nearest(a[k] / scale, 32512);
       const int high = (q + 128) >> 8;
-      const int low = q - 256 * high;
+      const int low = q - 256 * high < -127 ? -127 : q - 256 * high;
       out.high[row * out.columns + k] = static_cast<int8_t>(high);
       out.low[row * out.columns + k] = static_cast<int8_t>(low);
       out.high_sums[row * out.units + unit] += high;

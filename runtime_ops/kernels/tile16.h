@@ -33,6 +33,7 @@ struct PackedWeight {
 // Rows of A as integers.
 //   a8:  a = scales[row] * high[k]
 //   a16: a = scales[row, unit of k] * (256 * high[k] + low[k])
+// Neither is ever -128, whose negative is no byte: one in 256 numbers of a16 is a step further off.
 // A unit is the columns whose products are added up as integers. It lies within a weight's group.
 struct QuantizedRows {
   int64_t rows;

@@ -1,0 +1,11 @@
+// Rows of A to integers, with AVX2.
+#pragma once
+
+#include "kernels.h"
+
+namespace qxc {
+
+bool quantize_a8_avx2(const float* a, int64_t columns, int64_t row, const QuantizedRows& out);
+bool quantize_a16_avx2(const float* a, int64_t columns, int64_t row, const QuantizedRows& out);
+
+}  // namespace qxc

@@ -1,0 +1,335 @@
+"""The whole compiler on tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import graph_models
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+import qxcompiler
+
+QUICK = {"samples": 6, "length": 16}
+
+
+def run(session: onnxruntime.InferenceSession, feeds):
+    wanted = {value.name for value in session.get_inputs()}
+    return session.run(None, {name: array for name, array in feeds.items() if name in wanted})
+
+
+def stock_session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def feeds_of(folder, name="llama", **settings):
+    """A model of `graph_models` on disk, and inputs for it."""
+    model, feeds = getattr(graph_models, name)(**settings)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx", feeds
+
+
+def relative_error(y, reference):
+    return np.linalg.norm(y - reference) / np.linalg.norm(reference)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "bound"),
+    [
+        ("int8g16", "a16", 0.02),
+        ("int8", "a8", 0.05),
+        ("int6g16a", "a16", 0.06),
+        ("int5g32a", "a16", 0.12),
+        ("int4g16a", "a16", 0.2),
+        ("int3g16", "a16", 0.5),
+        ("int2g16a", "a16", 0.9),
+        ("lut4g32", "a16", 0.2),
+        ("lut3g128t", "a8", 0.5),
+        ("lut2", "a16", 0.9),
+        ("nf4g64", "a16", 0.2),
+    ],
+)
+def test_a_language_model_follows_the_original(tiny, weights, activations, bound):
+    out = tiny.folder / "out"
+    report = qxcompiler.compile(
+        tiny.model, "cpu-x86", out, weights=weights, activations=activations, calibration=tiny.calibration, **QUICK
+    )
+    assert {path.name for path in out.iterdir()} == {
+        "model.onnx", "model.onnx.data", "plan.yaml", "report.json", "tokenizer.json", "config.json",
+    }  # fmt: skip
+    _, feeds = graph_models.llama(vocabulary=64)
+    feeds = {"input_ids": feeds["ids"], "position_ids": feeds["positions"], **feeds}
+    expected = run(stock_session(tiny.model), feeds)
+    packed = run(qxcompiler.session(out / "model.onnx"), feeds)
+    stock = run(stock_session(out / "model.onnx"), feeds)
+    for name, y, y_stock, reference in zip(("logits", *"kvkv"), packed, stock, expected, strict=True):
+        if activations == "a16":
+            np.testing.assert_allclose(y, y_stock, rtol=1e-3, atol=1e-3 * np.abs(reference).max(), err_msg=name)
+        else:  # a difference in the last bit can move an activation to the next int8
+            assert relative_error(y, y_stock) < 0.02, name
+        assert relative_error(y, reference) < bound, name
+    assert [site.scheme for site in report.sites if site.role == "query"] == [f"{weights}/{activations}"] * 2
+    assert not [node for node in onnx.load(out / "model.onnx").graph.node if node.op_type == "Gemm"]
+
+
+def test_the_report_counts_what_is_stored(tiny):
+    out = tiny.folder / "out"
+    report = qxcompiler.compile(tiny.model, "cpu-x86", out, weights="int3g16a", calibration=tiny.calibration, **QUICK)
+    assert json.loads((out / "report.json").read_text()) == json.loads(report.model_dump_json())
+    assert report.bytes_after == sum(path.stat().st_size for path in out.glob("model.onnx*"))
+    assert report.bytes_before == tiny.model.stat().st_size
+    model = onnx.load(out / "model.onnx")
+    stored = sum(
+        numpy_helper.to_array(tensor).nbytes
+        for tensor in model.graph.initializer
+        if tensor.name.endswith((".packed", ".scales", ".zero_points", ".codebook"))
+    )
+    assert sum(site.bytes for site in report.sites) == stored
+    weights = sum(site.in_features * site.out_features for site in report.sites if site.bytes)
+    assert report.bits_per_weight == pytest.approx(8 * stored / weights)
+    # the tied head and embedding share one packed tensor
+    tied = [site for site in report.sites if site.role in ("head", "embedding")]
+    assert len(tied) == 2
+    assert sorted(site.bytes > 0 for site in tied) == [False, True]
+    assert report.verification.samples == 2
+    assert all(0 < site.error < 0.6 for site in report.sites)
+
+
+def test_inspect_reads_original_and_compiled_alike(tiny):
+    out = tiny.folder / "out"
+    report = qxcompiler.compile(tiny.model, "cpu-x86", out, weights="lut3g16", calibration=tiny.calibration, **QUICK)
+    before, after = qxcompiler.inspect(tiny.model), qxcompiler.inspect(out / "model.onnx")
+    for row in ("role", "block", "in_features", "out_features", "name"):
+        assert [getattr(site, row) for site in before.sites] == [getattr(site, row) for site in after.sites], row
+    assert [site.format for site in after.sites] == [site.scheme for site in report.sites]
+    assert [site.bytes for site in after.sites] == [site.bytes for site in report.sites]
+    assert after.bits_per_weight == pytest.approx(report.bits_per_weight)
+    assert {site.format for site in before.sites} == {"float"}
+
+
+def test_kept_sites_stay_bit_for_bit(tiny):
+    out = tiny.folder / "out"
+    report = qxcompiler.compile(
+        tiny.model, "cpu-x86", out, weights="int4g16", keep="head|embedding|^down$", calibration=tiny.calibration, **QUICK
+    )
+    assert {site.role for site in report.sites if site.scheme == "float"} == {"head", "embedding", "down"}
+    before, after = ({t.name: t for t in onnx.load(path).graph.initializer} for path in (tiny.model, out / "model.onnx"))
+    kept = [name for name in after if name in before and np.prod(after[name].dims) > 40]
+    assert len(kept) >= 3
+    for name in kept:
+        assert numpy_helper.to_array(after[name]).tobytes() == numpy_helper.to_array(before[name]).tobytes()
+
+
+def test_an_edited_plan_is_followed(tiny):
+    first, second = tiny.folder / "first", tiny.folder / "second"
+    options = {"calibration": tiny.calibration, **QUICK}
+    qxcompiler.compile(tiny.model, "cpu-x86", first, weights="int4g16", **options)
+    plan = yaml.safe_load((first / "plan.yaml").read_text())
+    name = next(site for site, scheme in plan["sites"].items() if scheme == "int4g16/a16")
+    plan["sites"][name] = "lut2g32t/a8"
+    (tiny.folder / "edited.yaml").write_text(yaml.safe_dump(plan))
+    report = qxcompiler.compile(tiny.model, "cpu-x86", second, plan=tiny.folder / "edited.yaml", **options)
+    assert {site.name: site.scheme for site in report.sites} == plan["sites"]
+    assert yaml.safe_load((second / "plan.yaml").read_text()) == plan
+
+
+def test_the_same_seed_writes_the_same_bytes(tiny):
+    folders = tiny.folder / "a", tiny.folder / "b"
+    for folder in folders:
+        qxcompiler.compile(
+            tiny.model, "cpu-x86", folder, weights="lut3g16", calibration=tiny.calibration, seed=3, **QUICK
+        )
+    names = sorted(path.name for path in folders[0].iterdir())
+    assert names == sorted(path.name for path in folders[1].iterdir())
+    for name in names:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
+def test_gptq_is_nearer_to_the_original_than_rounding(tiny):
+    errors = {}
+    for quantizer in ("rtn", "gptq"):
+        out = tiny.folder / quantizer
+        qxcompiler.compile(
+            tiny.model, "cpu-x86", out, weights="int2g16a", keep="head|embedding", quantizer=quantizer,
+            calibration=tiny.calibration, samples=24, length=24,
+        )  # fmt: skip
+        figures = qxcompiler.evaluate(
+            out / "model.onnx", tiny.evaluation, windows=8, length=24, reference=tiny.model
+        )
+        errors[quantizer] = figures.kl_divergence
+    assert errors["gptq"] < errors["rtn"]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "phi3", "encoder_decoder", "vit", "mlp"])
+def test_any_architecture_calibrates_on_arrays(tmp_path, name):
+    model, feeds = feeds_of(tmp_path, name)
+    samples = {
+        key: np.repeat(array[:1], 4, axis=0) if key.startswith("past") else np.concatenate([array, array])
+        for key, array in feeds.items()
+    }
+    np.savez(tmp_path / "samples.npz", **samples)
+    out = tmp_path / "out"
+    report = qxcompiler.compile(model, "cpu-x86", out, weights="int8g16", calibration=tmp_path / "samples.npz")
+    assert not report.warnings
+    expected = run(stock_session(model), feeds)
+    for session in (qxcompiler.session(out / "model.onnx"), stock_session(out / "model.onnx")):
+        for y, reference in zip(run(session, feeds), expected, strict=True):
+            assert relative_error(y, reference) < 0.03
+
+
+def save_graph(folder, nodes, inputs, outputs, weights, opset=18, functions=(), opsets=()):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs],
+        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    imports = [helper.make_opsetid("", opset), *opsets]
+    model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def random(*shape, dtype=np.float32):
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def compile_and_compare(model, feeds, bound=0.02, **options):
+    """Compile by rounding to 8 bits without samples, and compare the outputs with the original's."""
+    out = model.parent / "out"
+    report = qxcompiler.compile(model, "cpu-x86", out, weights="int8g16", quantizer="rtn", **options)
+    expected = run(stock_session(model), feeds)
+    for session in (qxcompiler.session(out / "model.onnx"), stock_session(out / "model.onnx")):
+        for y, reference in zip(run(session, feeds), expected, strict=True):
+            assert y.dtype == reference.dtype
+            assert y.shape == reference.shape
+            error = relative_error(y.astype(np.float64), reference.astype(np.float64))
+            assert error < bound
+    return report, onnx.load(out / "model.onnx")
+
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+
+
+@pytest.mark.parametrize("bias", [(24,), (1, 24), (1,), (), (5, 24), (5, 1)])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.5, -2.0)])
+def test_gemm_with_any_bias(tmp_path, bias, alpha, beta):
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1, alpha=alpha, beta=beta)
+    model = save_graph(
+        tmp_path, [node], [("x", FLOAT, [5, 20])], [("y", FLOAT, [5, 24])],
+        {"w": random(24, 20), "b": random(*bias)},
+    )  # fmt: skip
+    compile_and_compare(model, {"x": random(5, 20)})
+
+
+def test_gemm_with_a_computed_bias(tmp_path):
+    nodes = [helper.make_node("Gemm", ["x", "w", "c"], ["y"], beta=0.5)]
+    model = save_graph(
+        tmp_path, nodes, [("x", FLOAT, [5, 20]), ("c", FLOAT, [24])], [("y", FLOAT, [5, 24])], {"w": random(20, 24)}
+    )
+    compile_and_compare(model, {"x": random(5, 20), "c": random(24)})
+
+
+def test_the_weight_on_the_left(tmp_path):
+    model = save_graph(
+        tmp_path, [helper.make_node("MatMul", ["w", "x"], ["y"])],
+        [("x", FLOAT, ["b", 20, 7])], [("y", FLOAT, ["b", 24, 7])], {"w": random(24, 20)},
+    )  # fmt: skip
+    compile_and_compare(model, {"x": random(3, 20, 7)})
+
+
+@pytest.mark.parametrize("spatial", [(7,), (4, 5), (2, 3, 4)])
+def test_pointwise_convolution(tmp_path, spatial):
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], kernel_shape=[1] * len(spatial))
+    model = save_graph(
+        tmp_path, [node], [("x", FLOAT, [2, 20, *spatial])], [("y", FLOAT, [2, 24, *spatial])],
+        {"w": random(24, 20, *[1] * len(spatial)), "b": random(24)},
+    )  # fmt: skip
+    compile_and_compare(model, {"x": random(2, 20, *spatial)})
+
+
+def test_half_precision_model(tmp_path):
+    nodes = [
+        helper.make_node("Gather", ["e", "ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    model = save_graph(
+        tmp_path, nodes, [("ids", TensorProto.INT64, ["b", "n"])], [("y", HALF, ["b", "n", 24])],
+        {"e": random(30, 20, dtype=np.float16), "w": random(20, 24, dtype=np.float16)},
+    )  # fmt: skip
+    compile_and_compare(model, {"ids": np.arange(12).reshape(2, 6)})
+
+
+def test_weights_in_the_branches_of_an_if(tmp_path):
+    def branch(weight):
+        output = helper.make_tensor_value_info(f"y_{weight}", FLOAT, None)
+        node = helper.make_node("MatMul", ["x", weight], [f"y_{weight}"], name=weight)
+        return helper.make_graph([node], weight, [], [output])
+
+    nodes = [
+        helper.make_node("MatMul", ["v", "outer"], ["x"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch("then"), else_branch=branch("else")),
+    ]
+    model = save_graph(
+        tmp_path, nodes, [("v", FLOAT, [3, 20]), ("c", TensorProto.BOOL, [])], [("y", FLOAT, [3, 24])],
+        {"outer": random(20, 20), "then": random(20, 24), "else": random(20, 24) + 1},
+    )  # fmt: skip
+    for condition in (True, False):
+        report, _ = compile_and_compare(model, {"v": random(3, 20), "c": np.array(condition)})
+    assert len(report.sites) == 3
+    assert sum("rounded to nearest" in warning for warning in report.warnings) == 2
+
+
+def test_weights_in_a_function_called_twice(tmp_path):
+    function = helper.make_function(
+        "mine", "Layer", ["x", "w"], ["y"], [helper.make_node("MatMul", ["x", "w"], ["y"])], [helper.make_opsetid("", 18)]
+    )
+    nodes = [
+        helper.make_node("Layer", ["x", "w"], ["h"], domain="mine"),
+        helper.make_node("Layer", ["h", "w"], ["y"], domain="mine"),
+    ]
+    model = save_graph(
+        tmp_path, nodes, [("x", FLOAT, [3, 20])], [("y", FLOAT, [3, 20])], {"w": random(20, 20)},
+        functions=[function], opsets=[helper.make_opsetid("mine", 1)],
+    )  # fmt: skip
+    report, compiled = compile_and_compare(model, {"x": random(3, 20)})
+    assert [site.bytes > 0 for site in report.sites] == [True, False]
+    assert len([tensor for tensor in compiled.graph.initializer if tensor.name.endswith(".packed")]) == 1
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17])
+def test_old_opsets_are_raised(tmp_path, opset):
+    squeeze = (
+        helper.make_node("Squeeze", ["h"], ["s"], axes=[0])
+        if opset < 13
+        else helper.make_node("Squeeze", ["h", "axes"], ["s"])
+    )
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), squeeze, helper.make_node("Softmax", ["s"], ["y"], axis=-1)]
+    weights = {"w": random(20, 24)} | ({} if opset < 13 else {"axes": np.array([0])})
+    model = save_graph(
+        tmp_path, nodes, [("x", FLOAT, [1, 3, 20])], [("y", FLOAT, [3, 24])], weights, opset=opset
+    )
+    _, compiled = compile_and_compare(model, {"x": random(1, 3, 20)}, bound=0.05)
+    assert next(imported.version for imported in compiled.opset_import if not imported.domain) == 18
+
+
+def test_large_weights_go_through_external_data(tmp_path):
+    model = save_graph(
+        tmp_path, [helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", FLOAT, [1, 64])], [("y", FLOAT, [1, 2048])],
+        {"w": random(64, 2048)},
+    )  # fmt: skip
+    loaded = onnx.load(model)
+    onnx.save(loaded, model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = (tmp_path / "weights.bin").read_bytes()
+    report, _ = compile_and_compare(model, {"x": random(1, 64)})
+    assert report.bytes_before > len(before) > 64 * 2048 * 4 - 1
+    assert (tmp_path / "weights.bin").read_bytes() == before

@@ -1,0 +1,182 @@
+"""The kernels against the Python decode, for every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operator_models import (
+    FAMILIES,
+    TOLERANCE,
+    available_isas,
+    expected_matmul,
+    format_of,
+    gather_model,
+    matmul_model,
+    random_rows,
+    random_weight,
+    relative_error,
+    run,
+    session_of,
+)
+
+from qxcompiler.formats import GROUP_SIZES
+
+SIZES = (1, 7, 31, 64, 100, 576, 1536, 4096)
+ISAS = available_isas()
+ACTIVATIONS = ("a16", "a8")
+
+
+def check(family: str, group_size: int | None, N: int, K: int, M: int, activation: str, isa: str, seed: int) -> None:
+    weight = random_weight(format_of(family, group_size), N, K, seed)
+    a, bias = random_rows((M, K), seed), np.random.default_rng(seed).standard_normal(N).astype(np.float32)
+    y = run(matmul_model(weight, activation, bias), a, isa)
+    assert relative_error(y, expected_matmul(weight, a, bias, activation)) <= TOLERANCE[activation]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_format_and_group_size(isa: str, family: str, activation: str) -> None:
+    for seed, (group_size, M) in enumerate(zip((*GROUP_SIZES, None), (1, 3, 1, 2, 9, 1), strict=True)):
+        check(family, group_size, N=40, K=300, M=M, activation=activation, isa=isa, seed=seed)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    family=st.sampled_from(FAMILIES),
+    group_size=st.sampled_from((*GROUP_SIZES, None)),
+    N=st.integers(1, 70),
+    K=st.integers(1, 600),
+    M=st.integers(1, 20),
+    activation=st.sampled_from(ACTIVATIONS),
+    isa=st.sampled_from(ISAS),
+    seed=st.integers(0, 2**31),
+)
+def test_random_shapes(
+    family: str, group_size: int | None, N: int, K: int, M: int, activation: str, isa: str, seed: int
+) -> None:
+    check(family, group_size, N, K, M, activation, isa, seed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_codes_come_out_bit_identical(isa: str, family: str) -> None:
+    """The rows of an identity matrix read every single weight out of the matrix product."""
+    weight = random_weight(format_of(family, 32), N=50, K=100, seed=1)
+    decoded = weight.decode().numpy()
+    y = run(matmul_model(weight, "a8"), np.eye(100, dtype=np.float32), isa).T
+    scales = weight.grid.column_scales(slice(None)).numpy()
+    np.testing.assert_array_equal(np.round(y / scales), decoded / scales)
+    single = np.concatenate(
+        [run(matmul_model(weight, "a8"), row[None], isa) for row in np.eye(100, dtype=np.float32)[60:70]]
+    ).T
+    np.testing.assert_array_equal(np.round(single / scales[:, 60:70]), (decoded / scales)[:, 60:70])
+
+
+@pytest.mark.parametrize("group_size", [16, 64, None])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gather_is_exactly_the_decode(family: str, group_size: int | None) -> None:
+    weight = random_weight(format_of(family, group_size), N=37, K=100, seed=2)
+    indices = np.array([[0, 36, 16], [-1, -37, 15]])
+    for dtype in (ir.DataType.INT64, ir.DataType.INT32):
+        y = run(gather_model(weight, dtype), indices.astype(dtype.numpy()), ISAS[-1])
+        np.testing.assert_array_equal(y, weight.decode().numpy()[indices])
+
+
+def test_gather_of_one_index_and_of_none() -> None:
+    weight = random_weight(format_of("int4", 32), N=5, K=40, seed=3)
+    session = session_of(gather_model(weight), ISAS[-1])
+    assert session.run(None, {"data": np.array(3)})[0].shape == (40,)
+    assert session.run(None, {"data": np.zeros((2, 0), np.int64)})[0].shape == (2, 0, 40)
+
+
+@pytest.mark.parametrize("index", [5, -6, 2**40])
+def test_gather_outside_the_matrix_is_an_error(index: int) -> None:
+    weight = random_weight(format_of("int4", 32), N=5, K=40, seed=3)
+    with pytest.raises(Exception, match=f"'the_node': index {index} is outside 5 rows"):
+        run(gather_model(weight), np.array([index]), ISAS[-1])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_shapes_of_a(isa: str, activation: str) -> None:
+    weight = random_weight(format_of("lut3", 32), N=40, K=100, seed=4)
+    session = session_of(matmul_model(weight, activation), isa)
+    for shape in ((100,), (0, 100), (2, 0, 100), (2, 3, 100), (1, 1, 1, 100), (130, 100)):
+        a = random_rows(shape, 5)
+        y = session.run(None, {"data": a})[0]
+        assert y.shape == (*shape[:-1], 40)
+        assert relative_error(y, expected_matmul(weight, a, 0, activation)) <= TOLERANCE[activation]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_with_nan_and_infinity_behave_as_in_a_float_product(isa: str, activation: str) -> None:
+    weight = random_weight(format_of("int3", 32), N=40, K=100, seed=6)
+    a = random_rows((6, 100), 7)
+    a[0, 3], a[2, 99], a[4, 0], a[5, [1, 2]] = np.nan, np.inf, -np.inf, (np.inf, -np.inf)
+    with np.errstate(invalid="ignore"):
+        reference = a.astype(np.float64) @ weight.decode().double().numpy().T
+    y = run(matmul_model(weight, activation), a, isa)
+    for row in (0, 2, 4, 5):
+        np.testing.assert_array_equal(np.isnan(y[row]), np.isnan(reference[row]))
+        np.testing.assert_array_equal(np.nan_to_num(y[row]), np.nan_to_num(reference[row].astype(np.float32)))
+    finite = [1, 3]
+    assert relative_error(y[finite], expected_matmul(weight, a[finite], 0, activation)) <= TOLERANCE[activation]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_numbers_of_extreme_size(isa: str, activation: str) -> None:
+    weight = random_weight(format_of("int4", 32), N=40, K=64, seed=8)
+    for magnitude in (1e-37, 1e-25, 1e30):
+        a = (random_rows((1, 64), 9) / 1e3 * np.float32(magnitude)).astype(np.float32)
+        y = run(matmul_model(weight, activation), a, isa)
+        assert relative_error(y, expected_matmul(weight, a, 0, activation)) <= TOLERANCE[activation]
+
+
+def test_instruction_sets_agree() -> None:
+    """Integers are exact everywhere; only the order of float additions differs."""
+    for family, activation in itertools.product(("int8", "int5@a", "lut4"), ACTIVATIONS):
+        weight = random_weight(format_of(family, 64), N=64, K=500, seed=10)
+        a = random_rows((5, 500), 11)
+        outputs = [run(matmul_model(weight, activation), a, isa) for isa in ISAS]
+        for y in outputs[1:]:
+            assert relative_error(y, outputs[0]) <= 5e-7
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_do_not_change_the_result(threads: int) -> None:
+    weight = random_weight(format_of("lut3", 128), N=333, K=576, seed=12)
+    a = random_rows((5, 576), 13)
+    model = matmul_model(weight, "a16")
+    np.testing.assert_array_equal(run(model, a, ISAS[-1], threads), run(model, a, ISAS[-1], 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_sweep(family: str) -> None:
+    """Rows are independent, so that one reference serves all M; group sizes take turns."""
+    group_sizes = itertools.cycle((128, 32, None, 64, 16, 256))
+    for K, N in itertools.product(SIZES, SIZES):
+        fmt = format_of(family, next(group_sizes))
+        weight = random_weight(fmt, N, K, seed=K * N)
+        a = random_rows((130, K), K + N)
+        large = K * N > 1_000_000
+        for activation in ACTIVATIONS:
+            if large and K != N and (K + N + len(activation)) % 2:
+                continue
+            bias = np.random.default_rng(N).standard_normal(N).astype(np.float32)
+            reference = expected_matmul(weight, a, 0, activation)
+            biased = session_of(matmul_model(weight, activation, bias), ISAS[-1], threads=2)
+            plain = session_of(matmul_model(weight, activation), ISAS[-1], threads=2)
+            for M in (0, 1, 3, 16, 130):
+                for session, add in ((biased, bias), (plain, np.float32(0))):
+                    y = session.run(None, {"data": a[:M].reshape(-1, 1, K)})[0]
+                    error = relative_error(y, (reference[:M] + add).reshape(-1, 1, N))
+                    assert error <= TOLERANCE[activation], (fmt.name, K, N, M, activation)
