@@ -23,39 +23,32 @@ def prepare(proto):
     return model, sites, find_segments(model, sites)
 
 
-def run_segments(model, segments, feeds, *, weights_as_inputs=True, scale=1.0):
+def run_segments(model, segments, feeds, *, scale=1.0):
     """Run segment after segment; return every value that any of them gave, by name."""
     values = dict(feeds)
     final = list(model.graph.outputs)
     passed = {value for segment in segments for value in segment.outputs}
     for index, segment in enumerate(segments):
-        extra = [v for v in final if v not in passed] if index == len(segments) - 1 else ()
-        extracted = extract_segment(model, segment, weights_as_inputs=weights_as_inputs, extra_outputs=extra)
+        given = {value.name for value in (*model.graph.inputs, *segment.inputs)}
+        last = [v for v in final if v not in passed] if index == len(segments) - 1 else ()
+        inputs = [site.input for site in segment.sites if site.input.name not in given]
+        extracted = extract_segment(model, segment, list(dict.fromkeys([*segment.outputs, *inputs, *last])))
         weights = {
             site.operand.name: site.operand_array(site.weight.matrix() * scale)
             for site in (*segment.embeddings, *segment.sites)
-            if weights_as_inputs
         }
-        allowed = {value.name for value in (*model.graph.inputs, *segment.inputs)} | set(weights)
-        assert {value.name for value in extracted.graph.inputs} <= allowed
-        given_now = {name: values[name] for name in allowed - set(weights)} | weights
-        outputs = run(ir.to_proto(extracted), given_now)
-        for value in segment.outputs:
-            assert value.name in outputs
-        for site in segment.sites:
-            assert site.input.name in outputs or site.input.name in given_now
-        values |= outputs
+        assert {value.name for value in extracted.graph.inputs} <= given | set(weights)
+        values |= run(ir.to_proto(extracted), {name: values[name] for name in given} | weights)
     return values
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("weights_as_inputs", [True, False])
-def test_segments_run_one_after_another_are_the_model(architecture, weights_as_inputs):
+def test_segments_run_one_after_another_are_the_model(architecture):
     proto, feeds = ARCHITECTURES[architecture]()
     model, _, segments = prepare(proto)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     logits = model.graph.outputs[0].name
-    values = run_segments(model, segments, feeds, weights_as_inputs=weights_as_inputs)
+    values = run_segments(model, segments, feeds)
     np.testing.assert_allclose(values[logits], run(proto, feeds)[logits], rtol=1e-5, atol=1e-5)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 

@@ -22,35 +22,16 @@ Operands = Mapping[Weight, torch.Tensor]
 
 
 class SegmentRunner:
-    """One segment as an onnxruntime session that takes its sites' weights as inputs.
-
-    So the same session runs with original and with quantized weights.
+    """Runs one segment with its sites' weights given, original or quantized.
 
     Args:
         model: the model that was segmented.
         segment: one of its segments.
-
-    Raises:
-        ModelError: onnxruntime cannot load the segment.
     """
 
     def __init__(self, model: ir.Model, segment: Segment) -> None:
-        self._sites = [*segment.embeddings, *segment.sites]
-        self._linear = segment.sites
-        self._outputs = [value.name or "" for value in segment.outputs]
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised, and need not be printed besides
-        # between two runs the cores belong to the statistics
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        proto = ir.to_proto(extract_segment(model, segment))
-        try:
-            self._session = onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's errors share no other base
-            raise _failure(segment, "cannot be loaded", error) from error
+        self._model = model
         self._segment = segment
-        self._input_names = {value.name for value in self._session.get_inputs()}
 
     def collect(
         self, streams: Sequence[Sample], operands: Operands, wanted: Collection[Weight], device: torch.device
@@ -62,24 +43,24 @@ class SegmentRunner:
             operands: float32 [N, K] for every weight of the segment.
             wanted: the weights whose statistics are asked for.
             device: where to keep them.
+
+        Raises:
+            ModelError: onnxruntime cannot run the segment.
         """
-        readers = [site for site in self._linear if site.weight in wanted]
-        inputs_of = {
-            weight: frozenset((site.input.name or "", site.activation_axis) for site in readers if site.weight is weight)
-            for weight in wanted
-        }
-        shared = {
-            key: InputStatistics.empty(weight.in_features, device) for weight, key in inputs_of.items()
-        }
-        computed = sorted({site.input.name or "" for site in readers} - self._input_names)
-        weights = self._weight_feeds(operands)
+        readers = [site for site in self._segment.sites if site.weight in wanted]
+        sources = {weight: frozenset(_source(site) for site in readers if site.weight is weight) for weight in wanted}
+        statistics = {source: InputStatistics.empty(weight.in_features, device) for weight, source in sources.items()}
+        given = {*streams[0]}
+        computed = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
+        run = _Run(self._model, self._segment, computed, operands)
         for stream in streams:
-            values = {**stream, **dict(zip(computed, self._run(stream, weights, computed), strict=True))}
-            for key, accumulated in shared.items():
-                for name, axis in sorted(key):
+            values = stream | run(stream)
+            for source, collected in statistics.items():
+                for name, axis in sorted(source):
                     X = np.moveaxis(values[name], axis, -1)
-                    accumulated.add(torch.from_numpy(X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)))
-        return {weight: shared[key] for weight, key in inputs_of.items()}
+                    tokens = X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)
+                    collected.add(torch.from_numpy(tokens))
+        return {weight: statistics[source] for weight, source in sources.items()}
 
     def advance(self, streams: Sequence[Sample], operands: Operands, keep: Collection[str | None]) -> None:
         """Compute what the segment passes on, and forget what no later segment reads.
@@ -88,37 +69,65 @@ class SegmentRunner:
             streams: as in `collect`; the values passed on are added in place.
             operands: float32 [N, K] for every weight of the segment, quantized ones decoded.
             keep: the names of the values that later segments read.
-        """
-        weights = self._weight_feeds(operands)
-        passed_before = {value.name for value in self._segment.inputs}
-        for stream in streams:
-            passed = self._run(stream, weights, self._outputs)
-            for name in passed_before - set(keep):
-                stream.pop(name or "", None)
-            stream.update(zip(self._outputs, passed, strict=True))
 
-    def _weight_feeds(self, operands: Operands) -> Sample:
-        return {
-            site.operand.name or "": site.operand_array(operands[site.weight])
+        Raises:
+            ModelError: onnxruntime cannot run the segment.
+        """
+        run = _Run(self._model, self._segment, self._segment.outputs, operands)
+        done = {value.name for value in self._segment.inputs} - set(keep)
+        for stream in streams:
+            passed = run(stream)
+            for name in done:
+                stream.pop(name or "", None)
+            stream.update(passed)
+
+
+class _Run:
+    """Computes some values of a segment, with given weights, for one sample after the other."""
+
+    def __init__(
+        self, model: ir.Model, segment: Segment, outputs: Sequence[ir.Value], operands: Operands
+    ) -> None:
+        self._sites: list[Site] = [*segment.embeddings, *segment.sites]
+        self._outputs = [value.name or "" for value in outputs]
+        if not outputs:
+            return
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors are raised, and need not be printed besides
+        # between two runs the cores belong to the statistics
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        proto = ir.to_proto(extract_segment(model, segment, outputs))
+        try:
+            self._session = onnxruntime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors share no other base
+            raise self._failure("cannot be loaded", error) from error
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self._weights = {
+            site.operand.name: site.operand_array(operands[site.weight])
             for site in self._sites
-            if site.operand.name in self._input_names
+            if site.operand.name in self._inputs
         }
 
-    def _run(self, stream: Sample, weights: Sample, outputs: list[str]) -> list[npt.NDArray[Any]]:
-        if not outputs:
-            return []
-        feeds = {name: value for name, value in stream.items() if name in self._input_names}
+    def __call__(self, stream: Sample) -> Sample:
+        if not self._outputs:
+            return {}
+        feeds = {name: value for name, value in stream.items() if name in self._inputs}
         try:
-            values: list[npt.NDArray[Any]] = self._session.run(outputs, feeds | weights)
+            values: list[npt.NDArray[Any]] = self._session.run(self._outputs, feeds | self._weights)
         except Exception as error:
-            raise _failure(self._segment, "fails on the calibration samples", error) from error
-        return values
+            raise self._failure("fails on the calibration samples", error) from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def _failure(self, problem: str, error: Exception) -> ModelError:
+        return ModelError(
+            f"the part of the model around {self._sites[0].name}",
+            f"{problem} ({error})",
+            "check that the model runs in onnxruntime",
+        )
 
 
-def _failure(segment: Segment, problem: str, error: Exception) -> ModelError:
-    sites: list[Site] = [*segment.embeddings, *segment.sites]
-    return ModelError(
-        f"the part of the model around {sites[0].name}",
-        f"{problem} ({error})",
-        "check that the model runs in onnxruntime",
-    )
+def _source(site: Site) -> tuple[str, int]:
+    """The value that a linear site reads, and the axis of its features."""
+    return site.input.name or "", site.activation_axis

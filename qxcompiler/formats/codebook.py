@@ -14,8 +14,8 @@ __all__ = ["CODEBOOK_BITS", "CodebookFormat", "CodebookGrid", "normal_float_leve
 
 CODEBOOK_BITS = (2, 3, 4)
 _LARGEST_ENTRY = 127
-_KMEANS_ITERATIONS = 25
-_SCALE_REFINEMENTS = 3
+_KMEANS_ITERATIONS = 15
+_SCALE_REFINEMENTS = 2
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,6 @@ def weighted_kmeans(points: torch.Tensor, mass: torch.Tensor, clusters: int) -> 
         cluster_mass = total_mass.gather(1, ends).diff(dim=1)
         cluster_total = total.gather(1, ends).diff(dim=1)
         centres = torch.where(cluster_mass > 0, cluster_total / cluster_mass.clamp(min=1e-300), centres)
-        centres = centres.sort(dim=1).values
     return centres.float()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["Segment", "extract_segment", "find_segments"]
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -76,32 +76,21 @@ def find_segments(model: ir.Model, sites: Sequence[Site]) -> list[Segment]:
     return segments
 
 
-def extract_segment(
-    model: ir.Model,
-    segment: Segment,
-    *,
-    weights_as_inputs: bool = True,
-    extra_outputs: Iterable[ir.Value] = (),
-) -> ir.Model:
-    """Make a model of one segment; the graph that it comes from is left as it is.
+def extract_segment(model: ir.Model, segment: Segment, outputs: Sequence[ir.Value]) -> ir.Model:
+    """Make a model that computes some values of one segment; the graph that it comes from is left as it is.
 
-    Inputs, by name, as far as they are needed: the graph's inputs, `segment.inputs`, and, with
-    `weights_as_inputs`, the value `site.operand` of every site, to be fed with `site.operand_array(matrix)`.
-    Outputs: `segment.outputs`, the input activation of every site (`site.input`), and `extra_outputs`; those
-    that are inputs already are left out. Where nothing remains, the output is that of the last site.
+    Its inputs, by name, as far as they are needed: the graph's inputs, `segment.inputs`, and the value
+    `site.operand` of every site, to be fed with `site.operand_array(matrix)`.
 
     Args:
         model: the model that was segmented.
         segment: one of its segments.
-        weights_as_inputs: whether the sites' weights are inputs, rather than constants copied into the model.
-        extra_outputs: further values of this segment to compute.
+        outputs: at least one value that a node of the segment computes.
     """
     sites = [*segment.embeddings, *segment.sites]
-    operands = {site.operand: None for site in sites} if weights_as_inputs else {}
+    operands = {site.operand: None for site in sites}
     given = dict.fromkeys([*model.graph.inputs, *segment.inputs, *operands])
-    wanted = dict.fromkeys([*segment.outputs, *(site.input for site in sites), *extra_outputs])
-    outputs = [value for value in wanted if value not in given] or [sites[-1].node.outputs[0]]
-    graph = ir.convenience.extract(model.graph, list(given), outputs)
+    graph = ir.convenience.extract(model.graph, list(given), list(outputs))
     for original, value in zip(given, list(graph.inputs), strict=True):
         if original in operands:
             graph.initializers.pop(value.name or "", None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from qxcompiler.calibration.statistics import InputStatistics
@@ -39,15 +42,27 @@ def gptq(weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None) 
     for start in range(0, K, _BLOCK):
         end = min(start + _BLOCK, K)
         E = torch.empty(end - start, W.shape[1], device=W.device)
-        for i in range(start, end):
-            w = W[i].unsqueeze(1)
-            q = grid.encode(w, columns[i])
-            codes[i] = q.squeeze(1)
-            error = (w - grid.decode(q, columns[i])).squeeze(1) / U[i, i]
-            W[i + 1 : end].addr_(U[i, i + 1 : end], error, alpha=-1)
-            E[i - start] = error
+        with _one_thread():
+            for i in range(start, end):
+                w = W[i].unsqueeze(1)
+                q = grid.encode(w, columns[i])
+                codes[i] = q.squeeze(1)
+                error = (w - grid.decode(q, columns[i])).squeeze(1) / U[i, i]
+                W[i + 1 : end].addr_(U[i, i + 1 : end], error, alpha=-1)
+                E[i - start] = error
         W[end:].addmm_(U[start:end, end:].T, E, alpha=-1)
     return QuantizedWeight(grid, codes[torch.argsort(order)].T.contiguous())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A single column is too little work to share: threads would wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _inverse_factor(H: torch.Tensor) -> torch.Tensor:

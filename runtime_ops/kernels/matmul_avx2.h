@@ -38,7 +38,6 @@ constexpr int steps_in_16_bits() {
 // What the bytes stand above the numbers, besides a zero point.
 template <Code code, int bits>
 constexpr int32_t offset_of() {
-  if (code == Code::kUInt) return bits == 8 ? -128 : 0;
   return signed_bytes<code, bits>() ? 0 : 1 << (bits - 1);
 }
 
@@ -132,19 +131,21 @@ QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a
     }
     const int64_t at = at_group + half * kHalfRows;
     const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.scales + at)));
-    __m256i offset = _mm256_set1_epi32(offset_of<code, bits>());
+    __m256 zeros = _mm256_setzero_ps();
     if constexpr (code == Code::kUInt) {
       const __m128i zero_points = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.zero_points + at));
-      offset = _mm256_add_epi32(offset, _mm256_cvtepu8_epi32(zero_points));
+      const __m256i middle = _mm256_set1_epi32(1 << (bits - 1));
+      zeros = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(zero_points), middle));
     }
 #pragma GCC unroll 4
     for (int m = 0; m < rows; ++m) {
       const int64_t of_unit = (row + m) * a.units + unit;
       int32_t sum = a.high_sums[of_unit];
       if constexpr (activation == Activation::kA16) sum = 256 * sum + a.low_sums[of_unit];
-      const __m256i total = _mm256_sub_epi32(totals[m], _mm256_mullo_epi32(offset, _mm256_set1_epi32(sum)));
+      const __m256i total = _mm256_sub_epi32(totals[m], _mm256_set1_epi32(offset_of<code, bits>() * sum));
       __m256 product = _mm256_cvtepi32_ps(total);
       if constexpr (activation == Activation::kA16) product = _mm256_mul_ps(product, _mm256_set1_ps(a.scales[of_unit]));
+      if constexpr (code == Code::kUInt) product = _mm256_fnmadd_ps(zeros, _mm256_set1_ps(a.sums[of_unit]), product);
       float* to = y[m] + half * kHalfRows;
       _mm256_store_ps(to, _mm256_fmadd_ps(product, scale, _mm256_load_ps(to)));
     }

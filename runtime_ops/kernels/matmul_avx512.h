@@ -52,7 +52,7 @@ constexpr int classes_of() {
 // What all codes of a format have been raised by, to be unsigned.
 template <Code code, int bits>
 constexpr int32_t offset_of() {
-  return code == Code::kInt ? 1 << (bits - 1) : code == Code::kLut ? 128 : 0;
+  return code == Code::kLut ? 128 : 1 << (bits - 1);
 }
 
 // Sums of products over a unit, in several accumulators so that the additions overlap.
@@ -88,14 +88,16 @@ struct Accumulators {
   }
 };
 
-template <Code code>
-QXC_INLINE __m512i subtract_zero_points(__m512i total, const PackedWeight& weight, int64_t tile_group, int32_t sum) {
+// The sums of products with codes less 2^(bits-1), made those with codes less their zero points.
+template <Code code, int bits>
+QXC_INLINE __m512 subtract_zero_points(__m512 products, const PackedWeight& weight, int64_t tile_group, float sum) {
   if constexpr (code == Code::kUInt) {
     const __m128i bytes =
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.zero_points + tile_group * kTileRows));
-    total = _mm512_sub_epi32(total, _mm512_mullo_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(sum)));
+    const __m512i zeros = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(1 << (bits - 1)));
+    products = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(zeros), _mm512_set1_ps(sum), products);
   }
-  return total;
+  return products;
 }
 
 // One unit's sums in both halves of a16, or the one of a8.
@@ -124,13 +126,10 @@ struct UnitSums {
 
   QXC_INLINE __m512 total(const PackedWeight& weight, int64_t tile_group, int64_t at) const {
     __m512i total = high.total();
-    int32_t sum = a.high_sums[at];
-    if constexpr (kA16) {
-      total = _mm512_add_epi32(_mm512_slli_epi32(total, 8), low.total());
-      sum = 256 * sum + a.low_sums[at];
-    }
-    const __m512 result = _mm512_cvtepi32_ps(subtract_zero_points<Block::kCode>(total, weight, tile_group, sum));
-    return kA16 ? _mm512_mul_ps(result, _mm512_set1_ps(a.scales[at])) : result;
+    if constexpr (kA16) total = _mm512_add_epi32(_mm512_slli_epi32(total, 8), low.total());
+    __m512 products = _mm512_cvtepi32_ps(total);
+    if constexpr (kA16) products = _mm512_mul_ps(products, _mm512_set1_ps(a.scales[at]));
+    return subtract_zero_points<Block::kCode, Block::kBits>(products, weight, tile_group, a.sums[at]);
   }
 };
 
@@ -257,13 +256,10 @@ QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a
     for (int m = 0; m < rows; ++m) {
       const int64_t at = (row + m) * a.units + unit;
       __m512i total = high[m][t];
-      int32_t sum = a.high_sums[at];
-      if constexpr (kA16) {
-        total = _mm512_add_epi32(_mm512_slli_epi32(total, 8), low[m][t]);
-        sum = 256 * sum + a.low_sums[at];
-      }
-      __m512 product = _mm512_cvtepi32_ps(subtract_zero_points<code>(total, weight, tile_group, sum));
+      if constexpr (kA16) total = _mm512_add_epi32(_mm512_slli_epi32(total, 8), low[m][t]);
+      __m512 product = _mm512_cvtepi32_ps(total);
       if constexpr (kA16) product = _mm512_mul_ps(product, _mm512_set1_ps(a.scales[at]));
+      product = subtract_zero_points<code, bits>(product, weight, tile_group, a.sums[at]);
       _mm512_store_ps(y[m][t], _mm512_fmadd_ps(product, scale, _mm512_load_ps(y[m][t])));
     }
   }

@@ -10,10 +10,9 @@ namespace {
 constexpr int kLargestUnit = 256;
 constexpr int kRowsPerPass = 64;
 
-// The numbers, before scaling, of one unit of one tile: [unit / 4, 16, 4].
+// The numbers, before scaling, of one unit of one tile: [unit / 4, 16, 4]. Integers as if they had no zero points.
 template <Code code, int bits>
 void decode_unit(const PackedWeight& weight, int64_t tile, int64_t first_column, int64_t unit, int16_t* values) {
-  const int64_t group = first_column / weight.group_size;
   for (int64_t k = 0; k < unit; k += 4) {
     const int64_t block = (first_column + k) / kBlockColumns;
     const int step = static_cast<int>((first_column + k) % kBlockColumns) / 4;
@@ -22,10 +21,8 @@ void decode_unit(const PackedWeight& weight, int64_t tile, int64_t first_column,
       const int stored = code_at<bits>(lines, step, lane);
       const int row = lane / 4;
       int value;
-      if constexpr (code == Code::kInt) {
+      if constexpr (code != Code::kLut) {
         value = stored - (1 << (bits - 1));
-      } else if constexpr (code == Code::kUInt) {
-        value = stored - weight.zero_points[(tile * weight.groups + group) * kTileRows + row];
       } else {
         const int64_t table = weight.codebook_per_tensor ? 0 : tile * kTileRows + row;
         value = weight.codebook[(table << bits) + stored];
@@ -53,7 +50,7 @@ void matmul_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   for (int64_t unit = 0; unit < a.units; ++unit) {
     const int64_t first_column = unit * a.unit;
     const int64_t columns = smaller(a.unit, a.columns - first_column);
-    const uint16_t* scales = weight.scales + (tile * weight.groups + first_column / weight.group_size) * kTileRows;
+    const int64_t at_group = (tile * weight.groups + first_column / weight.group_size) * kTileRows;
     decode_unit<code, bits>(weight, tile, first_column, columns, values);
     for (int64_t m = 0; m < rows; ++m) {
       const int64_t row = first_row + m;
@@ -66,7 +63,12 @@ void matmul_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
         unit_scale = a.scales[row * a.units + unit];
       }
       for (int r = 0; r < kTileRows; ++r) {
-        sums[m][r] += half_to_float(scales[r]) * (unit_scale * static_cast<float>(totals[r]));
+        float product = unit_scale * static_cast<float>(totals[r]);
+        if constexpr (code == Code::kUInt) {
+          const int zero = weight.zero_points[at_group + r] - (1 << (bits - 1));
+          product -= static_cast<float>(zero) * a.sums[row * a.units + unit];
+        }
+        sums[m][r] += half_to_float(weight.scales[at_group + r]) * product;
       }
     }
   }

@@ -49,6 +49,14 @@ inline void store(int8_t* q, __m256i values) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(q), _mm_packs_epi16(words, words));
 }
 
+inline float sum_of(__m256 values) {
+  alignas(32) float lanes[kLanes];
+  _mm256_store_ps(lanes, values);
+  float sum = 0;
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
 inline int32_t sum_of(__m256i values) {
   alignas(32) int32_t lanes[kLanes];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), values);
@@ -75,7 +83,9 @@ bool quantize_a8_avx2(const float* a, int64_t columns, int64_t row, const Quanti
       store(q + k, values);
       sum = _mm256_add_epi32(sum, values);
     }
-    out.high_sums[row * out.units + unit] = sum_of(sum);
+    const int32_t total = sum_of(sum);
+    out.high_sums[row * out.units + unit] = total;
+    out.sums[row * out.units + unit] = static_cast<float>(total);
   }
   // units of 16 may end half a block before the padding does
   for (int64_t k = out.units * out.unit; k < out.columns; k += kLanes) store(q + k, _mm256_setzero_si256());
@@ -93,9 +103,12 @@ bool quantize_a16_avx2(const float* a, int64_t columns, int64_t row, const Quant
     const bool scaled = scale >= FLT_MIN;
     const __m256 divisor = _mm256_set1_ps(scaled ? scale : 1);
     const int limit = scaled ? 32512 : 0;
+    __m256 sum = _mm256_setzero_ps();
     __m256i high_sum = _mm256_setzero_si256(), low_sum = _mm256_setzero_si256();
     for (; k < end; k += kLanes) {
-      const __m256i q = nearest(load(a, k, columns), divisor, limit);
+      const __m256 values = load(a, k, columns);
+      sum = _mm256_add_ps(sum, values);
+      const __m256i q = nearest(values, divisor, limit);
       const __m256i q_high = _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(128)), 8);
       const __m256i q_low = _mm256_max_epi32(_mm256_sub_epi32(q, _mm256_slli_epi32(q_high, 8)), _mm256_set1_epi32(-127));
       store(high + k, q_high);
@@ -105,6 +118,7 @@ bool quantize_a16_avx2(const float* a, int64_t columns, int64_t row, const Quant
     }
     const int64_t at = row * out.units + unit;
     out.scales[at] = scaled ? scale : 0;
+    out.sums[at] = fits ? sum_of(sum) : 0;
     out.high_sums[at] = sum_of(high_sum);
     out.low_sums[at] = sum_of(low_sum);
   }

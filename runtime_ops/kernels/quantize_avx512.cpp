@@ -60,7 +60,9 @@ bool quantize_a8_avx512(const float* a, int64_t columns, int64_t row, const Quan
       store(q + k, values);
       sum = _mm512_add_epi32(sum, values);
     }
-    out.high_sums[row * out.units + unit] = _mm512_reduce_add_epi32(sum);
+    const int32_t total = _mm512_reduce_add_epi32(sum);
+    out.high_sums[row * out.units + unit] = total;
+    out.sums[row * out.units + unit] = static_cast<float>(total);
   }
   // units of 16 may end half a block before the padding does
   for (int64_t k = out.units * out.unit; k < out.columns; k += 16) store(q + k, _mm512_setzero_si512());
@@ -78,9 +80,12 @@ bool quantize_a16_avx512(const float* a, int64_t columns, int64_t row, const Qua
     const bool scaled = scale >= FLT_MIN;
     const __m512 divisor = _mm512_set1_ps(scaled ? scale : 1);
     const int limit = scaled ? 32512 : 0;
+    __m512 sum = _mm512_setzero_ps();
     __m512i high_sum = _mm512_setzero_si512(), low_sum = _mm512_setzero_si512();
     for (; k < end; k += 16) {
-      const __m512i q = nearest(load(a, k, columns), divisor, limit);
+      const __m512 values = load(a, k, columns);
+      sum = _mm512_add_ps(sum, values);
+      const __m512i q = nearest(values, divisor, limit);
       const __m512i q_high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
       const __m512i q_low = _mm512_max_epi32(_mm512_sub_epi32(q, _mm512_slli_epi32(q_high, 8)), _mm512_set1_epi32(-127));
       store(high + k, q_high);
@@ -90,6 +95,7 @@ bool quantize_a16_avx512(const float* a, int64_t columns, int64_t row, const Qua
     }
     const int64_t at = row * out.units + unit;
     out.scales[at] = scaled ? scale : 0;
+    out.sums[at] = fits ? _mm512_reduce_add_ps(sum) : 0;
     out.high_sums[at] = _mm512_reduce_add_epi32(high_sum);
     out.low_sums[at] = _mm512_reduce_add_epi32(low_sum);
   }

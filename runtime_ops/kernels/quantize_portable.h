@@ -31,6 +31,7 @@ inline int nearest(float value, int limit) {
 inline void zero_row(int64_t row, const QuantizedRows& out) {
   std::memset(out.high + row * out.columns, 0, static_cast<size_t>(out.columns));
   std::memset(out.high_sums + row * out.units, 0, static_cast<size_t>(out.units) * sizeof(int32_t));
+  std::memset(out.sums + row * out.units, 0, static_cast<size_t>(out.units) * sizeof(float));
   if (!out.low) {
     out.scales[row] = 0;
     return;
@@ -51,6 +52,7 @@ inline bool quantize_a8_portable(const float* a, int64_t columns, int64_t row, c
     const int q = nearest(a[k] / scale, 127);
     out.high[row * out.columns + k] = static_cast<int8_t>(q);
     out.high_sums[row * out.units + k / out.unit] += q;
+    out.sums[row * out.units + k / out.unit] += static_cast<float>(q);
   }
   return true;
 }
@@ -63,6 +65,7 @@ inline bool quantize_a16_portable(const float* a, int64_t columns, int64_t row, 
   for (int64_t unit = 0; unit < out.units; ++unit) {
     const int64_t first = unit * out.unit;
     const int64_t last = smaller(columns, first + out.unit);
+    for (int64_t k = first; k < last; ++k) out.sums[row * out.units + unit] += a[k];
     const float scale = largest_magnitude(a + first, last - first) / 32512;
     if (scale < FLT_MIN) continue;
     out.scales[row * out.units + unit] = scale;

@@ -45,6 +45,7 @@ struct QuantizedRows {
   int32_t* high_sums;  // [rows, units]: sums of `high` over a unit
   int32_t* low_sums;   // [rows, units]; null in a8
   float* scales;       // a8: [rows]; a16: [rows, units]
+  float* sums;         // [rows, units], for zero points. a8: sums of `high`; a16: of A itself, more exact than of integers
 };
 
 struct Output {

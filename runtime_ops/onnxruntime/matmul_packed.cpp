@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kSerialWork = 1 << 16;  // multiplications for which waking a thread costs more than it saves
 constexpr int64_t kLargestUnitA8 = 256, kLargestUnitA16 = 32;
-constexpr int64_t kFewestOutputsA16 = 32;  // fewer may all cancel, and leave less than 16 bits can tell
+constexpr int64_t kFewestOutputsA16 = 64;  // fewer may all cancel, and leave less than 16 bits can tell
 constexpr size_t kAlignment = 64;
 
 Activation parse_activation(const WeightInputs& weight, const std::string& name) {
@@ -40,12 +40,14 @@ class Scratch {
     const size_t high_sums = reserve(rows * rows_.units, sizeof(int32_t));
     const size_t low_sums = reserve(a16 ? rows * rows_.units : 0, sizeof(int32_t));
     const size_t scales = reserve(a16 ? rows * rows_.units : rows, sizeof(float));
+    const size_t sums = reserve(rows * rows_.units, sizeof(float));
     memory_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t{kAlignment})));
     rows_.high = reinterpret_cast<int8_t*>(memory_.get() + high);
     rows_.low = a16 ? reinterpret_cast<int8_t*>(memory_.get() + low) : nullptr;
     rows_.high_sums = reinterpret_cast<int32_t*>(memory_.get() + high_sums);
     rows_.low_sums = a16 ? reinterpret_cast<int32_t*>(memory_.get() + low_sums) : nullptr;
     rows_.scales = reinterpret_cast<float*>(memory_.get() + scales);
+    rows_.sums = reinterpret_cast<float*>(memory_.get() + sums);
   }
 
   const QuantizedRows& rows() const { return rows_; }

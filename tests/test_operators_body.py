@@ -1,0 +1,226 @@
+"""The operators' definition: names, function bodies in stock sessions, errors, old runtimes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from operator_models import (
+    FAMILIES,
+    TOLERANCE,
+    available_isas,
+    expected_matmul,
+    format_of,
+    gather_model,
+    matmul_model,
+    random_rows,
+    random_weight,
+    relative_error,
+    run,
+)
+
+import qxcompiler.runtime_ops as runtime_ops
+from qxcompiler.errors import ModelError, QxcError
+from qxcompiler.formats import parse_format
+from qxcompiler.runtime_ops import ops_library, session
+from qxcompiler.runtime_ops.operators import MINIMUM_OPSET, OPERATORS, function_for, operator_name
+
+BEST = available_isas()[-1]
+OLD_RUNTIMES = Path(__file__).parent.parent / ".cache"
+
+
+def test_names_carry_the_format() -> None:
+    assert operator_name(parse_format("int3g128"), "MatMul") == "MatMulInt3"
+    assert operator_name(parse_format("int8a"), "Gather") == "GatherUInt8"
+    assert operator_name(parse_format("nf4g64"), "MatMul") == "MatMulLut4"
+    assert len(OPERATORS) == len(set(OPERATORS)) == 30
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_functions_are_valid_onnx(family: str) -> None:
+    weight = random_weight(format_of(family, 32), 40, 100, 0)
+    for opset in (MINIMUM_OPSET, 21, 23):
+        onnx.checker.check_model(matmul_model(weight, "a8", opset=opset))
+        onnx.checker.check_model(gather_model(weight, opset=opset))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_has_a_function_without_overload(name: str) -> None:
+    function = function_for(name, MINIMUM_OPSET)
+    assert (function.domain, function.name, function.overload) == ("qxc", name, "")
+    with pytest.raises(ValueError, match="opset 18"):
+        function_for(name, MINIMUM_OPSET - 1)
+
+
+@pytest.mark.parametrize("activation", ["a16", "a8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_session_computes_what_the_kernel_does(family: str, activation: str) -> None:
+    for seed, (group_size, N, K, M) in enumerate([(16, 1, 7, 1), (32, 72, 300, 3), (None, 90, 100, 2), (128, 64, 31, 0)]):
+        weight = random_weight(format_of(family, group_size), N, K, seed)
+        a, bias = random_rows((M, K), seed), np.random.default_rng(seed).standard_normal(N).astype(np.float32)
+        model = matmul_model(weight, activation, bias)
+        stock = run(model, a, None)
+        assert relative_error(stock, expected_matmul(weight, a, bias, activation)) <= 2e-6
+        assert relative_error(run(model, a, BEST), stock) <= TOLERANCE[activation]
+
+
+@pytest.mark.parametrize("opset", [19, 21, 23])
+def test_stock_session_of_later_opsets(opset: int) -> None:
+    weight = random_weight(format_of("lut3", 32), 70, 100, 0)
+    a = random_rows((2, 3, 100), 1)
+    for activation in ("a16", "a8"):
+        y = run(matmul_model(weight, activation, opset=opset), a, None)
+        assert relative_error(y, expected_matmul(weight, a, 0, activation)) <= 2e-6
+
+
+@pytest.mark.parametrize("activation", ["a16", "a8"])
+def test_stock_session_with_nan_infinity_and_a_vector(activation: str) -> None:
+    weight = random_weight(format_of("int3", 32), 70, 100, 2)
+    model = matmul_model(weight, activation)
+    a = random_rows((5, 100), 3)
+    a[0, 3], a[2, 99], a[4, [1, 2]] = np.nan, np.inf, (np.inf, -np.inf)
+    stock, kernel = run(model, a, None), run(model, a, BEST)
+    np.testing.assert_array_equal(np.isfinite(stock), np.isfinite(kernel))
+    np.testing.assert_array_equal(np.isnan(stock), np.isnan(kernel))
+    finite = np.isfinite(stock)
+    assert relative_error(kernel[finite], stock[finite]) <= TOLERANCE[activation]
+    vector = random_rows((100,), 4)
+    assert relative_error(run(model, vector, None), expected_matmul(weight, vector, 0, activation)) <= 2e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_gather_is_exactly_the_decode(family: str) -> None:
+    weight = random_weight(format_of(family, 32), 37, 100, 5)
+    indices = np.array([[0, 36], [-1, 15]], np.int32)
+    y = run(gather_model(weight, ir.DataType.INT32), indices, None)
+    np.testing.assert_array_equal(y, weight.decode().numpy()[indices])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"layout": "tile16.v2"}, "layout 'tile16.v2' is not known"),
+        ({"activation_": "a4"}, "activation 'a4' is neither"),
+        ({"group_size": 48}, "group_size 48 is neither"),
+        ({"group_size": 0}, "group_size 0 is neither"),
+        ({"K": 0}, "is no matrix"),
+        ({"K": 2**62}, "is no matrix"),
+        ({"N": -1}, "is no matrix"),
+    ],
+)
+def test_attributes_that_make_no_sense(wrong: dict[str, object], message: str) -> None:
+    weight = random_weight(format_of("int4", 32), 40, 100, 6)
+    activation = str(wrong.pop("activation_", "a8"))
+    with pytest.raises(Exception, match=f"'the_node': .*{message}"):
+        run(matmul_model(weight, activation, **wrong), random_rows((1, 100), 0), BEST)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"K": 101, "group_size": 32}, "'A' has shape"),
+        ({"N": 49}, "'packed' has shape"),
+        ({"group_size": 16}, "'scales' has shape"),
+        ({"packed": np.zeros((3, 4, 4, 63), np.uint8)}, r"'packed' has shape \[3, 4, 4, 63\] instead of \[3, 4, 4, 64\]"),
+        ({"packed": np.zeros((3, 4, 64), np.uint8)}, "'packed' has shape"),
+        ({"scales": np.zeros((3, 4, 15), np.float16)}, "'scales' has shape"),
+        ({"zero_points": np.zeros((3, 3, 16), np.uint8)}, "'zero_points' has shape"),
+        ({"bias": np.zeros(39, np.float32)}, "'bias' has shape"),
+        ({"bias": np.zeros((), np.float32)}, "'bias' has shape"),
+    ],
+)
+def test_sizes_that_differ_are_errors_not_reads_out_of_bounds(wrong: dict[str, object], message: str) -> None:
+    weight = random_weight(format_of("int4@a", 32), 40, 100, 6)
+    with pytest.raises(Exception, match=f"'the_node': .*{message}"):
+        run(matmul_model(weight, "a8", wrong.pop("bias", None), **wrong), random_rows((1, 100), 0), BEST)
+
+
+def test_codebook_of_another_size_is_an_error() -> None:
+    weight = random_weight(format_of("lut3", 32), 40, 100, 6)
+    with pytest.raises(Exception, match=r"'codebook' has shape \[1, 1, 16\] instead of \[3, 16, 8\]"):
+        run(matmul_model(weight, "a8", codebook=np.zeros((1, 1, 16), np.int8)), random_rows((1, 100), 0), BEST)
+
+
+def test_session_opens_compiled_models(tmp_path: Path) -> None:
+    weight = random_weight(format_of("int4", 32), 40, 100, 7)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(matmul_model(weight, "a16"))
+    a = random_rows((2, 100), 8)
+    for options in ({}, {"threads": 2}, {"optimize": False}):
+        y = session(path, **options).run(None, {"data": a})[0]  # type: ignore[arg-type]
+        assert relative_error(y, expected_matmul(weight, a, 0, "a16")) <= TOLERANCE["a16"]
+
+
+def test_session_of_what_is_no_model_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("not a model")
+    with pytest.raises(ModelError, match="model.onnx: onnxruntime cannot run it") as caught:
+        session(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_library_that_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_ops, "_LIBRARY", "libmissing.so")
+    with pytest.raises(QxcError, match="the operators are not built"):
+        ops_library()
+
+
+@pytest.mark.parametrize("isa", ["sse9", ""])
+def test_unknown_instruction_set_is_an_error(isa: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(matmul_model(random_weight(format_of("int4", 32), 16, 32, 0), "a16"))
+    script = f"from qxcompiler.runtime_ops import session; session({str(path)!r})"
+    environment = {**os.environ, "QXC_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"QXC_ISA={isa} is none of avx512, avx2, portable" in done.stderr
+
+
+SCRIPT = """
+import sys, numpy, onnxruntime
+library, model, data, output = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+if library:
+    options.register_custom_ops_library(library)
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+numpy.save(output, session.run(None, {"data": numpy.load(data)})[0])
+"""
+
+
+def run_in(version: str, library: str, model: bytes, data: np.ndarray, folder: Path) -> subprocess.CompletedProcess[str]:
+    runtime = OLD_RUNTIMES / f"onnxruntime-{version}"
+    if not (runtime / "onnxruntime").exists():
+        pytest.skip(f"onnxruntime {version} is not installed in {runtime}")
+    (folder / "model.onnx").write_bytes(model)
+    np.save(folder / "data.npy", data)
+    files = [str(folder / name) for name in ("model.onnx", "data.npy", "y.npy")]
+    environment = {**os.environ, "PYTHONPATH": str(runtime)}
+    command = [sys.executable, "-c", SCRIPT, library, *files]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+
+
+@pytest.mark.parametrize("with_library", [True, False])
+@pytest.mark.parametrize("family", ["int3", "int8@a", "lut4"])
+def test_onnxruntime_1_20(family: str, with_library: bool, tmp_path: Path) -> None:
+    weight = random_weight(format_of(family, 32), 70, 100, 9)
+    a = random_rows((3, 100), 10)
+    for activation in ("a16", "a8"):
+        library = str(ops_library()) if with_library else ""
+        done = run_in("1.20.1", library, matmul_model(weight, activation), a, tmp_path)
+        assert done.returncode == 0, done.stderr
+        reference = expected_matmul(weight, a, 0, activation)
+        assert relative_error(np.load(tmp_path / "y.npy"), reference) <= TOLERANCE[activation]
+
+
+def test_too_old_onnxruntime_says_what_is_needed(tmp_path: Path) -> None:
+    weight = random_weight(format_of("int4", 32), 40, 100, 9)
+    done = run_in("1.16.3", str(ops_library()), matmul_model(weight, "a8"), random_rows((3, 100), 10), tmp_path)
+    assert done.returncode != 0
+    assert "the qxc operators need ONNX Runtime 1.17 or later, and this is 1.16.3" in done.stderr
