@@ -2,7 +2,8 @@
 
     python benchmarks/demo.py OUT
 
-The text to calibrate and to evaluate on is the English prose of the standard library's `pydoc_data.topics`, in disjoint parts.
+The text to calibrate and to evaluate on is the English prose of the standard library's `pydoc_data.topics`, in
+disjoint parts.
 """
 
 from __future__ import annotations
@@ -71,9 +72,7 @@ def main() -> None:
     table.add_row("size", f"{report.bytes_before / 1e6:.1f} MB", f"{report.bytes_after / 1e6:.1f} MB")
     linear = [site for site in report.sites if site.role not in ("embedding", "head")]
     weights = sum(site.in_features * site.out_features for site in linear)
-    table.add_row(
-        "bits per weight, linear layers", "32", f"{8 * sum(site.bytes for site in linear) / weights:.3f}"
-    )
+    table.add_row("bits per weight, linear layers", "32", f"{8 * sum(site.bytes for site in linear) / weights:.3f}")
     table.add_row("bits per weight, with embedding and head", "32", f"{report.bits_per_weight:.3f}")
     table.add_row("perplexity", *(f"{perplexity:.2f}" for perplexity in figures))
     table.add_row("tokens per second", *(f"{text.tokens_per_second:.1f}" for text in texts))

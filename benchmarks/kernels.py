@@ -28,7 +28,16 @@ from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, VERSION, ope
 WORKING_SET = 160e6  # bytes of weights a session reads: more than any cache
 FORMATS = [
     f"{fmt}/{activation}"
-    for fmt in ("int2g128", "int3g128", "int4g128", "int4g128a", "lut3g128", "lut3g128t", "lut4g128", "int8g128")
+    for fmt in (
+        "int2g128",
+        "int3g128",
+        "int4g128",
+        "int4g128a",
+        "lut3g128",
+        "lut3g128t",
+        "lut4g128",
+        "int8g128",
+    )
     for activation in ("a8", "a16")
 ]
 
@@ -84,9 +93,7 @@ def packed_chain(fmt: Format, activation: str, size: int, copies: int, rng: np.r
             "layout": LAYOUT,
             "activation": activation,
         }
-        node = ir.Node(
-            DOMAIN, operator_name(fmt, "MatMul"), [a, *inputs], attributes=convert_attributes(attributes)
-        )
+        node = ir.Node(DOMAIN, operator_name(fmt, "MatMul"), [a, *inputs], attributes=convert_attributes(attributes))
         return node, inputs
 
     return _chain(size, copies, node_of)
@@ -147,7 +154,16 @@ def main() -> None:
     peers = {"a8": peer_chain(size, peer_copies, 4, rng), "a16": peer_chain(size, peer_copies, 0, rng)}
 
     table = Table(title=f"M = {arguments.rows}, K = N = {size}, onnxruntime {onnxruntime.__version__}, ms a product")
-    for column in ("format", "threads", "ours", "GB/s", "GFLOP/s", "MatMulNBits", "accuracy level", "ours / theirs"):
+    for column in (
+        "format",
+        "threads",
+        "ours",
+        "GB/s",
+        "GFLOP/s",
+        "MatMulNBits",
+        "accuracy level",
+        "ours / theirs",
+    ):
         table.add_column(column, justify="left" if column == "format" else "right")
     for scheme in arguments.formats:
         name, activation = scheme.split("/")

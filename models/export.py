@@ -162,9 +162,7 @@ def _locate(source: str) -> tuple[Path, str | None]:
     path = Path(source)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ExportError(
-                source, "is no model to export", "give a folder, a .gguf file or a Hugging Face id"
-            )
+            raise ExportError(source, "is no model to export", "give a folder, a .gguf file or a Hugging Face id")
         return path.parent, path.name
     if not path.is_dir():
         path = _download(source)
@@ -175,9 +173,7 @@ def _locate(source: str) -> tuple[Path, str | None]:
         return path, files[0].name
     if not any(path.glob("*.safetensors")):
         pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
-        problem = (
-            f"has its weights in a pickle, {pickles[0]}, which can run code" if pickles else "has no weights"
-        )
+        problem = f"has its weights in a pickle, {pickles[0]}, which can run code" if pickles else "has no weights"
         raise ExportError(source, problem, "give them as .safetensors")
     return path, None
 
@@ -231,9 +227,7 @@ def _gguf_parsed_once() -> Iterator[None]:
 
 def _save(model: ir.Model, path: Path) -> None:
     """Write a model, its weights in the same file if they fit."""
-    weights = [
-        v.const_value for graph in model.graphs() for v in graph.initializers.values() if v.const_value
-    ]
+    weights = [v.const_value for graph in model.graphs() for v in graph.initializers.values() if v.const_value]
     if sum(weight.nbytes for weight in weights) > _INLINE_LIMIT:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
@@ -298,9 +292,7 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     bars = transformers_logging.is_progress_bar_enabled()
-    loggers = {
-        logger: logger.level for logger in map(logging.getLogger, ("transformers", "optimum", "torch.onnx"))
-    }
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("transformers", "optimum", "torch.onnx"))}
     bar = partial(modeling_gguf_pytorch_utils.tqdm, disable=True)
     with warnings.catch_warnings(), patch.object(modeling_gguf_pytorch_utils, "tqdm", bar):
         warnings.simplefilter("ignore")

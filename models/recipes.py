@@ -47,9 +47,7 @@ def load_recipes() -> tuple[Recipe, ...]:
     """All recipes, by file name."""
     files = sorted(resources.files("qxcompiler.models").iterdir(), key=lambda file: file.name)
     return tuple(
-        Recipe.model_validate(yaml.safe_load(file.read_text("utf-8")))
-        for file in files
-        if file.name.endswith(".yaml")
+        Recipe.model_validate(yaml.safe_load(file.read_text("utf-8"))) for file in files if file.name.endswith(".yaml")
     )
 
 
@@ -63,6 +61,4 @@ def recipe_for(model_type: str, source: object) -> Recipe:
         if model_type in recipe.model_types:
             return recipe
     known = sorted(name for recipe in load_recipes() for name in recipe.model_types)
-    raise ExportError(
-        source, f"no recipe exports models of type {model_type!r}", f"known are {', '.join(known)}"
-    )
+    raise ExportError(source, f"no recipe exports models of type {model_type!r}", f"known are {', '.join(known)}")

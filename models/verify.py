@@ -59,17 +59,13 @@ def verify(folder: Path, model: Any, recipe: Recipe, source: object) -> None:
         _verify_decoder(runner, runner if has_past else None, example.sample(runner.inputs), model, source)
 
 
-def _verify_decoder(
-    first: Runner, follower: Runner | None, sample: Sample, forward: Forward, source: object
-) -> None:
+def _verify_decoder(first: Runner, follower: Runner | None, sample: Sample, forward: Forward, source: object) -> None:
     """Compare the first run; then, with its present as the past, a run of one more token."""
     outputs = _compare(first, sample, forward(**_tensors(sample)), source)
     if follower is None:
         return
     ids = np.concatenate([sample["input_ids"], sample["input_ids"][:, :1]], axis=1)
-    given = {
-        name.replace("present", "past_key_values"): y for name, y in outputs.items() if "present" in name
-    }
+    given = {name.replace("present", "past_key_values"): y for name, y in outputs.items() if "present" in name}
     given["input_ids"] = ids[:, -1:]
     step = supply_missing(given, follower.inputs, past_length=ids.shape[1] - 1)
     expected = forward(input_ids=torch.from_numpy(ids)).logits[:, -1:]

@@ -27,7 +27,8 @@ class PackSites(ir.passes.InPlacePass):
 
     - `MatMul`, `Gemm` and 1x1 `Conv` become `MatMulPacked`, `Gather` becomes `GatherPacked`; sites that share a weight
       share its packed tensors.
-    - The operators compute in float32 along the last axis: other types are cast, other axes transposed, before and after.
+    - The operators compute in float32 along the last axis: other types are cast, other axes transposed, before and
+      after.
     - A constant bias along the output features goes into the operator; any other stays an `Add`.
     - The function body of each operator used comes into the model, so that it runs without the library.
     - What nothing uses any more is removed.
@@ -51,7 +52,7 @@ class PackSites(ir.passes.InPlacePass):
         }
         operators = set()
         # the last first: a replaced node's output is another value, which later sites must not have seen yet
-        for site, scheme in reversed(self._schemes.items()):
+        for site, scheme in reversed(list(self._schemes.items())):
             operator = operator_name(scheme.format, "Gather" if site.kind == "embedding" else "MatMul")
             operators.add(operator)
             rewriter = _SiteRewriter(site, scheme, self._weights[site.weight], initializers)
@@ -78,7 +79,9 @@ class _Initializers:
         if name in self._graph.initializers:
             return self._graph.initializers[name]
         constant = ir.tensor(tensor.cpu().contiguous().numpy(), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(constant.dtype), shape=constant.shape, const_value=constant)
+        value = ir.Value(
+            name=name, type=ir.TensorType(constant.dtype), shape=ir.Shape(tensor.shape), const_value=constant
+        )
         self._graph.register_initializer(value)
         return value
 
@@ -155,7 +158,7 @@ class _SiteRewriter:
 
     def _node(self, operator: str, inputs: list[ir.Value], domain: str = "", **attributes: object) -> ir.Value:
         """Insert a node before the site's, and return its output."""
-        node = ir.node(operator, inputs, attributes, domain=domain)  # type: ignore[arg-type]
+        node = ir.node(operator, inputs, attributes, domain=domain)
         graph = self._site.node.graph
         assert graph is not None
         graph.insert_before(self._site.node, node)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qxcompiler.errors import QxcError
 
 if TYPE_CHECKING:
-    from qxcompiler.compiler import compile
+    from qxcompiler.compiler import compile  # noqa: A004
     from qxcompiler.evaluation import evaluate, generate
     from qxcompiler.models import export
     from qxcompiler.report import inspect

@@ -65,7 +65,8 @@ def compile(  # noqa: A001
     model: _Model,
     target: Annotated[str, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write. [default: MODEL-TARGET beside the model]")
+        Path | None,
+        typer.Option("-o", "--output", help="Folder to write. [default: MODEL-TARGET beside the model]"),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")] = None,
     activations: Annotated[_Activations | None, typer.Option(help="Precision of activations.")] = None,
@@ -73,7 +74,9 @@ def compile(  # noqa: A001
     calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = 48,
     length: Annotated[int, typer.Option(min=2, help="Tokens a sample.")] = 512,
-    keep: Annotated[str | None, typer.Option(help="Leave sites whose name or role this finds in float.", metavar="REGEX")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Leave sites whose name or role this finds in float.", metavar="REGEX")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
     device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _Device.auto,
     seed: Annotated[int, typer.Option(help="Of random generators.")] = 0,
@@ -147,7 +150,10 @@ def evaluate(
         return
     fields = figures.model_dump(exclude={"kind", "outputs"}, exclude_none=True)
     _print_rows(
-        {name.replace("_", " "): f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in fields.items()}
+        {
+            name.replace("_", " "): f"{value:.4f}" if isinstance(value, float) else str(value)
+            for name, value in fields.items()
+        }
     )
 
 

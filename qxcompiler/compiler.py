@@ -14,7 +14,17 @@ from qxcompiler.calibration.samples import Sample, input_specs, load_samples
 from qxcompiler.errors import ModelError, UsageError
 from qxcompiler.evaluation import verify
 from qxcompiler.formats import Format
-from qxcompiler.graph import Site, Weight, check_finite, find_sites, load_model, model_files, normalize, raise_opset, save_model
+from qxcompiler.graph import (
+    Site,
+    Weight,
+    check_finite,
+    find_sites,
+    load_model,
+    model_files,
+    normalize,
+    raise_opset,
+    save_model,
+)
 from qxcompiler.packing import pack
 from qxcompiler.passes import PackSites
 from qxcompiler.progress import Track, silent
@@ -70,7 +80,8 @@ def compile(  # noqa: A001  (it is what a compiler does)
         weights: weight format of the linear layers other than the head; by default what the target prefers.
         activations: `a16` or `a8`; by default what the target prefers.
         quantizer: the algorithm that chooses the codes.
-        calibration: a `.txt`, `.jsonl` or `.npz` file of samples; may be left out for `rtn`, which then counts all inputs alike.
+        calibration: a `.txt`, `.jsonl` or `.npz` file of samples; may be left out for `rtn`, which then counts all
+            inputs alike.
         samples: how many samples to calibrate on, at most.
         length: tokens a sample.
         keep: a regular expression; sites whose name or role it finds stay in float.
@@ -168,7 +179,9 @@ def _samples(
     if calibration is None:
         if quantizer != "rtn":
             raise UsageError(
-                f"--quantizer {quantizer}", "needs samples", "give --calibration FILE, or choose --quantizer rtn"
+                f"--quantizer {quantizer}",
+                "needs samples",
+                "give --calibration FILE, or choose --quantizer rtn",
             )
         return [], []
     loaded = load_samples(calibration, input_specs(graph), model, samples=samples + _HELD_BACK, length=length)
@@ -185,9 +198,7 @@ def _quantize(
     device: torch.device,
     track: Track,
 ) -> dict[Weight, QuantizationResult]:
-    formats: dict[Weight, Format] = {
-        site.weight: scheme.format for site in sites if (scheme := plan[site.name])
-    }
+    formats: dict[Weight, Format] = {site.weight: scheme.format for site in sites if (scheme := plan[site.name])}
     if samples:
         return quantize_blockwise(graph, sites, formats, quantizer, samples, device, track)
     return {

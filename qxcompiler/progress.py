@@ -31,6 +31,7 @@ class Track(Protocol):
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
+        """Items a second."""
         return Text(f"{task.speed:.2f}/s" if task.speed else "")
 
 

@@ -42,7 +42,9 @@ def staged(output: Path) -> Iterator[Path]:
             file.replace(output / file.name)
     except OSError as error:
         raise OutputError(
-            output, f"cannot be written ({error.strerror or error})", "free the place, or choose another folder with -o"
+            output,
+            f"cannot be written ({error.strerror or error})",
+            "free the place, or choose another folder with -o",
         ) from error
     finally:
         if stage is not None:

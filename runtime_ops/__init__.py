@@ -25,9 +25,7 @@ def ops_library() -> Path:
     return library
 
 
-def session(
-    path: str | Path, *, threads: int | None = None, optimize: bool = True
-) -> onnxruntime.InferenceSession:
+def session(path: str | Path, *, threads: int | None = None, optimize: bool = True) -> onnxruntime.InferenceSession:
     """Open a model on the CPU, with the packed operators at hand.
 
     Args:

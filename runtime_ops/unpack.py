@@ -109,7 +109,9 @@ def _codes(body: Body, bits: int, packed: ir.Value) -> ir.Value:
     by_step = body.op("Concat", steps, {"axis": 2})  # [T, B, 8, 64]
     split = body.reshape(by_step, [0, 0, STEPS, TILE_ROWS, 4])
     rows = body.op("Transpose", [split], {"perm": [0, 3, 1, 2, 4]})  # [T, 16, B, 8, 4]
-    padded_columns = body.op("Mul", [body.op("Shape", [packed], {"start": 1, "end": 2}), body.constant([BLOCK_COLUMNS])])
+    padded_columns = body.op(
+        "Mul", [body.op("Shape", [packed], {"start": 1, "end": 2}), body.constant([BLOCK_COLUMNS])]
+    )
     shape = body.op("Concat", [body.constant([-1]), padded_columns], {"axis": 0})
     codes = body.op("Reshape", [rows, shape])
     return body.op("Slice", [codes, body.constant([0]), body.attribute_list("K"), body.constant([1])])

@@ -81,11 +81,7 @@ class CodebookSupport(_Section):
     def holds(self, fmt: CodebookFormat) -> bool:
         """Whether a format is among them."""
         per_tensor = fmt.per_tensor or fmt.normal_float
-        return (
-            fmt.bits in self.bits
-            and (fmt.group_size or "row") in self.group_sizes
-            and (self.per_row or per_tensor)
-        )
+        return fmt.bits in self.bits and (fmt.group_size or "row") in self.group_sizes and (self.per_row or per_tensor)
 
     def __str__(self) -> str:
         tables = "a table a row or a tensor (t)" if self.per_row else "a table a tensor (t)"
@@ -167,9 +163,7 @@ def load_target(name_or_path: str | Path) -> Target:
     if str(name_or_path) in target_names():
         path = _FOLDER / f"{name_or_path}.yaml"
     elif not path.is_file():
-        raise TargetError(
-            name_or_path, "no such target", f"name one of {', '.join(target_names())}, or a YAML file"
-        )
+        raise TargetError(name_or_path, "no such target", f"name one of {', '.join(target_names())}, or a YAML file")
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise TargetError(path, "too large for a descriptor", "give a YAML file below 1 MiB")

@@ -13,7 +13,6 @@ from tiny_transformers import VOCABULARY, save_tokenizer
 from qxcompiler.cli import main
 
 
-
 def named_as_published(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the usual names of a language model's inputs and first output."""
     names = {"ids": "input_ids", "positions": "position_ids", model.graph.output[0].name: "logits"}

@@ -27,13 +27,9 @@ class Builder:
         return name
 
     def weight(self, *shape: int, name: str = "") -> str:
-        return self.constant(
-            (self.random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32), name
-        )
+        return self.constant((self.random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32), name)
 
-    def op(
-        self, op_type: str, *inputs: str, name: str = "", outputs: int = 1, domain: str = "", **attributes
-    ):
+    def op(self, op_type: str, *inputs: str, name: str = "", outputs: int = 1, domain: str = "", **attributes):
         names = [f"v{len(self.nodes)}_{i}" for i in range(outputs)]
         name = name or f"{op_type.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, inputs, names, name=name, domain=domain, **attributes))
@@ -114,9 +110,7 @@ def llama(layers: int = 2, tied: bool = True, width: int = 16, vocabulary: int =
     angles = b.op("Unsqueeze", b.op("Concat", angles, angles, axis=-1), b.ints(1))
     cos, sin = b.op("Cos", angles), b.op("Sin", angles)
     length = b.op("Gather", b.op("Shape", x), b.ints(1))
-    triangle = b.op(
-        "Trilu", b.op("Expand", b.scalar(-1e4), b.op("Concat", length, length, axis=0)), b.ints(1)
-    )
+    triangle = b.op("Trilu", b.op("Expand", b.scalar(-1e4), b.op("Concat", length, length, axis=0)), b.ints(1))
     for layer in range(layers):
         normed = b.rms_norm(x, width)
         q = b.heads(b.linear(normed, width, width), heads)
@@ -149,9 +143,7 @@ def llama(layers: int = 2, tied: bool = True, width: int = 16, vocabulary: int =
 def bert(layers: int = 2, width: int = 16, opset: int = 18):
     """Encoder: norms after the additions, biases, GELU in parts, a pooler, no head."""
     b, heads, hidden = Builder(opset), 4, 24
-    x = b.op(
-        "Add", b.op("Gather", b.weight(30, width), "ids"), b.op("Gather", b.weight(9, width), "positions")
-    )
+    x = b.op("Add", b.op("Gather", b.weight(30, width), "ids"), b.op("Gather", b.weight(9, width), "positions"))
     x = b.layer_norm(x, width)
     mask = b.op("Cast", b.op("Unsqueeze", "mask", b.ints(1, 2)), to=TensorProto.FLOAT)
     mask = b.op("Mul", b.op("Sub", b.scalar(1), mask), b.scalar(-1e4))
@@ -182,9 +174,7 @@ def gpt2(layers: int = 2, width: int = 16):
 
     x = b.op("Gather", b.weight(30, width), "ids")
     for _ in range(layers):
-        q, k, v = b.op(
-            "Split", gemm(b.layer_norm(x, width), width, 3 * width), outputs=3, axis=2, num_outputs=3
-        )
+        q, k, v = b.op("Split", gemm(b.layer_norm(x, width), width, 3 * width), outputs=3, axis=2, num_outputs=3)
         attended = b.attend(b.heads(q, heads), b.heads(k, heads), b.heads(v, heads), width // heads)
         x = b.op("Add", gemm(b.merge(attended, width), width, width), x)
         y = gemm(b.layer_norm(x, width), width, 32)
@@ -204,8 +194,7 @@ def phi3(layers: int = 2, width: int = 16):
     for _ in range(layers):
         qkv = b.linear(b.rms_norm(x, width), width, 3 * width)
         q, k, v = (
-            b.heads(b.op("Slice", qkv, b.ints(i * width), b.ints((i + 1) * width), b.ints(2)), heads)
-            for i in range(3)
+            b.heads(b.op("Slice", qkv, b.ints(i * width), b.ints((i + 1) * width), b.ints(2)), heads) for i in range(3)
         )
         x = b.op("Add", x, b.linear(b.merge(b.attend(q, k, v, width // heads), width), width, width))
         both = b.linear(b.rms_norm(x, width), width, 2 * hidden)
@@ -250,17 +239,13 @@ def vit(layers: int = 2, width: int = 16):
     for _ in range(layers):
         normed = b.layer_norm(x, width)
         k, v, q = (b.heads(b.linear(normed, width, width, bias=True), heads) for _ in range(3))
-        x = b.op(
-            "Add", x, b.linear(b.merge(b.attend(q, k, v, width // heads), width), width, width, bias=True)
-        )
+        x = b.op("Add", x, b.linear(b.merge(b.attend(q, k, v, width // heads), width), width, width, bias=True))
         y = b.op("Relu", b.linear(b.layer_norm(x, width), width, 32, bias=True))
         x = b.op("Add", x, b.linear(y, 32, width, bias=True))
     first = b.op("Gather", b.layer_norm(x, width), b.constant(np.int64(0)), axis=1)
     logits = b.op("Gemm", first, b.weight(5, width), b.weight(5), transB=1)
     pixels = (TensorProto.FLOAT, ["batch", 3, 8, 8])
-    return b.model({"pixels": pixels}, [logits]), {
-        "pixels": b.random.standard_normal((2, 3, 8, 8)).astype(np.float32)
-    }
+    return b.model({"pixels": pixels}, [logits]), {"pixels": b.random.standard_normal((2, 3, 8, 8)).astype(np.float32)}
 
 
 def mlp(widths: tuple[int, ...] = (8, 12, 10, 6, 4)):
@@ -272,9 +257,7 @@ def mlp(widths: tuple[int, ...] = (8, 12, 10, 6, 4)):
     return b.model({"x": (TensorProto.FLOAT, ["batch", widths[0]])}, [x]), feeds
 
 
-ARCHITECTURES = {
-    builder.__name__: builder for builder in (llama, bert, gpt2, phi3, encoder_decoder, vit, mlp)
-}
+ARCHITECTURES = {builder.__name__: builder for builder in (llama, bert, gpt2, phi3, encoder_decoder, vit, mlp)}
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -70,7 +70,13 @@ def random_rows(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def _model(
-    weight: QuantizedWeight, kind: str, data: ir.Value, bias: np.ndarray | None, activation: str | None, opset: int, **wrong: object
+    weight: QuantizedWeight,
+    kind: str,
+    data: ir.Value,
+    bias: np.ndarray | None,
+    activation: str | None,
+    opset: int,
+    **wrong: object,
 ) -> bytes:
     packed = pack(weight)
     arrays = {name: tensor.numpy() for name, tensor in packed.tensors.items()}

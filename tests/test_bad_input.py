@@ -73,7 +73,11 @@ def test_no_file_or_a_folder(tiny, fails):
 def external(tiny):
     """The tiny model with its weights in a file beside it, and a way to change where they are said to be."""
     onnx.save(
-        onnx.load(tiny.model), tiny.model, save_as_external_data=True, location="weights.bin", size_threshold=0
+        onnx.load(tiny.model),
+        tiny.model,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
     )
 
     def relocate(location):
@@ -308,7 +312,8 @@ def test_a_broken_result_is_not_called_done(tiny, fails):
     x, y = (onnx.helper.make_tensor_value_info(name, 1, ["b", n]) for name, n in (("x", 8), ("y", 6)))
     graph = onnx.helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
     onnx.save(
-        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), tiny.model
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8),
+        tiny.model,
     )
     samples = np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)
     samples[:, 0] = 0
@@ -322,8 +327,26 @@ def test_an_interrupt_in_the_middle(tiny, number):
     """Interrupted as soon as the temporary folder is there, which is gone afterwards."""
     tiny.calibration.write_text(tiny.calibration.read_text() * 50)
     before = snapshot(tiny.folder)
-    command = [sys.executable, "-P", "-m", "qxcompiler.cli", "compile", str(tiny.model), "--target", "cpu-x86"]
-    command += ["-o", str(tiny.folder / "out"), "--calibration", str(tiny.calibration), "--samples", "500", "--length", "64"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "qxcompiler.cli",
+        "compile",
+        str(tiny.model),
+        "--target",
+        "cpu-x86",
+    ]
+    command += [
+        "-o",
+        str(tiny.folder / "out"),
+        "--calibration",
+        str(tiny.calibration),
+        "--samples",
+        "500",
+        "--length",
+        "64",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tiny.folder.glob(".out.*")):
@@ -357,7 +380,16 @@ def test_other_commands_fail_in_one_line_too(tiny, qxc):
 def test_json_is_all_that_is_printed(tiny, qxc):
     out = tiny.folder / "out"
     compiled = qxc(
-        "compile", tiny.model, "--target", "cpu-x86", "-o", out, "--json", *calibrated(tiny), "--weights", "int4g16"
+        "compile",
+        tiny.model,
+        "--target",
+        "cpu-x86",
+        "-o",
+        out,
+        "--json",
+        *calibrated(tiny),
+        "--weights",
+        "int4g16",
     )
     assert not compiled.stderr
     assert json.loads(compiled.stdout) == json.loads((out / "report.json").read_text())

@@ -59,7 +59,13 @@ def relative_error(y, reference):
 def test_a_language_model_follows_the_original(tiny, weights, activations, bound):
     out = tiny.folder / "out"
     report = qxcompiler.compile(
-        tiny.model, "cpu-x86", out, weights=weights, activations=activations, calibration=tiny.calibration, **QUICK
+        tiny.model,
+        "cpu-x86",
+        out,
+        weights=weights,
+        activations=activations,
+        calibration=tiny.calibration,
+        **QUICK,
     )
     assert {path.name for path in out.iterdir()} == {
         "model.onnx", "model.onnx.data", "plan.yaml", "report.json", "tokenizer.json", "config.json",
@@ -117,10 +123,18 @@ def test_inspect_reads_original_and_compiled_alike(tiny):
 def test_kept_sites_stay_bit_for_bit(tiny):
     out = tiny.folder / "out"
     report = qxcompiler.compile(
-        tiny.model, "cpu-x86", out, weights="int4g16", keep="head|embedding|^down$", calibration=tiny.calibration, **QUICK
+        tiny.model,
+        "cpu-x86",
+        out,
+        weights="int4g16",
+        keep="head|embedding|^down$",
+        calibration=tiny.calibration,
+        **QUICK,
     )
     assert {site.role for site in report.sites if site.scheme == "float"} == {"head", "embedding", "down"}
-    before, after = ({t.name: t for t in onnx.load(path).graph.initializer} for path in (tiny.model, out / "model.onnx"))
+    before, after = (
+        {t.name: t for t in onnx.load(path).graph.initializer} for path in (tiny.model, out / "model.onnx")
+    )
     kept = [name for name in after if name in before and np.prod(after[name].dims) > 40]
     assert len(kept) >= 3
     for name in kept:
@@ -160,9 +174,7 @@ def test_gptq_is_nearer_to_the_original_than_rounding(tiny):
             tiny.model, "cpu-x86", out, weights="int2g16a", keep="head|embedding", quantizer=quantizer,
             calibration=tiny.calibration, samples=24, length=24,
         )  # fmt: skip
-        figures = qxcompiler.evaluate(
-            out / "model.onnx", tiny.evaluation, windows=8, length=24, reference=tiny.model
-        )
+        figures = qxcompiler.evaluate(out / "model.onnx", tiny.evaluation, windows=8, length=24, reference=tiny.model)
         errors[quantizer] = figures.kl_divergence
     assert errors["gptq"] < errors["rtn"]
 
@@ -234,7 +246,11 @@ def test_gemm_with_any_bias(tmp_path, bias, alpha, beta):
 def test_gemm_with_a_computed_bias(tmp_path):
     nodes = [helper.make_node("Gemm", ["x", "w", "c"], ["y"], beta=0.5)]
     model = save_graph(
-        tmp_path, nodes, [("x", FLOAT, [5, 20]), ("c", FLOAT, [24])], [("y", FLOAT, [5, 24])], {"w": random(20, 24)}
+        tmp_path,
+        nodes,
+        [("x", FLOAT, [5, 20]), ("c", FLOAT, [24])],
+        [("y", FLOAT, [5, 24])],
+        {"w": random(20, 24)},
     )
     compile_and_compare(model, {"x": random(5, 20), "c": random(24)})
 
@@ -291,7 +307,12 @@ def test_weights_in_the_branches_of_an_if(tmp_path):
 
 def test_weights_in_a_function_called_twice(tmp_path):
     function = helper.make_function(
-        "mine", "Layer", ["x", "w"], ["y"], [helper.make_node("MatMul", ["x", "w"], ["y"])], [helper.make_opsetid("", 18)]
+        "mine",
+        "Layer",
+        ["x", "w"],
+        ["y"],
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [helper.make_opsetid("", 18)],
     )
     nodes = [
         helper.make_node("Layer", ["x", "w"], ["h"], domain="mine"),
@@ -313,11 +334,13 @@ def test_old_opsets_are_raised(tmp_path, opset):
         if opset < 13
         else helper.make_node("Squeeze", ["h", "axes"], ["s"])
     )
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), squeeze, helper.make_node("Softmax", ["s"], ["y"], axis=-1)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        squeeze,
+        helper.make_node("Softmax", ["s"], ["y"], axis=-1),
+    ]
     weights = {"w": random(20, 24)} | ({} if opset < 13 else {"axes": np.array([0])})
-    model = save_graph(
-        tmp_path, nodes, [("x", FLOAT, [1, 3, 20])], [("y", FLOAT, [3, 24])], weights, opset=opset
-    )
+    model = save_graph(tmp_path, nodes, [("x", FLOAT, [1, 3, 20])], [("y", FLOAT, [3, 24])], weights, opset=opset)
     _, compiled = compile_and_compare(model, {"x": random(1, 3, 20)}, bound=0.05)
     assert next(imported.version for imported in compiled.opset_import if not imported.domain) == 18
 

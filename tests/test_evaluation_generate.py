@@ -80,9 +80,7 @@ def test_several_layers_are_matched_by_name(tmp_path: Path) -> None:
       present__a = Concat<axis = 2>(past__a, a)  present__b = Concat<axis = 2>(past__b, b)
       logits = MatMul(wide, head)
     }"""
-    path = save_onnx(
-        tmp_path / "m.onnx", graph, embedding=EMBEDDING, small=EMBEDDING[:, :2].copy(), head=HEAD
-    )
+    path = save_onnx(tmp_path / "m.onnx", graph, embedding=EMBEDDING, small=EMBEDDING[:, :2].copy(), head=HEAD)
     assert len(generate(path, TEXT, max_new_tokens=5).tokens) == 5
 
 
@@ -147,9 +145,7 @@ def test_sampling_follows_the_softmax(tmp_path: Path) -> None:
 
 def test_equal_seeds_write_equal_texts(tmp_path: Path) -> None:
     path = save_model(tmp_path)
-    first, again, other = (
-        generate(path, TEXT, max_new_tokens=20, temperature=5, seed=s).tokens for s in (1, 1, 2)
-    )
+    first, again, other = (generate(path, TEXT, max_new_tokens=20, temperature=5, seed=s).tokens for s in (1, 1, 2))
     assert first == again != other
 
 
@@ -170,11 +166,7 @@ def test_prompts_and_models_that_do_not_fit(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match="does not map token ids to logits"):
         generate(encoder, TEXT)
-    lost = (
-        GRAPH.replace(", float[b, 1, t, 6] PRESENT)", ")")
-        .replace("PAST", "past__0")
-        .replace("PRESENT", "now")
-    )
+    lost = GRAPH.replace(", float[b, 1, t, 6] PRESENT)", ")").replace("PAST", "past__0").replace("PRESENT", "now")
     lost_path = save_onnx(tmp_path / "lost.onnx", lost, embedding=EMBEDDING, position=POSITION, head=HEAD)
     with pytest.raises(ModelError, match="has 1 past inputs but 0 present outputs"):
         generate(lost_path, TEXT)

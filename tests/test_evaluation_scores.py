@@ -39,9 +39,7 @@ def test_language_model_by_closed_form(tmp_path: Path, text: Path, length: int) 
     assert isinstance(result, LanguageEvaluation)
 
     tokens, stride = tokens_of(text), (400 - length) // 5
-    pairs = [
-        (tokens[w * stride + i], tokens[w * stride + i + 1]) for w in range(5) for i in range(length - 1)
-    ]
+    pairs = [(tokens[w * stride + i], tokens[w * stride + i + 1]) for w in range(5) for i in range(length - 1)]
     now, following = np.array(pairs).T
     q, p = log_softmax(OTHER.astype(float), 1)[now], log_softmax(TABLE.astype(float), 1)[now]
     rows = np.arange(len(now))
@@ -58,9 +56,7 @@ def test_known_perplexities(tmp_path: Path, text: Path) -> None:
     assert (uniform.reference_perplexity, uniform.kl_divergence, uniform.top1_agreement) == (None, None, None)
     text.write_text(" ".join(f"w{i % VOCABULARY}" for i in range(100)))
     sure = np.float32(50) * np.roll(np.eye(VOCABULARY, dtype=np.float32), 1, axis=1)
-    assert evaluate(
-        save_bigram(tmp_path / "m.onnx", sure), text, windows=3, length=10
-    ).perplexity == pytest.approx(1)
+    assert evaluate(save_bigram(tmp_path / "m.onnx", sure), text, windows=3, length=10).perplexity == pytest.approx(1)
 
 
 def test_a_model_equals_itself(tmp_path: Path, text: Path) -> None:
@@ -96,9 +92,7 @@ def test_broken_language_models(tmp_path: Path, text: Path) -> None:
         evaluate(smaller, text, windows=3, length=10, reference=good)
     short = save_bigram(tmp_path / "short.onnx", TABLE[:5])
     save_tokenizer(tmp_path, VOCABULARY)
-    with pytest.raises(
-        ModelError, match=r"short.onnx: failed to run .*: check that the samples fit"
-    ) as error:
+    with pytest.raises(ModelError, match=r"short.onnx: failed to run .*: check that the samples fit") as error:
         evaluate(short, text, windows=3, length=10)
     assert "\n" not in str(error.value)
     with pytest.raises(CalibrationError, match="a --length of at least 2"):
@@ -133,15 +127,9 @@ def test_encoder_by_closed_form(tmp_path: Path, text: Path) -> None:
     for name, (a, b) in pairs.items():
         cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
         assert result.outputs[name].cosine_similarity == pytest.approx(cosine.mean(), rel=1e-5)
-        assert result.outputs[name].relative_error == pytest.approx(
-            np.linalg.norm(a - b) / np.linalg.norm(b), rel=1e-5
-        )
-    assert result.cosine_similarity == pytest.approx(
-        np.mean([o.cosine_similarity for o in result.outputs.values()])
-    )
-    assert result.relative_error == pytest.approx(
-        np.mean([o.relative_error for o in result.outputs.values()])
-    )
+        assert result.outputs[name].relative_error == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(b), rel=1e-5)
+    assert result.cosine_similarity == pytest.approx(np.mean([o.cosine_similarity for o in result.outputs.values()]))
+    assert result.relative_error == pytest.approx(np.mean([o.relative_error for o in result.outputs.values()]))
     assert json.loads(result.model_dump_json())["windows"] == 4
 
 
@@ -163,14 +151,10 @@ def test_broken_encoders(tmp_path: Path, text: Path) -> None:
     with pytest.raises(UsageError, match=r"m.onnx: has no logits .*: name a model with --reference"):
         evaluate(model, text, windows=2, length=10)
     renamed = save_onnx(tmp_path / "renamed.onnx", ENCODER.replace("pooled", "pool"), table=TABLE)
-    with pytest.raises(
-        ModelError, match=r"m.onnx: has no output pool: give a reference other than .*renamed.onnx"
-    ):
+    with pytest.raises(ModelError, match=r"m.onnx: has no output pool: give a reference other than .*renamed.onnx"):
         evaluate(model, text, windows=2, length=10, reference=renamed)
     narrow = save_onnx(tmp_path / "narrow.onnx", ENCODER, table=TABLE[:, :3])
-    with pytest.raises(
-        ModelError, match=r"output hidden has shape \[1, 10, 11\], but \[1, 10, 3\] in the reference"
-    ):
+    with pytest.raises(ModelError, match=r"output hidden has shape \[1, 10, 11\], but \[1, 10, 3\] in the reference"):
         evaluate(model, text, windows=2, length=10, reference=narrow)
     nan = save_onnx(tmp_path / "nan.onnx", ENCODER, table=TABLE + np.float32("inf"))
     with pytest.raises(ModelError, match=r"output hidden holds NaN or infinity"):

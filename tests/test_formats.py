@@ -30,7 +30,9 @@ def test_a_name_is_its_own_spec(spec):
     assert parse_format(spec).name == spec
 
 
-@pytest.mark.parametrize("spec", ["", "int7", "int3g100", "int3g128t", "lut5", "lut3a", "nf3", "INT3", "int3 ", "lut3g128/a16"])
+@pytest.mark.parametrize(
+    "spec", ["", "int7", "int3g100", "int3g128t", "lut5", "lut3a", "nf3", "INT3", "int3 ", "lut3g128/a16"]
+)
 def test_other_names_are_refused(spec):
     with pytest.raises(UsageError, match="not a weight format"):
         parse_format(spec)
@@ -54,9 +56,7 @@ def test_encode_finds_the_nearest_of_all_values(spec):
     weight = torch.randn(5, 70)
     grid = fmt.fit(weight, torch.rand(70))
     codes = grid.encode(weight, slice(None))
-    every = torch.stack(
-        [grid.decode(torch.full_like(codes, code), slice(None)) for code in range(2**fmt.bits)], dim=-1
-    )
+    every = torch.stack([grid.decode(torch.full_like(codes, code), slice(None)) for code in range(2**fmt.bits)], dim=-1)
     nearest = (every - weight[..., None]).abs().amin(-1)
     torch.testing.assert_close((grid.decode(codes, slice(None)) - weight).abs(), nearest, rtol=0, atol=1e-6)
 
@@ -71,9 +71,7 @@ def test_single_columns_encode_as_the_whole(spec):
     assert torch.equal(grid.encode(weight[:, columns], columns), whole[:, columns])
     for k in (0, 15, 16, 39):
         assert torch.equal(grid.encode(weight[:, k : k + 1], k), whole[:, k : k + 1])
-        assert torch.equal(
-            grid.decode(whole[:, k : k + 1], k), grid.decode(whole, slice(None))[:, k : k + 1]
-        )
+        assert torch.equal(grid.decode(whole[:, k : k + 1], k), grid.decode(whole, slice(None))[:, k : k + 1])
 
 
 @settings(max_examples=60, deadline=None)

@@ -40,9 +40,7 @@ def external(tmp_path: Path) -> Path:
 def edit_external(path: Path, key: str, value: str) -> None:
     proto = onnx.load(path, load_external_data=False)
     for tensor in proto.graph.initializer:
-        entry = next((e for e in tensor.external_data if e.key == key), None) or tensor.external_data.add(
-            key=key
-        )
+        entry = next((e for e in tensor.external_data if e.key == key), None) or tensor.external_data.add(key=key)
         entry.value = value
     path.write_bytes(proto.SerializeToString())
 
@@ -168,9 +166,7 @@ def test_external_data_of_a_constant_node_and_a_function_is_checked(tmp_path):
     for body in (None, [constant, multiply], [nested]):
         b = Builder()
         if body:
-            b.functions.append(
-                helper.make_function("f", "F", ["a"], ["b"], body, [helper.make_opsetid("", 18)])
-            )
+            b.functions.append(helper.make_function("f", "F", ["a"], ["b"], body, [helper.make_opsetid("", 18)]))
             b.domains["f"] = 1
             y = b.op("F", "x", domain="f")
         else:
@@ -367,8 +363,7 @@ def test_saving_is_deterministic_and_aligned(tmp_path):
     for name in ("m.onnx", "m.onnx.data"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     tensors = {
-        value.name: value.const_value
-        for value in load_model(tmp_path / "one/m.onnx").graph.initializers.values()
+        value.name: value.const_value for value in load_model(tmp_path / "one/m.onnx").graph.initializers.values()
     }
     assert not isinstance(tensors.pop("small"), ir.ExternalTensor)
     assert len(tensors) == 3

@@ -117,9 +117,7 @@ def test_self_attention_whose_sites_flatten_their_input_each():
     for _ in range(2):
         normed = b.layer_norm(x, 8)
         q, k, v = (
-            b.heads(
-                b.op("Reshape", b.linear(b.op("Reshape", normed, b.ints(-1, 8)), 8, 8), b.ints(2, 5, 8)), 2
-            )
+            b.heads(b.op("Reshape", b.linear(b.op("Reshape", normed, b.ints(-1, 8)), 8, 8), b.ints(2, 5, 8)), 2)
             for _ in range(3)
         )
         x = b.op("Add", x, b.linear(b.merge(b.attend(q, k, v, 4), 8), 8, 8))

@@ -169,9 +169,7 @@ def branch(weight: str | None, name: str) -> onnx.GraphProto:
 
 def test_sites_in_both_branches_of_an_if():
     b = Builder()
-    y = b.op(
-        "If", "flag", then_branch=branch(None, "then"), else_branch=branch(b.constant(W.T, "outer"), "else")
-    )
+    y = b.op("If", "flag", then_branch=branch(None, "then"), else_branch=branch(b.constant(W.T, "outer"), "else"))
     proto = b.model({"x": (FLOAT, [M, K]), "flag": (TensorProto.BOOL, [])}, [y])
     sites = sites_of(proto)
     assert [site.in_subgraph for site in sites] == [True, True]
@@ -204,13 +202,9 @@ def test_site_in_a_model_function():
 def test_our_own_functions_are_not_inlined():
     b = Builder()
     body = [helper.make_node("MatMul", ["a", "w"], ["b"])]
-    b.functions.append(
-        helper.make_function("qxc", "Packed", ["a", "w"], ["b"], body, [helper.make_opsetid("", 18)])
-    )
+    b.functions.append(helper.make_function("qxc", "Packed", ["a", "w"], ["b"], body, [helper.make_opsetid("", 18)]))
     b.domains["qxc"] = 1
-    model = ir.from_proto(
-        b.model({"x": (FLOAT, [M, K])}, [b.op("Packed", "x", b.constant(W.T), domain="qxc")])
-    )
+    model = ir.from_proto(b.model({"x": (FLOAT, [M, K])}, [b.op("Packed", "x", b.constant(W.T), domain="qxc")]))
     normalize(model)
     assert [node.op_type for node in model.graph] == ["Packed"]
     assert len(model.functions) == 1

@@ -167,10 +167,8 @@ def test_full_sweep(family: str) -> None:
         fmt = format_of(family, next(group_sizes))
         weight = random_weight(fmt, N, K, seed=K * N)
         a = random_rows((130, K), K + N)
-        large = K * N > 1_000_000
-        for activation in ACTIVATIONS:
-            if large and K != N and (K + N + len(activation)) % 2:
-                continue
+        # large matrices take turns in their activation too
+        for activation in ACTIVATIONS if K * N < 1_000_000 else ACTIVATIONS[FAMILIES.index(family) % 2 :][:1]:
             bias = np.random.default_rng(N).standard_normal(N).astype(np.float32)
             reference = expected_matmul(weight, a, 0, activation)
             biased = session_of(matmul_model(weight, activation, bias), ISAS[-1], threads=2)

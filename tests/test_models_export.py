@@ -63,18 +63,12 @@ def test_large_models_have_their_weights_in_one_other_file(
     export(source, tmp_path / "still_inline")
     monkeypatch.setattr(module, "_INLINE_LIMIT", 1000)
     export(source, tmp_path / "external")
-    files = {
-        name: {f.name for f in (tmp_path / name).iterdir()} for name in ("inline", "still_inline", "external")
-    }
+    files = {name: {f.name for f in (tmp_path / name).iterdir()} for name in ("inline", "still_inline", "external")}
     assert files["inline"] == files["still_inline"]
     assert files["external"] - files["inline"] == {"model.onnx.data"}
     sample = {"input_ids": np.arange(6)[None], "attention_mask": np.ones((1, 6), np.int64)}
     sample["position_ids"] = np.arange(6)[None]
-    sample |= {
-        f"past_key_values.{i}.{part}": np.zeros((1, 2, 0, 8), "f4")
-        for i in (0, 1)
-        for part in ("key", "value")
-    }
+    sample |= {f"past_key_values.{i}.{part}": np.zeros((1, 2, 0, 8), "f4") for i in (0, 1) for part in ("key", "value")}
     inline, still_inline, external = (
         Runner(tmp_path / name / "model.onnx").run(sample, ["logits"])[0] for name in files
     )
@@ -175,9 +169,7 @@ def test_pickled_weights_are_never_read(copy: Path, tmp_path: Path) -> None:
 
     (copy / "model.safetensors").unlink()
     torch.save({"weight": Trap()}, copy / "pytorch_model.bin")
-    with pytest.raises(
-        ExportError, match=r"in a pickle, pytorch_model.bin, which can run code: .*safetensors"
-    ):
+    with pytest.raises(ExportError, match=r"in a pickle, pytorch_model.bin, which can run code: .*safetensors"):
         export(copy, tmp_path / "out")
     assert not (tmp_path / "sprung").exists()
 
@@ -240,9 +232,7 @@ def test_an_encoder_may_lack_its_pooler(tmp_path: Path) -> None:
 
 def test_an_id_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ExportError, match=r"^nobody/nothing: no such folder, and cannot be had from the"
-    ) as error:
+    with pytest.raises(ExportError, match=r"^nobody/nothing: no such folder, and cannot be had from the") as error:
         export("nobody/nothing", tmp_path / "out")
     assert "\n" not in str(error.value)
 

@@ -55,9 +55,7 @@ def test_causal_lm(model_type: str, tmp_path: Path) -> None:
     ids = torch.randint(3, VOCABULARY, (2, 11))
     expected = model(input_ids=ids).logits
     past = {
-        spec.name: np.zeros(
-            [d if isinstance(d, int) else 2 * (i == 0) for i, d in enumerate(spec.shape or ())], "f4"
-        )
+        spec.name: np.zeros([d if isinstance(d, int) else 2 * (i == 0) for i, d in enumerate(spec.shape or ())], "f4")
         for spec in onnx.inputs
         if spec.name.startswith("past")
     }
@@ -140,9 +138,7 @@ def test_whisper(tmp_path: Path) -> None:
     sound, ids = torch.randn(1, 8, 3000), torch.randint(3, VOCABULARY, (1, 5))
     expected = model(input_features=sound, decoder_input_ids=ids)
 
-    (hidden,) = Runner(folder / "encoder_model.onnx").run(
-        {"input_features": sound.numpy()}, ["last_hidden_state"]
-    )
+    (hidden,) = Runner(folder / "encoder_model.onnx").run({"input_features": sound.numpy()}, ["last_hidden_state"])
     close(hidden, expected.encoder_last_hidden_state)
     decoder = Runner(folder / "decoder_model.onnx")
     logits, *present = decoder.run(

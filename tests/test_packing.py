@@ -9,7 +9,18 @@ from qxcompiler.formats import QuantizedWeight, parse_format
 from qxcompiler.packing import bits_per_weight, pack, packed_bytes, unpack_codes
 from qxcompiler.packing.tile16 import FIELDS
 
-SPECS = ["int2g16", "int3g128a", "int4", "int5g32a", "int6", "int8g64a", "lut2g128", "lut3g32t", "lut4", "nf4g16"]
+SPECS = [
+    "int2g16",
+    "int3g128a",
+    "int4",
+    "int5g32a",
+    "int6",
+    "int8g64a",
+    "lut2g128",
+    "lut3g32t",
+    "lut4",
+    "nf4g16",
+]
 
 
 def quantized(spec, rows, columns, seed=0):

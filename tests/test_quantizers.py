@@ -43,7 +43,7 @@ def test_statistics_of_a_stream_are_those_of_the_whole():
 
 
 def naive_gptq(weight, fmt, statistics):
-    """Optimal Brain Quantization in a fixed order (Frantar et al. 2023, equation 2), inverting what remains each time."""
+    """Optimal Brain Quantization in a fixed order (Frantar et al. 2023, equation 2), with a new inverse each time."""
     H = statistics.second_moment.double().clone()
     H += 0.01 * H.diagonal().mean() * torch.eye(len(H), dtype=torch.double)
     grid = fmt.fit(weight, statistics.importance)
@@ -105,9 +105,7 @@ def test_dead_inputs_are_rounded_and_do_not_disturb_the_others():
     torch.manual_seed(8)
     weight, fmt = torch.randn(8, 40), parse_format("int4")
     quantized = gptq(weight, fmt, statistics_of(X))
-    assert torch.equal(
-        quantized.codes[:, [3, 17]], quantized.grid.encode(weight[:, [3, 17]], torch.tensor([3, 17]))
-    )
+    assert torch.equal(quantized.codes[:, [3, 17]], quantized.grid.encode(weight[:, [3, 17]], torch.tensor([3, 17])))
     assert output_error(weight, quantized, X) < output_error(weight, rtn(weight, fmt, statistics_of(X)), X)
 
 

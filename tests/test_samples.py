@@ -58,21 +58,15 @@ def words(count: int) -> str:
     return " ".join(f"n{i % 1000}" for i in range(count))
 
 
-def load(
-    folder: Path, content: str, inputs: list[InputSpec] = LANGUAGE, name: str = "text.txt", **options: Any
-) -> Any:
+def load(folder: Path, content: str, inputs: list[InputSpec] = LANGUAGE, name: str = "text.txt", **options: Any) -> Any:
     (folder / name).write_text(content, encoding="utf-8")
-    return load_samples(
-        folder / name, inputs, folder / "model.onnx", **{"samples": 4, "length": 10} | options
-    )
+    return load_samples(folder / name, inputs, folder / "model.onnx", **{"samples": 4, "length": 10} | options)
 
 
 def test_windows_are_spaced_evenly_over_the_text(folder: Path) -> None:
     samples = load(folder, words(210))
     # (210 - 10) // 4 = 50 tokens from one window to the next
-    assert [sample["input_ids"].tolist() for sample in samples] == [
-        [list(range(s, s + 10))] for s in (0, 50, 100, 150)
-    ]
+    assert [sample["input_ids"].tolist() for sample in samples] == [[list(range(s, s + 10))] for s in (0, 50, 100, 150)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -200,9 +194,7 @@ def test_arrays_of_different_length(folder: Path) -> None:
 
 
 def test_an_input_that_cannot_be_derived_is_named(folder: Path) -> None:
-    with pytest.raises(
-        CalibrationError, match=r"no value for the model's input pixel_values .*: give a .npz file"
-    ):
+    with pytest.raises(CalibrationError, match=r"no value for the model's input pixel_values .*: give a .npz file"):
         load(folder, words(20), [IDS, *IMAGE])
 
 
@@ -268,9 +260,7 @@ def test_the_context_is_respected(folder: Path) -> None:
     assert context_limit(folder / "model.onnx") is None
     for key in ("max_position_embeddings", "n_positions"):
         (folder / "config.json").write_text(json.dumps({key: 9}))
-        with pytest.raises(
-            CalibrationError, match=r"samples of 10 tokens, but .* takes at most 9: give --length 9"
-        ):
+        with pytest.raises(CalibrationError, match=r"samples of 10 tokens, but .* takes at most 9: give --length 9"):
             load(folder, words(20))
         assert len(load(folder, words(20), length=9)) == 4
     (folder / "config.json").write_text("[1")

@@ -59,9 +59,7 @@ class InputSpec:
         )
 
     def __str__(self) -> str:
-        dims = (
-            "any shape" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
-        )
+        dims = "any shape" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
         return f"{self.name} {self.dtype} [{dims}]"
 
 
@@ -87,9 +85,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
                 f"{value.type} is not a tensor of numbers",
                 "use a model with tensor inputs",
             )
-        shape = (
-            None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
-        )
+        shape = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
         specs.append(InputSpec(value.name or "", np.dtype(value.dtype.numpy()), shape))
     return specs
 
@@ -196,18 +192,14 @@ def supply_missing(
     return complete
 
 
-def _derive(
-    spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length: int
-) -> npt.NDArray[Any] | None:
+def _derive(spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length: int) -> npt.NDArray[Any] | None:
     """The value of an input that follows from the token ids, or None."""
     ids = next((value for name, value in sample.items() if name.endswith("input_ids")), None)
     batch, length = ids.shape if ids is not None and ids.ndim == 2 else (1, None)
     if _is_past(spec) and past_length == 0 and spec.shape is not None:
         # The free axes of a cache are the batch, which leads, and the past.
         free = [batch, *([0] * (len(spec.shape) - 1))]
-        return np.zeros(
-            [d if isinstance(d, int) else f for d, f in zip(spec.shape, free, strict=True)], spec.dtype
-        )
+        return np.zeros([d if isinstance(d, int) else f for d, f in zip(spec.shape, free, strict=True)], spec.dtype)
     if spec.name == "use_cache_branch":
         return np.full(1, past_length > 0, spec.dtype)
     if length is None:
@@ -254,15 +246,11 @@ def load_tokenizer(model_path: str | Path, tokenizer: str | Path | None = None) 
     if path.is_dir():
         path /= "tokenizer.json"
     if not path.is_file():
-        raise CalibrationError(
-            path, "no such file", "put the model's tokenizer.json there or name it with --tokenizer"
-        )
+        raise CalibrationError(path, "no such file", "put the model's tokenizer.json there or name it with --tokenizer")
     try:
         loaded: Tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise CalibrationError(
-            path, f"not a tokenizer ({error})", "give a Hugging Face tokenizer.json"
-        ) from error
+        raise CalibrationError(path, f"not a tokenizer ({error})", "give a Hugging Face tokenizer.json") from error
     loaded.no_truncation()
     loaded.no_padding()
     return loaded
@@ -274,11 +262,7 @@ def context_limit(model_path: str | Path) -> int | None:
         config = json.loads((Path(model_path).parent / "config.json").read_bytes())
     except (OSError, ValueError):
         return None
-    limits = (
-        [config.get(key) for key in ("max_position_embeddings", "n_positions")]
-        if isinstance(config, dict)
-        else []
-    )
+    limits = [config.get(key) for key in ("max_position_embeddings", "n_positions")] if isinstance(config, dict) else []
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
@@ -340,9 +324,7 @@ def _documents(path: Path, lines: str) -> Iterator[str]:
                 path, f"line {number} is not JSON ({error})", "give one JSON object a line"
             ) from error
         if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-            raise CalibrationError(
-                path, f"line {number} has no string 'text'", 'give lines like {"text": "..."}'
-            )
+            raise CalibrationError(path, f"line {number} has no string 'text'", 'give lines like {"text": "..."}')
         yield document["text"]
 
 
@@ -370,14 +352,9 @@ def _arrays(path: Path, inputs: Sequence[InputSpec], samples: int) -> list[Sampl
     if count == 0:
         raise CalibrationError(path, "holds no samples", f"give arrays for {wanted}")
     if count != max(counts.values()):
-        raise CalibrationError(
-            path, f"arrays differ in their number of samples {counts}", "give as many in each"
-        )
+        raise CalibrationError(path, f"arrays differ in their number of samples {counts}", "give as many in each")
     rows = range(0, count, max(1, count // samples))[:samples]
-    return [
-        {name: array[row : row + 1].astype(by_name[name].dtype) for name, array in arrays.items()}
-        for row in rows
-    ]
+    return [{name: array[row : row + 1].astype(by_name[name].dtype) for name, array in arrays.items()} for row in rows]
 
 
 def _read_npz(path: Path) -> Sample:
@@ -389,6 +366,4 @@ def _read_npz(path: Path) -> Sample:
             path, f"cannot be read ({error.strerror or error})", "give a readable .npz file"
         ) from error
     except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise CalibrationError(
-            path, f"not an archive of plain arrays ({error})", "save it with numpy.savez"
-        ) from error
+        raise CalibrationError(path, f"not an archive of plain arrays ({error})", "save it with numpy.savez") from error

@@ -85,9 +85,7 @@ class SegmentRunner:
 class _Run:
     """Computes some values of a segment, with given weights, for one sample after the other."""
 
-    def __init__(
-        self, model: ir.Model, segment: Segment, outputs: Sequence[ir.Value], operands: Operands
-    ) -> None:
+    def __init__(self, model: ir.Model, segment: Segment, outputs: Sequence[ir.Value], operands: Operands) -> None:
         self._sites: list[Site] = [*segment.embeddings, *segment.sites]
         self._outputs = [value.name or "" for value in outputs]
         if not outputs:

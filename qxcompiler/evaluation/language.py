@@ -84,9 +84,7 @@ def evaluate_language(
         raise CalibrationError(model.path, "windows without a second token", "give a --length of at least 2")
     nll, reference_nll, divergence, agreement = (sums / tokens).unbind()
     if not sums.isfinite().all():
-        raise ModelError(
-            model.path, "logits hold NaN or infinity", "compile again with more bits, or report it"
-        )
+        raise ModelError(model.path, "logits hold NaN or infinity", "compile again with more bits, or report it")
     return LanguageEvaluation(
         windows=windows,
         tokens=tokens,

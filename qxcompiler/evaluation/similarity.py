@@ -64,9 +64,7 @@ def evaluate_similarity(
     """
     names = [name for name in reference.outputs if not name.startswith("present")]
     if missing := [name for name in names if name not in model.outputs]:
-        raise ModelError(
-            model.path, f"has no output {missing[0]}", f"give a reference other than {reference.path}"
-        )
+        raise ModelError(model.path, f"has no output {missing[0]}", f"give a reference other than {reference.path}")
     # For each output: the sum of cosines, their number, and the squared norms of the error and of the
     # reference.
     sums = {name: torch.zeros(4, dtype=torch.float64) for name in names}
@@ -88,9 +86,7 @@ def evaluate_similarity(
             sums[name] += _scores(*(torch.from_numpy(np.atleast_1d(a)).double() for a in (y, y_ref)))
     for name, values in sums.items():
         if not values.isfinite().all():
-            raise ModelError(
-                model.path, f"output {name} holds NaN or infinity", "compile again with more bits"
-            )
+            raise ModelError(model.path, f"output {name} holds NaN or infinity", "compile again with more bits")
     outputs = {
         name: OutputSimilarity(
             cosine_similarity=(cosines / count).item(),

@@ -39,7 +39,8 @@ def verify(compiled: Path, original: Path, samples: Sequence[Sample]) -> Verific
         samples: inputs of both.
 
     Raises:
-        VerificationError: the compiled model fails to run, or an output is not finite or has little to do with the original's.
+        VerificationError: the compiled model fails to run, or an output is not finite or has little to do with the
+            original's.
     """
     reference = Runner(original)
     try:
@@ -51,7 +52,7 @@ def verify(compiled: Path, original: Path, samples: Sequence[Sample]) -> Verific
     if cosines[worst] < _BROKEN_BELOW:
         raise VerificationError(
             original,
-            f"the compiled model is broken: cosine similarity of output {worst} with the original is {cosines[worst]:.3f}",
+            f"the compiled model is broken: its output {worst} has cosine similarity {cosines[worst]:.3f} with the original",
             "use more bits, smaller groups, --quantizer gptq, or --keep the layers with the largest error",
         )
     return Verification(samples=similarity.windows, cosine_similarity=cosines)

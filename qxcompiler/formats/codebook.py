@@ -20,7 +20,8 @@ _SCALE_REFINEMENTS = 2
 
 @dataclass(frozen=True)
 class CodebookFormat(Format):
-    """Codes index a table of 8-bit entries: `lut3g128` (learned, a table a row), `lut3g128t` (a table a tensor), `nf4g64`.
+    """Codes index a table of 8-bit entries: `lut3g128` (learned, a table a row), `lut3g128t` (a table a tensor),
+    `nf4g64`.
 
     Attributes:
         per_tensor: one table for the whole matrix instead of one a row.
@@ -54,7 +55,10 @@ class CodebookFormat(Format):
         return 1 if self.per_tensor or self.normal_float else out_features
 
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> CodebookGrid:
-        """Weighted k-means on group-normalised weights (SqueezeLLM, Kim et al. 2024, equation 4), then scales by least squares."""
+        """Weighted k-means on group-normalised weights, in turn with scales by least squares.
+
+        The weighting is SqueezeLLM's (Kim et al. 2024, equation 4), with the diagonal of XᵀX for the Fisher information.
+        """
         N, K = weight.shape
         group_of = self.group_of(K, weight.device)
         largest = torch.zeros(N, self.groups(K), device=weight.device)

@@ -43,7 +43,7 @@ class IntegerFormat(Format):
     @property
     def largest_code(self) -> int:
         """`2**bits - 1`."""
-        return 2**self.bits - 1
+        return int(2**self.bits) - 1
 
     def codebook_rows(self, out_features: int) -> int:
         """None are stored."""

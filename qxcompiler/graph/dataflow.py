@@ -178,9 +178,7 @@ class Trace:
         passed = [site.node, *self.after(site.node.outputs[0])]
         if any(node in self.site_of for node in passed[1:]):
             return False
-        return any(
-            output in self.outputs for node in passed if node not in self.joins for output in node.outputs
-        )
+        return any(output in self.outputs for node in passed if node not in self.joins for output in node.outputs)
 
 
 def _merge(parts: list[Sources]) -> Sources:

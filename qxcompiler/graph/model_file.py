@@ -47,9 +47,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # whatever the reader stumbles over in a damaged file
-        raise ModelError(
-            path, f"damaged ONNX model ({_first_cause(error)})", "export the model again"
-        ) from error
+        raise ModelError(path, f"damaged ONNX model ({_first_cause(error)})", "export the model again") from error
     folder = path.absolute().parent
     for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
@@ -223,9 +221,7 @@ def _read_proto(path: Path) -> onnx.ModelProto:
     except DecodeError as error:
         # Every ONNX writer begins with field 1, the IR version.
         if data[:1] == b"\x08":
-            raise ModelError(
-                path, "the ONNX file is cut off or damaged", "copy or export it again"
-            ) from error
+            raise ModelError(path, "the ONNX file is cut off or damaged", "copy or export it again") from error
         raise ModelError(path, "not an ONNX file", "export the model to ONNX first") from error
     if not proto.HasField("graph"):
         raise ModelError(path, "not an ONNX file, it holds no graph", "export the model to ONNX first")
@@ -238,9 +234,7 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     functions = [function.graph for function in model.functions.values()]
     graphs = [*model.graphs(), *functions, *(inner for graph in functions for inner in graph.subgraphs())]
     for graph in graphs:
-        yield from (
-            value.const_value for value in graph.initializers.values() if value.const_value is not None
-        )
+        yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
         for node in graph:
             for attribute in node.attributes.values():
                 if attribute.is_ref():
@@ -255,9 +249,7 @@ def _check_tensor(path: Path, folder: Path, tensor: ir.TensorProtocol) -> None:
     """Compare a tensor's size with its data's and keep external data in `folder`; no data is read."""
     shape = tensor.shape.numpy()
     if any(dim < 0 for dim in shape):
-        raise ModelError(
-            path, f"tensor '{tensor.name}' has a negative dimension {shape}", "export the model again"
-        )
+        raise ModelError(path, f"tensor '{tensor.name}' has a negative dimension {shape}", "export the model again")
     if tensor.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
         return
     expected = math.ceil(math.prod(shape) * tensor.dtype.bitwidth / 8)

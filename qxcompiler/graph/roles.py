@@ -131,9 +131,7 @@ def _attentions(trace: Trace) -> Iterator[_Attention]:
         else:
             continue
         output = [trace.site_of[n] for n in trace.after(product.outputs[0]) if n in trace.site_of]
-        yield _Attention(
-            trace.linear_sources(query), trace.linear_sources(key), trace.linear_sources(value), output
-        )
+        yield _Attention(trace.linear_sources(query), trace.linear_sources(key), trace.linear_sources(value), output)
 
 
 def _is_product(trace: Trace, node: ir.Node, need: int = 2) -> bool:

@@ -150,9 +150,7 @@ class _Flow:
         last = {value: position for position, node in enumerate(self.nodes) for value in self.needs(node)}
         linear = [node in self.site_of and self.site_of[node].kind == "linear" for node in self.nodes]
         sites_until = list(accumulate(linear))
-        lives = [
-            (born, last.get(value, born)) for born, node in enumerate(self.nodes) for value in node.outputs
-        ]
+        lives = [(born, last.get(value, born)) for born, node in enumerate(self.nodes) for value in node.outputs]
         # An input of several sites that every segment could recompute still holds them together.
         shared: dict[ir.Value, list[int]] = defaultdict(list)
         for position, node in enumerate(self.nodes):

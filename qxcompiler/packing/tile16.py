@@ -2,7 +2,8 @@
 
 A tile holds 16 rows (output features), a block 32 columns (inputs). A block of b-bit codes is b lines of 64 bytes;
 byte 4*r + j of a line belongs to row r, and holds bits of the codes of columns 4*q + j, for several steps q of 0..7.
-`FIELDS[b]` says which bits of which step's code lie where. So an int32 lane holds four consecutive inputs of one row, which is what
+`FIELDS[b]` says which bits of which step's code lie where. So an int32 lane holds four consecutive inputs of one row,
+which is what
 the integer dot-product instructions of x86 and Arm take, and a quarter of a line is four rows.
 """
 
@@ -124,7 +125,9 @@ def _pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     tiles, blocks = _ceil(N, TILE_ROWS), _ceil(K, BLOCK_COLUMNS)
     padded = torch.nn.functional.pad(codes, (0, blocks * BLOCK_COLUMNS - K, 0, tiles * TILE_ROWS - N))
     # [tile, row, block, step, j] -> [step, tile, block, (row, j)]
-    by_step = padded.view(tiles, TILE_ROWS, blocks, STEPS, 4).permute(3, 0, 2, 1, 4).reshape(STEPS, tiles, blocks, LINE_BYTES)
+    by_step = (
+        padded.view(tiles, TILE_ROWS, blocks, STEPS, 4).permute(3, 0, 2, 1, 4).reshape(STEPS, tiles, blocks, LINE_BYTES)
+    )
     packed = codes.new_zeros(tiles, blocks, bits, LINE_BYTES)
     for field in FIELDS[bits]:
         part = (by_step[field.step] >> field.code_bit) & (2**field.width - 1)
@@ -157,8 +160,9 @@ def packed_bytes(fmt: Format, out_features: int, in_features: int) -> int:
     tiles, groups = _ceil(out_features, TILE_ROWS), fmt.groups(in_features)
     codes = tiles * _ceil(in_features, BLOCK_COLUMNS) * fmt.bits * LINE_BYTES
     per_group = tiles * TILE_ROWS * groups * (2 + fmt.has_zero_points)
-    tables = fmt.codebook_rows(out_features)
-    return codes + per_group + (tables if tables <= 1 else tiles * TILE_ROWS) * 2**fmt.bits
+    stored_rows = fmt.codebook_rows(out_features)
+    tables = stored_rows if stored_rows <= 1 else tiles * TILE_ROWS
+    return codes + per_group + (tables << fmt.bits)
 
 
 def bits_per_weight(fmt: Format, out_features: int, in_features: int) -> float:

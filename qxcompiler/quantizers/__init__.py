@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from qxcompiler.quantizers.blockwise import QuantizationResult, quantize_blockwise, quantize_without_statistics
+from qxcompiler.quantizers.blockwise import (
+    QuantizationResult,
+    quantize_blockwise,
+    quantize_without_statistics,
+)
 from qxcompiler.quantizers.registry import QUANTIZERS, Quantizer, find_quantizer
 
 __all__ = [

@@ -55,8 +55,10 @@ def quantize_blockwise(
 ) -> dict[Weight, QuantizationResult]:
     """Quantize the weights named in `formats`, block after block.
 
-    Memory holds one segment's weights and the activations that pass between segments. A weight that an embedding reads, or that
-    is used in a subgraph alone, is rounded to nearest, for want of statistics; one used in several segments is quantized
+    Memory holds one segment's weights and the activations that pass between segments. A weight that an embedding
+    reads, or that
+    is used in a subgraph alone, is rounded to nearest, for want of statistics; one used in several segments is
+    quantized
     with the statistics of the first.
 
     Args:
@@ -106,11 +108,15 @@ def _quantize(
         quantized = find_quantizer(quantizer)(W, fmt, statistics)
     except OverflowError as error:
         raise ModelError(
-            f"weight '{weight.name}'", f"is too large for {fmt.name} ({error})", "leave it in float with --keep"
+            f"weight '{weight.name}'",
+            f"is too large for {fmt.name} ({error})",
+            "leave it in float with --keep",
         ) from error
     except ArithmeticError as error:
         raise ModelError(
-            f"weight '{weight.name}'", f"cannot be quantized by {quantizer} ({error})", "calibrate on more, other samples"
+            f"weight '{weight.name}'",
+            f"cannot be quantized by {quantizer} ({error})",
+            "calibrate on more, other samples",
         ) from error
     return QuantizationResult(quantized, quantizer, _relative_error(W, quantized.decode(), statistics))
 

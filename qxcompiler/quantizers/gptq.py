@@ -81,7 +81,8 @@ def _inverse_factor(H: torch.Tensor) -> torch.Tensor:
         L, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
         if not failed:
             R = L.flip(0, 1)
-            return torch.linalg.solve_triangular(R, torch.eye(len(R), device=R.device), upper=True)
+            U: torch.Tensor = torch.linalg.solve_triangular(R, torch.eye(len(R), device=R.device), upper=True)
+            return U
         if damping > limit:
             raise ArithmeticError("the input's second moment cannot be factorised")
         damping *= 10

@@ -18,9 +18,7 @@ __all__ = ["QUANTIZERS", "Quantizer", "find_quantizer"]
 class Quantizer(Protocol):
     """A function from (weight [N, K], format, statistics of the input or None) to codes."""
 
-    def __call__(
-        self, weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None, /
-    ) -> QuantizedWeight: ...
+    def __call__(self, weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None, /) -> QuantizedWeight: ...
 
 
 QUANTIZERS: dict[str, Quantizer] = {"rtn": rtn, "gptq": gptq}

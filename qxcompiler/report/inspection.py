@@ -12,7 +12,7 @@ from qxcompiler.graph import Site, find_sites, load_model, model_files, normaliz
 from qxcompiler.passes.pack_sites import BLOCK, ROLE, SCHEME
 from qxcompiler.runtime_ops.operators import DOMAIN
 
-__all__ = ["Inspection", "InspectedSite", "inspect"]
+__all__ = ["InspectedSite", "Inspection", "inspect"]
 
 
 class InspectedSite(BaseModel):
