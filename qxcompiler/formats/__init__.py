@@ -1,4 +1,4 @@
-"""Weight formats: encode and decode. A new family is a module with a `Format` and a `Grid`, and a line in `registry`."""
+"""Weight formats: a new family is a module with a `Format` and a `Grid`, and a line in `registry`."""
 
 from __future__ import annotations
 

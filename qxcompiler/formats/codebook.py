@@ -57,7 +57,7 @@ class CodebookFormat(Format):
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> CodebookGrid:
         """Weighted k-means on group-normalised weights, in turn with scales by least squares.
 
-        The weighting is SqueezeLLM's (Kim et al. 2024, equation 4), with the diagonal of XᵀX for the Fisher information.
+        The weighting is SqueezeLLM's (Kim et al. 2024, equation 4), the diagonal of XᵀX standing for the Fisher matrix.
         """
         N, K = weight.shape
         group_of = self.group_of(K, weight.device)
