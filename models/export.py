@@ -10,13 +10,13 @@ import logging
 import re
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -28,6 +28,7 @@ from qxcompiler.models.recipes import Recipe, recipe_for
 from qxcompiler.models.tie_weights import TieWeights
 from qxcompiler.models.verify import verify
 from qxcompiler.progress import Track, silent
+from qxcompiler.staging import staged
 
 _INLINE_LIMIT = 2_000_000_000  # bytes of weights within the ONNX file itself; protobuf ends at 2 GiB
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
@@ -65,16 +66,13 @@ def export(source: str | Path, output: str | Path, *, track: Track = silent) -> 
         if find_spec(package) is None:
             raise ExportError(source, f"the export needs {package}", "pip install 'qxcompiler[export]'")
     output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise OutputError(output, "is not a folder", "name a folder")
     folder, gguf_file = _locate(str(source))
     if output.resolve() == folder.resolve():
         raise OutputError(output, "is the source itself", "name another folder")
-    with _quiet(), _staging(output) as (scratch, stage):
-        job = _Job(str(source), folder, gguf_file, scratch, stage)
+    with _quiet(), staged(output) as stage, TemporaryDirectory(prefix=".qxc-export.", dir=stage.parent) as scratch:
+        job = _Job(str(source), folder, gguf_file, Path(scratch), stage)
         for step in track([job.load, job.trace, job.store, job.check], "export"):
             step()
-        _publish(stage, output)
     return output
 
 
@@ -236,37 +234,6 @@ def _save(model: ir.Model, path: Path) -> None:
 
 
 @contextmanager
-def _staging(output: Path) -> Iterator[tuple[Path, Path]]:
-    """Two folders beside the output, which are gone afterwards."""
-    try:
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        holder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent)
-        scratch, stage = Path(holder.name, "scratch"), Path(holder.name, "stage")
-        scratch.mkdir()
-        stage.mkdir()
-    except OSError as error:
-        raise _not_writable(output, error) from error
-    with holder:
-        yield scratch, stage
-
-
-def _publish(stage: Path, output: Path) -> None:
-    try:
-        if not output.exists():
-            stage.rename(output)
-        else:
-            for file in sorted(stage.iterdir()):
-                file.replace(output / file.name)
-    except OSError as error:
-        raise _not_writable(output, error) from error
-
-
-def _not_writable(output: object, error: OSError) -> OutputError:
-    problem = f"cannot be written ({error.strerror or error})"
-    return OutputError(output, problem, "free space or choose another place")
-
-
-@contextmanager
 def _one_line(source: str, what: str) -> Iterator[None]:
     """Turn whatever a library raises into one line."""
     try:
@@ -275,7 +242,7 @@ def _one_line(source: str, what: str) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise _not_writable(error.filename or source, error) from error
+            raise  # `staged` says it
         raise ExportError(source, f"{what} ({_first_line(error)})", "check the source") from error
     except Exception as error:
         raise ExportError(source, f"{what} ({_first_line(error)})", "check the source") from error

@@ -27,7 +27,7 @@ def staged(output: Path) -> Iterator[Path]:
         OutputError: the folder cannot be made or written.
     """
     if output.exists() and not output.is_dir():
-        raise OutputError(output, "is a file", "name a folder for the output")
+        raise OutputError(output, "is not a folder", "name a folder for the output")
     existing = next(parent for parent in (output, *output.absolute().parents) if parent.exists())
     if not os.access(existing, os.W_OK):
         raise OutputError(output, "cannot be written (permission denied)", "choose another folder with -o")

@@ -264,7 +264,7 @@ def test_the_input_is_not_overwritten(tiny, qxc):
 
 def test_an_output_that_is_a_file(tiny, fails):
     (tiny.folder / "out").write_text("mine")
-    assert "out: is a file" in fails("--quantizer", "rtn")
+    assert "out: is not a folder" in fails("--quantizer", "rtn")
 
 
 def test_an_output_that_cannot_be_written(tiny, qxc):
