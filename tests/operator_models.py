@@ -76,6 +76,7 @@ def _model(
     bias: np.ndarray | None,
     activation: str | None,
     opset: int,
+    with_body: bool = True,
     **wrong: object,
 ) -> bytes:
     packed = pack(weight)
@@ -104,14 +105,14 @@ def _model(
     y.name, y.dtype = "Y", ir.DataType.FLOAT
     opsets = {"": opset, DOMAIN: VERSION}
     graph = ir.Graph([data], [y], nodes=[node], initializers=initializers, opset_imports=opsets, name="one")
-    model = ir.Model(graph, ir_version=9, functions=[function_for(name, opset)])
+    model = ir.Model(graph, ir_version=9, functions=[function_for(name, opset)] if with_body else [])
     return ir.to_proto(model).SerializeToString()
 
 
 def matmul_model(
     weight: QuantizedWeight, activation: str, bias: np.ndarray | None = None, opset: int = 18, **wrong: object
 ) -> bytes:
-    """One MatMul; `wrong` replaces attributes or packed tensors."""
+    """One MatMul; `wrong` replaces attributes or packed tensors. Without a body, only the library can run it."""
     data = ir.Value(name="data", type=ir.TensorType(ir.DataType.FLOAT))
     return _model(weight, "MatMul", data, np.zeros(1, np.float32) if bias is None else bias, activation, opset, **wrong)
 

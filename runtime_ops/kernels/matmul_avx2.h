@@ -97,8 +97,7 @@ QXC_INLINE void add_products(const uint8_t* bytes, const int8_t* a, int64_t stri
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kChain; i += 4) {
       if (k + i >= columns) break;
-      const __m256i values =
-          _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes + (k + i) / 4 * kHalfBytes));
+      const __m256i values = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes + (k + i) / 4 * kHalfBytes));
       const __m256i magnitudes = _mm256_abs_epi8(values);
 #pragma GCC unroll 4
       for (int m = 0; m < rows; ++m) {

@@ -137,8 +137,7 @@ QXC_INLINE void write(__m512 y, const PackedWeight& weight, int64_t tile, int64_
   const int64_t n = tile * kTileRows;
   const int64_t valid = smaller(kTileRows, weight.rows - n);
   const __mmask16 mask = static_cast<__mmask16>((1u << valid) - 1);
-  const __m512 bias =
-      out.bias_stride ? _mm512_maskz_loadu_ps(mask, out.bias + n) : _mm512_set1_ps(out.bias[0]);
+  const __m512 bias = out.bias_stride ? _mm512_maskz_loadu_ps(mask, out.bias + n) : _mm512_set1_ps(out.bias[0]);
   _mm512_mask_storeu_ps(out.y + row * out.rows + n, mask, _mm512_add_ps(y, bias));
 }
 

@@ -110,7 +110,8 @@ bool quantize_a16_avx2(const float* a, int64_t columns, int64_t row, const Quant
       sum = _mm256_add_ps(sum, values);
       const __m256i q = nearest(values, divisor, limit);
       const __m256i q_high = _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(128)), 8);
-      const __m256i q_low = _mm256_max_epi32(_mm256_sub_epi32(q, _mm256_slli_epi32(q_high, 8)), _mm256_set1_epi32(-127));
+      const __m256i q_low =
+          _mm256_max_epi32(_mm256_sub_epi32(q, _mm256_slli_epi32(q_high, 8)), _mm256_set1_epi32(-127));
       store(high + k, q_high);
       store(low + k, q_low);
       high_sum = _mm256_add_epi32(high_sum, q_high);

@@ -12,9 +12,7 @@ namespace {
 
 constexpr float kSmallestA16 = 0x1p-90f;  // below it, scales of 16-bit integers lose digits
 
-inline __mmask16 first_lanes(int64_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1 << count) - 1);
-}
+inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1 << count) - 1); }
 
 // The numbers at k.. of a row of `columns`; zeros beyond its end.
 inline __m512 load(const float* a, int64_t k, int64_t columns) {
@@ -87,7 +85,8 @@ bool quantize_a16_avx512(const float* a, int64_t columns, int64_t row, const Qua
       sum = _mm512_add_ps(sum, values);
       const __m512i q = nearest(values, divisor, limit);
       const __m512i q_high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
-      const __m512i q_low = _mm512_max_epi32(_mm512_sub_epi32(q, _mm512_slli_epi32(q_high, 8)), _mm512_set1_epi32(-127));
+      const __m512i q_low =
+          _mm512_max_epi32(_mm512_sub_epi32(q, _mm512_slli_epi32(q_high, 8)), _mm512_set1_epi32(-127));
       store(high + k, q_high);
       store(low + k, q_low);
       high_sum = _mm512_add_epi32(high_sum, q_high);

@@ -18,11 +18,11 @@ enum class Code {
 };
 
 struct PackedWeight {
-  int64_t rows;        // N
-  int64_t columns;     // K
-  int64_t group_size;  // columns that share a scale
-  int64_t groups;      // ceil(K / group_size)
-  int64_t blocks;      // ceil(K / 32)
+  int64_t rows;                // N
+  int64_t columns;             // K
+  int64_t group_size;          // columns that share a scale
+  int64_t groups;              // ceil(K / group_size)
+  int64_t blocks;              // ceil(K / 32)
   const uint8_t* packed;       // [tiles, blocks, bits, 64]
   const uint16_t* scales;      // float16 [tiles, groups, 16]
   const uint8_t* zero_points;  // [tiles, groups, 16], for Code::kUInt
@@ -45,7 +45,7 @@ struct QuantizedRows {
   int32_t* high_sums;  // [rows, units]: sums of `high` over a unit
   int32_t* low_sums;   // [rows, units]; null in a8
   float* scales;       // a8: [rows]; a16: [rows, units]
-  float* sums;         // [rows, units], for zero points. a8: sums of `high`; a16: of A itself, more exact than of integers
+  float* sums;  // [rows, units], for zero points. a8: sums of `high`; a16: of A itself, more exact than of integers
 };
 
 struct Output {

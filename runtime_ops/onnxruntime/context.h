@@ -84,10 +84,9 @@ class KernelContext {
   void parallel_for(int64_t count, const Body& body) const {
     const auto call = [](void* data, size_t i) { (*static_cast<const Body*>(data))(static_cast<int64_t>(i)); };
     const size_t batches_of_runtimes_choice = 0;
-    check(KernelContextParallelFor::call(api_, static_cast<const OrtKernelContext*>(context_),
-                                         static_cast<void (*)(void*, size_t)>(call), static_cast<size_t>(count),
-                                         batches_of_runtimes_choice,
-                                         const_cast<void*>(static_cast<const void*>(&body))));
+    check(KernelContextParallelFor::call(
+        api_, static_cast<const OrtKernelContext*>(context_), static_cast<void (*)(void*, size_t)>(call),
+        static_cast<size_t>(count), batches_of_runtimes_choice, const_cast<void*>(static_cast<const void*>(&body))));
   }
 
  private:

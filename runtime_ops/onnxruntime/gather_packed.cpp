@@ -19,8 +19,8 @@ void GatherPacked::compute(const KernelContext& context) const {
   for (size_t i = 0; i < rows.size(); ++i) {
     const int64_t index = indices.type == kInt64 ? indices.as<int64_t>()[i] : indices.as<int32_t>()[i];
     if (index < -N || index >= N) {
-      throw weight_inputs_.error(kInvalidArgument, "index " + std::to_string(index) + " is outside " +
-                                                       std::to_string(N) + " rows");
+      throw weight_inputs_.error(kInvalidArgument,
+                                 "index " + std::to_string(index) + " is outside " + std::to_string(N) + " rows");
     }
     rows[i] = index < 0 ? index + N : index;
   }

@@ -106,7 +106,7 @@ OrtStatus* register_operators(OrtSessionOptions* options) {
 }  // namespace qxc::ort
 
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
-                                                                                const OrtApiBase* base) {
+                                                                               const OrtApiBase* base) {
   using namespace qxc::ort;
   const Table api = base->GetApi(kApiVersion);
   if (!api) {

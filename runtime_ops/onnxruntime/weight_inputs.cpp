@@ -6,9 +6,7 @@ namespace {
 constexpr char kLayout[] = "tile16.v1";
 constexpr int64_t kLargestDimension = int64_t{1} << 40;  // products of two stay far from overflow
 
-bool is_group_size(int64_t size) {
-  return size == 16 || size == 32 || size == 64 || size == 128 || size == 256;
-}
+bool is_group_size(int64_t size) { return size == 16 || size == 32 || size == 64 || size == 128 || size == 256; }
 
 }  // namespace
 
@@ -53,8 +51,7 @@ Tensor WeightInputs::expect(const KernelContext& context, size_t index, const ch
 PackedWeight WeightInputs::read(const KernelContext& context, size_t first) const {
   PackedWeight weight{N_, K_, group_size_, groups_, blocks_, nullptr, nullptr, nullptr, nullptr, false};
   const Shape per_group{tiles_, groups_, kTileRows};
-  weight.packed =
-      expect(context, first, "packed", kUint8, {tiles_, blocks_, format_.bits, kLineBytes}).as<uint8_t>();
+  weight.packed = expect(context, first, "packed", kUint8, {tiles_, blocks_, format_.bits, kLineBytes}).as<uint8_t>();
   weight.scales = expect(context, first + 1, "scales", kFloat16, per_group).as<uint16_t>();
   if (format_.code == Code::kUInt) {
     weight.zero_points = expect(context, first + 2, "zero_points", kUint8, per_group).as<uint8_t>();

@@ -1,0 +1,78 @@
+"""The main job on real models: SmolLM2 in 3 bits, MiniLM in 4."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import qxcompiler
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> tuple[Path, Path]:
+    """Calibration and evaluation text: every second topic of the language reference each."""
+    folder = tmp_path_factory.mktemp("texts")
+    names = sorted(topics)
+    files = folder / "calibration.txt", folder / "evaluation.txt"
+    for start, file in enumerate(files):
+        file.write_text("\n\n".join(topics[name] for name in names[start::2]), encoding="utf-8")
+    return files
+
+
+@pytest.fixture(scope="module")
+def compiled(smollm2, texts, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("compiled")
+    qxcompiler.compile(
+        smollm2 / "model.onnx", "cpu-x86", out, weights="lut3g128", calibration=texts[0], samples=8, length=256
+    )
+    return out
+
+
+def test_smollm2_is_small_and_still_a_language_model(smollm2, compiled, texts):
+    report = json.loads((compiled / "report.json").read_text())
+    linear = [site for site in report["sites"] if site["role"] not in ("head", "embedding")]
+    assert len(linear) == 30 * 7
+    assert {site["scheme"] for site in linear} == {"lut3g128/a16"}
+    assert sum(path.stat().st_size for path in compiled.glob("model.onnx*")) == report["bytes_after"] < 80e6
+    figures = qxcompiler.evaluate(
+        compiled / "model.onnx", texts[1], windows=4, length=256, reference=smollm2 / "model.onnx"
+    )
+    assert figures.perplexity < 1.6 * figures.reference_perplexity
+    assert figures.top1_agreement > 0.6
+
+
+def test_smollm2_gives_the_same_logits_without_the_library(compiled):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    stock = onnxruntime.InferenceSession(str(compiled / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    packed = qxcompiler.session(compiled / "model.onnx")
+    ids = np.random.default_rng(0).integers(0, 49152, (1, 24))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(24)[None]}
+    past = {value.name: np.zeros((1, 3, 0, 64), np.float32) for value in stock.get_inputs() if "past" in value.name}
+    a, b = (session.run(["logits"], feeds | past)[0] for session in (packed, stock))
+    assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b)
+    assert (a.argmax(-1) == b.argmax(-1)).all()
+
+
+def test_smollm2_writes_english(compiled):
+    result = qxcompiler.generate(compiled / "model.onnx", "The capital of France is", max_new_tokens=24)
+    assert result.uses_past
+    assert len(set(result.tokens)) > 10
+    assert sum(character.isalpha() or character in " ,.'\n" for character in result.text) > 0.8 * len(result.text)
+
+
+def test_minilm_in_four_bits_means_the_same(minilm, texts, tmp_path):
+    out = tmp_path / "out"
+    qxcompiler.compile(
+        minilm / "model.onnx", "cpu-x86", out, weights="int4g32a", calibration=texts[0], samples=16, length=128
+    )
+    figures = qxcompiler.evaluate(out / "model.onnx", texts[1], windows=8, length=128, reference=minilm / "model.onnx")
+    assert figures.kind == "similarity"
+    assert figures.cosine_similarity > 0.97
