@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,7 @@ from qxcompiler.packing.tile16 import BLOCK_COLUMNS, LINE_BYTES, TILE_ROWS
 from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, VERSION, operator_name
 
+NodeOf = Callable[[int, ir.Value], tuple[ir.Node, list[ir.Value]]]
 WORKING_SET = 160e6  # bytes of weights a session reads: more than any cache
 FORMATS = [
     f"{fmt}/{activation}"
@@ -42,7 +44,7 @@ FORMATS = [
 ]
 
 
-def _chain(size: int, copies: int, node_of: object) -> bytes:
+def _chain(size: int, copies: int, node_of: NodeOf) -> bytes:
     value = ir.Value(name="A", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["M", size]))
     first, nodes, initializers = value, [], []
     for copy in range(copies):
@@ -62,9 +64,9 @@ def _initializer(name: str, array: np.ndarray) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
 
 
-def _scale(bits: int, size: int) -> float:
-    """Keeps the numbers about as large from one product to the next."""
-    return 2.0 ** (1.5 - bits) / size**0.5
+def _scales(bits: int, size: int, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Of either sign, so that the numbers stay about as large from one product to the next."""
+    return rng.choice([-1.0, 1.0], shape) * 2.0 ** (1.7 - bits) / size**0.5
 
 
 def packed_chain(fmt: Format, activation: str, size: int, copies: int, rng: np.random.Generator) -> bytes:
@@ -73,10 +75,10 @@ def packed_chain(fmt: Format, activation: str, size: int, copies: int, rng: np.r
 
     def node_of(copy: int, a: ir.Value) -> tuple[ir.Node, list[ir.Value]]:
         lines = (tiles, -(-size // BLOCK_COLUMNS), fmt.bits, LINE_BYTES)
-        scale = _scale(8 if fmt.codebook_rows(size) else fmt.bits, size)
+        level_bits = 8 if fmt.codebook_rows(size) else fmt.bits
         tensors = {
             "packed": rng.integers(0, 256, lines, dtype=np.uint8),
-            "scales": np.full((tiles, groups, TILE_ROWS), scale, np.float16),
+            "scales": _scales(level_bits, size, (tiles, groups, TILE_ROWS), rng).astype(np.float16),
         }
         if fmt.has_zero_points:
             middle = 2 ** (fmt.bits - 1)
@@ -105,7 +107,7 @@ def peer_chain(size: int, copies: int, accuracy_level: int, rng: np.random.Gener
     def node_of(copy: int, a: ir.Value) -> tuple[ir.Node, list[ir.Value]]:
         groups = size // 128
         codes = rng.integers(0, 256, (size, groups, 64), dtype=np.uint8)
-        scales = np.full((size * groups,), _scale(4, size), np.float32)
+        scales = _scales(4, size, (size * groups,), rng).astype(np.float32)
         inputs = [_initializer(f"codes{copy}", codes), _initializer(f"scales{copy}", scales)]
         attributes = {"K": size, "N": size, "bits": 4, "block_size": 128, "accuracy_level": accuracy_level}
         node = ir.Node("com.microsoft", "MatMulNBits", [a, *inputs], attributes=convert_attributes(attributes))
@@ -161,10 +163,10 @@ def main() -> None:
         "GB/s",
         "GFLOP/s",
         "MatMulNBits",
-        "accuracy level",
-        "ours / theirs",
+        "level",
+        "ratio",
     ):
-        table.add_column(column, justify="left" if column == "format" else "right")
+        table.add_column(column, justify="left" if column == "format" else "right", no_wrap=True)
     for scheme in arguments.formats:
         name, activation = scheme.split("/")
         fmt = parse_format(name)
