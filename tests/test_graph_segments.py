@@ -83,28 +83,28 @@ def test_the_weights_fed_are_the_weights_used():
 @pytest.mark.parametrize(
     ("architecture", "sizes"),
     [
-        ("llama", [4, 3, 4, 3, 1]),
-        ("bert", [4, 2, 4, 2]),
-        ("gpt2", [2, 2, 2, 2, 1]),
-        ("phi3", [2, 2, 2, 2, 1]),
-        ("encoder_decoder", [4, 4, 2] * 3 + [1]),
-        ("vit", [4, 2, 4, 2, 1]),
+        ("llama", [3, 1, 2, 1] * 2 + [1]),
+        ("bert", [3, 1, 1, 1] * 2),
+        ("gpt2", [1, 1, 1, 1] * 2 + [1]),
+        ("phi3", [1, 1, 1, 1] * 2 + [1]),
+        ("encoder_decoder", [3, 1, 1, 2, 1, 1, 1] * 3 + [1]),
+        ("vit", [3, 1, 1, 1] * 2 + [1]),
         ("mlp", [1, 1, 1, 1]),
     ],
 )
-def test_a_layer_is_cut_into_its_residual_branches(architecture, sizes):
+def test_a_layer_is_cut_where_little_is_alive(architecture, sizes):
     _, sites, segments = prepare(ARCHITECTURES[architecture]()[0])
     assert [len(segment.sites) for segment in segments] == sizes
     assert [s for segment in segments for s in segment.sites] == [s for s in sites if s.kind == "linear"]
     assert segments[0].embeddings == [s for s in sites if s.kind == "embedding"]
 
 
-def test_segments_pass_on_one_activation_and_some_shapes():
+def test_segments_pass_on_two_activations_and_some_shapes():
     _, _, segments = prepare(llama()[0])
     for before, after in pairwise(segments):
         activations = [value for value in after.inputs if value.producer().op_type != "Shape"]
-        assert len(activations) == 1
-        assert activations[0] in before.outputs
+        assert len(activations) in (1, 2)
+        assert any(value in before.outputs for value in activations)
 
 
 def test_a_value_that_lives_long_does_not_prevent_cuts():

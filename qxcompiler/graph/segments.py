@@ -21,6 +21,8 @@ from qxcompiler.graph.sites import Site
 
 # A value in use for more sites than this (an encoder's output, a skip connection) is no obstacle to a cut.
 LONG_LIVED_SITES = 16
+# The residual stream and what will be added to it.
+ALIVE_AT_CUT = 2
 
 
 @dataclass
@@ -41,11 +43,12 @@ class Segment:
 
 
 def find_segments(model: ir.Model, sites: Sequence[Site]) -> list[Segment]:
-    """Split a normalized model's main graph into the smallest pieces that pass one value on to the next.
+    """Split a normalized model's main graph into the smallest pieces that pass two values on to the next.
 
-    A cut lies between two nodes where at most one activation is alive, not counting those that live for more
-    than 16 sites; of neighbouring cuts the earliest, so that a norm goes with the layer it feeds. Sites that
-    read the same activation stay together. Sites in subgraphs belong to no segment: their weights stay inside
+    A cut lies between two nodes where at most two activations are alive, not counting those that live for more
+    than 16 sites; of neighbouring cuts the earliest, so that a norm goes with the layer it feeds. A transformer's
+    block falls apart into query, key, value and what attention makes of them; attention output; gate and up; down.
+    Sites that read the same activation stay together. Sites in subgraphs belong to no segment: their weights stay inside
     the pieces.
 
     Args:
@@ -60,7 +63,7 @@ def find_segments(model: ir.Model, sites: Sequence[Site]) -> list[Segment]:
             (segments[-1].sites if site.kind == "linear" else segments[-1].embeddings).append(site)
             remaining -= site.kind == "linear"
         home.update(dict.fromkeys(node.outputs, len(segments) - 1))
-        if remaining and segments[-1].sites and flow.short_lived[position] <= 1:
+        if remaining and segments[-1].sites and flow.short_lived[position] <= ALIVE_AT_CUT:
             segments.append(Segment())
     for shape, source in flow.shapes.items():
         home[shape] = home[source]
@@ -150,19 +153,23 @@ class _Flow:
         last = {value: position for position, node in enumerate(self.nodes) for value in self.needs(node)}
         linear = [node in self.site_of and self.site_of[node].kind == "linear" for node in self.nodes]
         sites_until = list(accumulate(linear))
-        lives = [(born, last.get(value, born)) for born, node in enumerate(self.nodes) for value in node.outputs]
-        # An input of several sites that every segment could recompute still holds them together.
-        shared: dict[ir.Value, list[int]] = defaultdict(list)
+        change = [0] * (len(self.nodes) + 1)
+
+        def live(born: int, died: int, count: int) -> None:
+            if sites_until[died] - sites_until[born] <= LONG_LIVED_SITES:
+                change[born] += count
+                change[died] -= count
+
+        for born, node in enumerate(self.nodes):
+            for value in node.outputs:
+                live(born, last.get(value, born), 1)
+        readers: dict[ir.Value, list[int]] = defaultdict(list)
         for position, node in enumerate(self.nodes):
             site = self.site_of.get(node)
-            if site and site.input not in self._dependent and not site.input.is_graph_input():
-                shared[site.input].append(position)
-        lives.extend((positions[0], positions[-1]) for positions in shared.values())
-        change = [0] * (len(self.nodes) + 1)
-        for born, died in lives:
-            if sites_until[died] - sites_until[born] <= LONG_LIVED_SITES:
-                change[born] += 1
-                change[died] -= 1
+            if site and not site.input.is_graph_input():
+                readers[site.input].append(position)
+        for positions in readers.values():  # no cut between sites that share an input
+            live(positions[0], positions[-1], ALIVE_AT_CUT + 1)
         return list(accumulate(change))
 
 
