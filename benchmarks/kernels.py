@@ -189,7 +189,7 @@ def main() -> None:
                 "4" if activation == "a8" else "0",
                 f"{ratio * peer_copies / copies:.2f}",
             )
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":

@@ -275,19 +275,21 @@ def test_an_output_that_cannot_be_written(tiny, qxc):
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.fixture
-def full_disk():
-    """A limit on file sizes stands for the disk's: the same write fails in the same way."""
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, ignored)
+def test_a_full_disk(tiny):
+    """A limit on the size of files stands for the disk's: the same write fails in the same way."""
 
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 
-def test_a_full_disk(tiny, fails, full_disk):
-    assert "cannot be written" in fails("--quantizer", "rtn")
+    before = snapshot(tiny.folder)
+    command = [sys.executable, "-P", "-m", "qxcompiler.cli", "compile", str(tiny.model), "--target", "cpu-x86"]
+    command += ["-o", str(tiny.folder / "out"), "--quantizer", "rtn"]
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=120)
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert "cannot be written" in result.stderr
+    assert snapshot(tiny.folder) == before
 
 
 def test_an_earlier_output_survives_a_failure(tiny, qxc):
