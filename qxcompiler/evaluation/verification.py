@@ -52,7 +52,7 @@ def verify(compiled: Path, original: Path, samples: Sequence[Sample]) -> Verific
     if cosines[worst] < _BROKEN_BELOW:
         raise VerificationError(
             original,
-            f"its compiled model is broken: output {worst} has cosine similarity {cosines[worst]:.3f} with the original",
+            f"its compiled model is broken: output {worst} has cosine similarity {cosines[worst]:.3f} to the original",
             "use more bits, smaller groups, --quantizer gptq, or --keep the layers with the largest error",
         )
     return Verification(samples=similarity.windows, cosine_similarity=cosines)

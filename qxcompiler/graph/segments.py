@@ -48,8 +48,8 @@ def find_segments(model: ir.Model, sites: Sequence[Site]) -> list[Segment]:
     A cut lies between two nodes where at most two activations are alive, not counting those that live for more
     than 16 sites; of neighbouring cuts the earliest, so that a norm goes with the layer it feeds. A transformer's
     block falls apart into query, key, value and what attention makes of them; attention output; gate and up; down.
-    Sites that read the same activation stay together. Sites in subgraphs belong to no segment: their weights stay inside
-    the pieces.
+    Sites that read the same activation stay together. Sites in subgraphs belong to no segment: their weights stay
+    inside the pieces.
 
     Args:
         model: the model, whose nodes are in topological order.
