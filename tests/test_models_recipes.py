@@ -66,5 +66,5 @@ def test_a_recipe_with_a_wrong_field_is_refused(change: dict[str, object]) -> No
 
 def test_importing_the_recipes_does_not_import_the_exporters() -> None:
     program = "import sys, qxcompiler.models; print({'transformers', 'optimum', 'gguf'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

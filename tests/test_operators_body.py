@@ -185,7 +185,7 @@ def test_unknown_instruction_set_is_an_error(isa: str, tmp_path: Path) -> None:
     path.write_bytes(matmul_model(random_weight(format_of("int4", 32), 16, 32, 0), "a16"))
     script = f"from qxcompiler.runtime_ops import session; session({str(path)!r})"
     environment = {**os.environ, "QXC_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"QXC_ISA={isa} is none of avx512, avx2, portable" in done.stderr
 
@@ -212,7 +212,7 @@ def run_in(
     np.save(folder / "data.npy", data)
     files = [str(folder / name) for name in ("model.onnx", "data.npy", "y.npy")]
     environment = {**os.environ, "PYTHONPATH": str(runtime)}
-    command = [sys.executable, "-c", SCRIPT, library, *files]
+    command = [sys.executable, "-P", "-c", SCRIPT, library, *files]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
 
 
