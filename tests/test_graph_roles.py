@@ -15,7 +15,6 @@ from qxcompiler.graph import (
     load_model,
     normalize,
     raise_opset,
-    shared_input_groups,
 )
 
 FLOAT = TensorProto.FLOAT
@@ -168,14 +167,6 @@ def test_blocks_without_attention_end_at_residual_additions():
         x = b.op("Add", x, b.linear(b.op("Relu", b.linear(x, 8, 16)), 16, 8))
     roles = roles_of(b.model({"x": (FLOAT, ["n", 8])}, [x]))
     assert [block for _, block in roles] == [0, 0, 0, 1, 1, 2, 2]
-
-
-def test_sites_that_read_one_value_are_grouped():
-    model = ir.from_proto(ARCHITECTURES["llama"]()[0])
-    normalize(model)
-    groups = shared_input_groups(find_sites(model))
-    layer = [["query", "key", "value"], ["attention_output"], ["gate", "up"], ["down"]]
-    assert [[site.role for site in group] for group in groups] == [*layer, *layer, ["head"]]
 
 
 @pytest.mark.slow

@@ -16,10 +16,9 @@ __all__ = [
     "normalize",
     "raise_opset",
     "save_model",
-    "shared_input_groups",
 ]
 
 from qxcompiler.graph.model_file import load_model, model_files, normalize, raise_opset, save_model
-from qxcompiler.graph.roles import assign_roles, shared_input_groups
+from qxcompiler.graph.roles import assign_roles
 from qxcompiler.graph.segments import Segment, extract_segment, find_segments
 from qxcompiler.graph.sites import Site, Weight, check_finite, find_sites

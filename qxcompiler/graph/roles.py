@@ -5,14 +5,13 @@ What is traced, and where a trace ends, is told in `qxcompiler.graph.dataflow`.
 
 from __future__ import annotations
 
-__all__ = ["assign_roles", "shared_input_groups"]
+__all__ = ["assign_roles"]
 
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import onnx_ir as ir
 
 from qxcompiler.graph.dataflow import Trace
@@ -69,17 +68,6 @@ def assign_roles(model: ir.Model, sites: Sequence[Site]) -> None:
         if site.kind == "linear" and site.role in ("other", "head"):
             _assign_mlp(trace, site)
     _assign_blocks(trace, attentions)
-
-
-def shared_input_groups(sites: Sequence[Site]) -> list[list[Site]]:
-    """Group the linear sites that read the same activation, in the order of the sites."""
-    graph = nx.Graph()
-    for site in sites:
-        if site.kind == "linear":
-            graph.add_edge(site, site.input)
-    order = {site: index for index, site in enumerate(sites)}
-    groups = ([node for node in part if node in order] for part in nx.connected_components(graph))
-    return [sorted(group, key=lambda site: order[site]) for group in groups]
 
 
 @dataclass(eq=False)
