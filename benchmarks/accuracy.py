@@ -3,8 +3,7 @@
     python benchmarks/accuracy.py MODEL.onnx CALIBRATION.txt EVALUATION.txt [SCHEME ...] [--keep REGEX]
 
 A scheme is `quantizer:format/activation`, such as `gptq:int3g128a/a16`. Every compile runs in a process of its own
-through the command
-line, so that its time is what a user waits.
+through the command line, so that its time is what a user waits.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 A tile holds 16 rows (output features), a block 32 columns (inputs). A block of b-bit codes is b lines of 64 bytes;
 byte 4*r + j of a line belongs to row r, and holds bits of the codes of columns 4*q + j, for several steps q of 0..7.
 `FIELDS[b]` says which bits of which step's code lie where. So an int32 lane holds four consecutive inputs of one row,
-which is what
-the integer dot-product instructions of x86 and Arm take, and a quarter of a line is four rows.
+which is what the integer dot-product instructions of x86 and Arm take, and a quarter of a line is four rows.
 """
 
 from __future__ import annotations

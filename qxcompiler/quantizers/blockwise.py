@@ -56,10 +56,8 @@ def quantize_blockwise(
     """Quantize the weights named in `formats`, block after block.
 
     Memory holds one segment's weights and the activations that pass between segments. A weight that an embedding
-    reads, or that
-    is used in a subgraph alone, is rounded to nearest, for want of statistics; one used in several segments is
-    quantized
-    with the statistics of the first.
+    reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics; one used in several
+    segments is quantized with the statistics of the first.
 
     Args:
         model: a normalized model.
