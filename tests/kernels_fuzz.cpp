@@ -1,5 +1,5 @@
-// Runs every kernel of this processor on random shapes, beside a plain computation. Every buffer starts at an odd
-// address and ends right before a page that must not be touched.
+// Runs the kernels of every instruction set of this processor on random shapes, beside a plain computation. Every buffer
+// starts at an odd address and ends right before a page that must not be touched.
 //
 //     kernels_fuzz TRIALS SEED
 #include <sys/mman.h>
@@ -10,27 +10,23 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <random>
 #include <vector>
 
-#include "../runtime_ops/kernels/kernels.h"
+#include "qxc/kernels.h"
 
 namespace {
-
-using namespace qxc;
 
 std::mt19937_64 g_random;
 
 int64_t uniform(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(g_random); }
 
-template <class T>
+// Memory between two pages that cannot be read; `align` is 1 for data that may lie anywhere.
 class Guarded {
  public:
-  explicit Guarded(int64_t count) : count_(static_cast<size_t>(count)) {
+  explicit Guarded(size_t bytes, size_t align = 1) : bytes_((bytes + align - 1) / align * align) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t bytes = count_ * sizeof(T);
-    const size_t pages = (bytes + page - 1) / page;
+    const size_t pages = (bytes_ + page - 1) / page;
     mapped_ = (pages + 2) * page;
     memory_ = static_cast<char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (memory_ == MAP_FAILED || mprotect(memory_, page, PROT_NONE) ||
@@ -38,119 +34,140 @@ class Guarded {
       std::perror("mmap");
       std::exit(2);
     }
-    data_ = reinterpret_cast<T*>(memory_ + (pages + 1) * page - bytes);
+    data_ = memory_ + (pages + 1) * page - bytes_;
   }
   ~Guarded() { munmap(memory_, mapped_); }
   Guarded(const Guarded&) = delete;
   Guarded& operator=(const Guarded&) = delete;
 
-  T* data() const { return data_; }
-  T& operator[](int64_t i) const { return data_[i]; }
-  size_t size() const { return count_; }
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
 
-  template <class Draw>
+  template <class T, class Draw>
   void fill(Draw draw) {
-    for (size_t i = 0; i < count_; ++i) data_[i] = static_cast<T>(draw());
+    for (size_t i = 0; i < bytes_ / sizeof(T); ++i) as<T>()[i] = static_cast<T>(draw());
   }
 
  private:
-  size_t count_, mapped_;
-  char* memory_;
-  T* data_;
+  size_t bytes_, mapped_;
+  char *memory_, *data_;
 };
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Written apart from the library's: by the definition of float16.
+double half_value(uint16_t half) {
+  const int exponent = half >> 10 & 31;
+  const double mantissa = exponent ? 1024 + (half & 1023) : half & 1023;
+  return (half & 0x8000 ? -1 : 1) * std::ldexp(mantissa, std::max(exponent, 1) - 25);
+}
 
 struct Trial {
-  Code code;
-  int bits;
-  Activation activation;
-  int64_t M, N, K, group_size;
-  bool per_tensor;
+  qxc_weight weight;
+  qxc_activation activation;
+  qxc_element element;
+  int64_t M;
 };
 
 Trial draw_trial() {
   Trial trial{};
-  trial.code = static_cast<Code>(uniform(0, 2));
+  qxc_weight& weight = trial.weight;
+  weight.code = static_cast<qxc_code>(uniform(0, 3));
   const int widths[] = {2, 3, 4, 5, 6, 8};
-  trial.bits = widths[uniform(0, trial.code == Code::kLut ? 2 : 5)];
-  trial.activation = static_cast<Activation>(uniform(0, 1));
+  weight.bits = weight.code == QXC_MXFP4 ? 4 : widths[uniform(0, weight.code == QXC_LUT ? 2 : 5)];
+  weight.rows = uniform(1, 100);
+  weight.columns = uniform(1, 700);
+  const int64_t sizes[] = {16, 32, 64, 128, 256, weight.columns};
+  weight.group_size = weight.code == QXC_MXFP4 ? 32 : sizes[uniform(0, 5)];
+  weight.codebook_per_tensor = uniform(0, 1) != 0;
+  trial.activation = static_cast<qxc_activation>(uniform(0, 2));
+  trial.element = static_cast<qxc_element>(uniform(0, 1));
   trial.M = uniform(0, 3) ? uniform(1, 12) : uniform(60, 140);
-  trial.N = uniform(1, 100);
-  trial.K = uniform(1, 700);
-  const int64_t sizes[] = {16, 32, 64, 128, 256, trial.K};
-  trial.group_size = sizes[uniform(0, 5)];
-  trial.per_tensor = uniform(0, 1);
   return trial;
 }
 
-// Largest |y - reference| relative to the sum of magnitudes of the products.
-double worst_error(const Trial& t, const Kernels& kernels) {
-  const int64_t tiles = ceil_div(t.N, kTileRows), blocks = ceil_div(t.K, kBlockColumns);
-  const int64_t groups = ceil_div(t.K, t.group_size), entries = int64_t{1} << t.bits;
-  Guarded<uint8_t> packed(tiles * blocks * t.bits * kLineBytes), zero_points(tiles * groups * kTileRows);
-  Guarded<uint16_t> scales(tiles * groups * kTileRows);
-  Guarded<int8_t> codebook(t.per_tensor ? entries : tiles * kTileRows * entries);
-  packed.fill([] { return uniform(0, 255); });
-  zero_points.fill([] { return uniform(0, 255); });
-  scales.fill([] { return uniform(0x2000, 0x3FFF); });  // 2^-7 to 2
-  codebook.fill([] { return uniform(-128, 127); });
-  const PackedWeight weight{t.N,           t.K,           t.group_size,       groups,          blocks,
-                            packed.data(), scales.data(), zero_points.data(), codebook.data(), t.per_tensor};
+double largest(const std::vector<double>& values, int64_t first, int64_t last) {
+  double magnitude = 0;
+  for (int64_t k = first; k < last; ++k) magnitude = std::max(magnitude, std::fabs(values[static_cast<size_t>(k)]));
+  return magnitude;
+}
 
-  const bool a16 = t.activation == Activation::kA16;
-  const int64_t unit = std::min<int64_t>(groups == 1 ? 256 : t.group_size, a16 ? 32 : 256);
-  const int64_t columns = blocks * kBlockColumns, units = ceil_div(t.K, unit);
-  Guarded<float> a(t.M * t.K), y(t.M * t.N), bias(t.N), row_scales(a16 ? t.M * units : t.M), sums(t.M * units);
-  Guarded<int8_t> high(t.M * columns), low(t.M * columns);
-  Guarded<int32_t> high_sums(t.M * units), low_sums(t.M * units);
-  std::normal_distribution<float> normal;
-  a.fill([&] { return normal(g_random); });
-  bias.fill([&] { return normal(g_random); });
-  const QuantizedRows rows{t.M,
-                           columns,
-                           unit,
-                           units,
-                           high.data(),
-                           a16 ? low.data() : nullptr,
-                           high_sums.data(),
-                           a16 ? low_sums.data() : nullptr,
-                           row_scales.data(),
-                           sums.data()};
-  const QuantizeRow quantize = a16 ? kernels.quantize_a16 : kernels.quantize_a8;
-  for (int64_t m = 0; m < t.M; ++m) {
-    if (!quantize(a.data() + m * t.K, t.K, m, rows)) std::exit(3);
+// How far Y may be from the product with the decoded weights: what rounding A loses, and float's own errors.
+double bound(const Trial& t, const std::vector<double>& a, const std::vector<float>& w) {
+  const int64_t K = t.weight.columns;
+  double bound = 0, magnitude = 0;
+  for (int64_t k = 0; k < K; ++k) {
+    const double weight = std::fabs(w[static_cast<size_t>(k)]);
+    magnitude += weight * std::fabs(a[static_cast<size_t>(k)]);
+    // a8 rounds to half a step; a16 within its unit of at most 128 to at most a step
+    if (t.activation == QXC_A8) bound += weight * largest(a, 0, K) / 127 * 0.5001;
+    if (t.activation == QXC_A16) bound += weight * largest(a, k / 128 * 128, std::min(K, k / 128 * 128 + 128)) / 32512;
   }
-  const Output out{y.data(), t.N, bias.data(), 1};
-  const MatMulTiles matmul = kernels.matmul(t.code, t.bits, t.activation);
-  for (int64_t tile = 0; tile < tiles; tile += kTilesPerCall) {
-    matmul(weight, rows, tile, std::min<int64_t>(tile + kTilesPerCall, tiles), out);
+  return bound + magnitude * 3e-6;
+}
+
+// Largest |y - reference| over what is allowed.
+double worst_error(Trial t, const qxc_kernels* kernels) {
+  qxc_weight& weight = t.weight;
+  const int64_t M = t.M, N = weight.rows, K = weight.columns;
+  qxc_weight_bytes bytes;
+  if (qxc_weight_check(&weight, &bytes)) std::exit(3);
+  Guarded packed(bytes.packed), scales(bytes.scales), zero_points(bytes.zero_points), codebook(bytes.codebook);
+  const auto any_byte = [] { return uniform(0, 255); };
+  packed.fill<uint8_t>(any_byte);
+  zero_points.fill<uint8_t>(any_byte);
+  codebook.fill<uint8_t>(any_byte);
+  if (weight.code == QXC_MXFP4) {
+    scales.fill<uint8_t>([] { return uniform(120, 128); });
+  } else {
+    scales.fill<uint16_t>([] { return uniform(0x2000, 0x3FFF); });  // 2^-7 to 2
+  }
+  weight.packed = packed.as<void>();
+  weight.scales = scales.as<void>();
+  weight.zero_points = zero_points.as<void>();
+  weight.codebook = codebook.as<void>();
+
+  const bool is_half = t.element == QXC_FLOAT16;
+  const size_t element_bytes = is_half ? 2 : 4;
+  Guarded a(static_cast<size_t>(M * K) * element_bytes), y(static_cast<size_t>(M * N) * element_bytes);
+  Guarded bias(static_cast<size_t>(N) * 4);
+  std::normal_distribution<float> normal;
+  if (is_half) {
+    a.fill<uint16_t>([] { return uniform(0x2C00, 0x3FFF) | uniform(0, 1) << 15; });  // 2^-4 to 2, of either sign
+  } else {
+    a.fill<float>([&] { return normal(g_random); });
+  }
+  bias.fill<float>([&] { return normal(g_random); });
+  qxc_matmul product{kernels,       weight,         t.activation,     t.element, M,
+                     a.as<void>(), y.as<void>(), bias.as<float>(), 1,         nullptr};
+  size_t workspace_bytes = 0;
+  if (qxc_matmul_check(&product, &workspace_bytes)) std::exit(3);
+  const Guarded workspace(workspace_bytes, QXC_ALIGNMENT);
+  product.workspace = workspace.as<void>();
+  qxc_matmul_prepare(&product, 0, M);
+  const int64_t tiles = qxc_matmul_tiles(&product);
+  for (int64_t tile = 0; tile < tiles;) {
+    const int64_t end = std::min(tile + uniform(1, 3), tiles);
+    qxc_matmul_compute(&product, tile, end);
+    tile = end;
   }
 
   double worst = 0;
-  std::vector<float> decoded(static_cast<size_t>(t.K));
-  for (int64_t n = 0; n < t.N; ++n) {
-    decode_row(weight, t.code, t.bits, n, 0, t.K, decoded.data());
-    for (int64_t m = 0; m < t.M; ++m) {
-      double sum = bias[n], magnitude = std::fabs(sum);
-      for (int64_t k = 0; k < t.K; ++k) {
-        const int64_t at = m * columns + k;
-        const double q = a16 ? 256.0 * high[at] + low[at] : high[at];
-        const double scale = a16 ? row_scales[m * units + k / unit] : row_scales[m];
-        const double product = q * scale * decoded[static_cast<size_t>(k)];
-        sum += product;
-        magnitude += std::fabs(product);
-      }
-      worst = std::max(worst, std::fabs(y[m * t.N + n] - sum) / magnitude);
+  std::vector<float> decoded(static_cast<size_t>(K));
+  std::vector<double> row(static_cast<size_t>(K));
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t k = 0; k < K; ++k) {
+      row[static_cast<size_t>(k)] = is_half ? half_value(a.as<uint16_t>()[m * K + k]) : a.as<float>()[m * K + k];
     }
-  }
-
-  const Guarded<bool> done(t.M);
-  std::fill(done.data(), done.data() + t.M, false);
-  Guarded<float> exact(t.M * t.N);
-  matmul_float(weight, t.code, t.bits, a.data(), t.M, done.data(), 0, t.N, {exact.data(), t.N, bias.data(), 1});
-  for (const float value : std::vector<float>(exact.data(), exact.data() + exact.size())) {
-    if (!std::isfinite(value)) return INFINITY;
+    for (int64_t n = 0; n < N; ++n) {
+      qxc_weight_decode_row(&weight, n, 0, K, decoded.data());
+      double sum = bias.as<float>()[n];
+      for (size_t k = 0; k < decoded.size(); ++k) sum += row[k] * decoded[k];
+      const double value = is_half ? half_value(y.as<uint16_t>()[m * N + n]) : y.as<float>()[m * N + n];
+      const double of_element = is_half ? std::fabs(sum) / 2048 + 0x1p-25 : 0;
+      worst = std::max(worst, std::fabs(value - sum) / (bound(t, row, decoded) + 1e-6 + of_element));
+    }
+    if (m == 3) m = std::max<int64_t>(m, M - 5);  // the first rows and the last
   }
   return worst;
 }
@@ -161,21 +178,21 @@ int main(int argc, char** argv) {
   if (argc != 3) return 2;
   const int64_t trials = std::atoll(argv[1]);
   g_random.seed(static_cast<uint64_t>(std::atoll(argv[2])));
-  for (const Kernels* kernels : {portable_kernels(), avx2_kernels(), avx512_kernels()}) {
+  for (const char* name : {"portable", "avx2", "avx_vnni", "avx512", "neon", "neon_dotprod", "neon_i8mm"}) {
+    const qxc_kernels* kernels = qxc_kernels_for(name);
     if (!kernels) continue;
     for (int64_t i = 0; i < trials; ++i) {
       const Trial t = draw_trial();
-      const double error = worst_error(t, *kernels);
-      // zero points are taken from A itself in a16, not from its integers
-      const double tolerance = t.activation == Activation::kA16 && t.code == Code::kUInt ? 5e-5 : 2e-6;
-      if (!(error <= tolerance)) {
-        std::printf("%s: code %d bits %d a%d M %ld N %ld K %ld group %ld per_tensor %d: error %g\n", kernels->name,
-                    static_cast<int>(t.code), t.bits, t.activation == Activation::kA8 ? 8 : 16, t.M, t.N, t.K,
-                    t.group_size, t.per_tensor, error);
+      const double error = worst_error(t, kernels);
+      if (!(error <= 1)) {
+        const qxc_weight& w = t.weight;
+        std::printf("%s: code %d bits %d activation %d element %d M %ld N %ld K %ld group %ld per_tensor %d: %g times the bound\n",
+                    name, w.code, w.bits, t.activation, t.element, static_cast<long>(t.M), static_cast<long>(w.rows),
+                    static_cast<long>(w.columns), static_cast<long>(w.group_size), w.codebook_per_tensor, error);
         return 1;
       }
     }
-    std::printf("%s: %ld trials\n", kernels->name, trials);
+    std::printf("%s: %ld trials\n", name, static_cast<long>(trials));
   }
   return 0;
 }

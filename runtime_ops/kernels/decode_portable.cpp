@@ -1,106 +1,10 @@
-// Weights as float32: rows for Gather, and the float path of the matrix product.
-#include "kernels.h"
-#include "scalar.h"
-#include "unpack.h"
+// Weights as float32, a row at a time.
+#include "decode_portable.h"
 
 namespace qxc {
-namespace {
-
-// The numbers of one row's codes, before scaling.
-template <Code code, int bits>
-struct RowDecoder {
-  const PackedWeight& weight;
-  int64_t tile;
-  int lane;
-
-  float value(int64_t block, int step, int j, int64_t group) const {
-    const uint8_t* lines = weight.packed + (tile * weight.blocks + block) * bits * kLineBytes;
-    const int stored = code_at<bits>(lines, step, 4 * lane + j);
-    if constexpr (code == Code::kInt) {
-      return static_cast<float>(stored - (1 << (bits - 1)));
-    } else if constexpr (code == Code::kUInt) {
-      return static_cast<float>(stored - weight.zero_points[(tile * weight.groups + group) * kTileRows + lane]);
-    } else {
-      const int64_t table = weight.codebook_per_tensor ? 0 : tile * kTileRows + lane;
-      return static_cast<float>(weight.codebook[(table << bits) + stored]);
-    }
-  }
-
-  float scale(int64_t group) const {
-    return half_to_float(weight.scales[(tile * weight.groups + group) * kTileRows + lane]);
-  }
-};
-
-template <Code code, int bits>
-void decode_columns(const PackedWeight& weight, int64_t row, int64_t first, int64_t last, float* values) {
-  const RowDecoder<code, bits> decoder{weight, row / kTileRows, static_cast<int>(row % kTileRows)};
-  int64_t group = -1;
-  float scale = 0;
-  for (int64_t k = first; k < last; ++k) {
-    if (k / weight.group_size != group) {
-      group = k / weight.group_size;
-      scale = decoder.scale(group);
-    }
-    const int within = static_cast<int>(k % kBlockColumns);
-    values[k - first] = scale * decoder.value(k / kBlockColumns, within / 4, within % 4, group);
-  }
-}
-
-using DecodeColumns = void (*)(const PackedWeight&, int64_t, int64_t, int64_t, float*);
-
-DecodeColumns columns_decoder(Code code, int bits) {
-  if (code == Code::kLut) {
-    return bits == 2   ? decode_columns<Code::kLut, 2>
-           : bits == 3 ? decode_columns<Code::kLut, 3>
-                       : decode_columns<Code::kLut, 4>;
-  }
-  const bool symmetric = code == Code::kInt;
-  switch (bits) {
-    case 2: return symmetric ? decode_columns<Code::kInt, 2> : decode_columns<Code::kUInt, 2>;
-    case 3: return symmetric ? decode_columns<Code::kInt, 3> : decode_columns<Code::kUInt, 3>;
-    case 4: return symmetric ? decode_columns<Code::kInt, 4> : decode_columns<Code::kUInt, 4>;
-    case 5: return symmetric ? decode_columns<Code::kInt, 5> : decode_columns<Code::kUInt, 5>;
-    case 6: return symmetric ? decode_columns<Code::kInt, 6> : decode_columns<Code::kUInt, 6>;
-    default: return symmetric ? decode_columns<Code::kInt, 8> : decode_columns<Code::kUInt, 8>;
-  }
-}
-
-}  // namespace
-
 void decode_row(const PackedWeight& weight, Code code, int bits, int64_t row, int64_t first, int64_t last,
                 float* values) {
   columns_decoder(code, bits)(weight, row, first, last, values);
-}
-
-void matmul_float(const PackedWeight& weight, Code code, int bits, const float* a, int64_t rows, const bool* done,
-                  int64_t first, int64_t last, const Output& out) {
-  constexpr int kChunk = 256, kLanes = 8;
-  const DecodeColumns decode = columns_decoder(code, bits);
-  float values[kChunk];
-  for (int64_t n = first; n < last; ++n) {
-    for (int64_t m = 0; m < rows; ++m) {
-      if (!done[m]) out.y[m * out.rows + n] = 0;
-    }
-    for (int64_t k = 0; k < weight.columns; k += kChunk) {
-      const int64_t count = smaller(kChunk, weight.columns - k);
-      decode(weight, n, k, k + count, values);
-      for (int64_t m = 0; m < rows; ++m) {
-        if (done[m]) continue;
-        const float* row = a + m * weight.columns + k;
-        float sums[kLanes] = {};  // independent, so that they fit a vector
-        int64_t i = 0;
-        for (; i + kLanes <= count; i += kLanes) {
-          for (int lane = 0; lane < kLanes; ++lane) sums[lane] += row[i + lane] * values[i + lane];
-        }
-        for (; i < count; ++i) sums[0] += row[i] * values[i];
-        for (int lane = 1; lane < kLanes; ++lane) sums[0] += sums[lane];
-        out.y[m * out.rows + n] += sums[0];
-      }
-    }
-    for (int64_t m = 0; m < rows; ++m) {
-      if (!done[m]) out.y[m * out.rows + n] += out.bias[n * out.bias_stride];
-    }
-  }
 }
 
 }  // namespace qxc

@@ -175,8 +175,7 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   const int64_t valid = smaller(kTileRows, weight.rows - n);
   for (int64_t m = 0; m < rows; ++m) {
     const float row_scale = activation == Activation::kA8 ? a.scales[first_row + m] : 1;
-    float* to = out.y + (first_row + m) * out.rows + n;
-    for (int64_t r = 0; r < valid; ++r) to[r] = row_scale * y[m][r] + out.bias[(n + r) * out.bias_stride];
+    for (int64_t r = 0; r < valid; ++r) store_output(out, first_row + m, n + r, row_scale * y[m][r]);
   }
 }
 

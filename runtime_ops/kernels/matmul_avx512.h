@@ -138,7 +138,14 @@ QXC_INLINE void write(__m512 y, const PackedWeight& weight, int64_t tile, int64_
   const int64_t valid = smaller(kTileRows, weight.rows - n);
   const __mmask16 mask = static_cast<__mmask16>((1u << valid) - 1);
   const __m512 bias = out.bias_stride ? _mm512_maskz_loadu_ps(mask, out.bias + n) : _mm512_set1_ps(out.bias[0]);
-  _mm512_mask_storeu_ps(out.y + row * out.rows + n, mask, _mm512_add_ps(y, bias));
+  y = _mm512_add_ps(y, bias);
+  const int64_t at = row * out.stride + n;
+  if (out.is_half) {
+    const __m256i halves = _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT);
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out.y) + at, mask, halves);
+  } else {
+    _mm512_mask_storeu_ps(static_cast<float*>(out.y) + at, mask, y);
+  }
 }
 
 // One row of A: every line of weights is read once, used from registers.

@@ -1,8 +1,6 @@
-// y[M, 16] += a8 or a16 [M, K] x codes [16, K], any format, in portable C++.
-#include "kernels.h"
+// y[M, 16] = a8, a16 or float [M, K] x codes [16, K], any format, in portable C++.
+#include "decode_portable.h"
 #include "quantize_portable.h"
-#include "scalar.h"
-#include "unpack.h"
 
 namespace qxc {
 namespace {
@@ -21,7 +19,9 @@ void decode_unit(const PackedWeight& weight, int64_t tile, int64_t first_column,
       const int stored = code_at<bits>(lines, step, lane);
       const int row = lane / 4;
       int value;
-      if constexpr (code != Code::kLut) {
+      if constexpr (code == Code::kMx) {
+        value = kTwiceE2M1[stored];
+      } else if constexpr (code != Code::kLut) {
         value = stored - (1 << (bits - 1));
       } else {
         const int64_t table = weight.codebook_per_tensor ? 0 : tile * kTileRows + row;
@@ -68,7 +68,11 @@ void matmul_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
           const int zero = weight.zero_points[at_group + r] - (1 << (bits - 1));
           product -= static_cast<float>(zero) * a.sums[row * a.units + unit];
         }
-        sums[m][r] += half_to_float(weight.scales[at_group + r]) * product;
+        if constexpr (code == Code::kMx) {
+          sums[m][r] += 0.5f * e8m0_to_float(weight.exponents[at_group + r]) * product;
+        } else {
+          sums[m][r] += half_to_float(weight.scales[at_group + r]) * product;
+        }
       }
     }
   }
@@ -76,8 +80,7 @@ void matmul_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   for (int64_t m = 0; m < rows; ++m) {
     const float row_scale = activation == Activation::kA8 ? a.scales[first_row + m] : 1;
     for (int64_t r = 0; r < valid; ++r) {
-      const int64_t n = tile * kTileRows + r;
-      out.y[(first_row + m) * out.rows + n] = row_scale * sums[m][r] + out.bias[n * out.bias_stride];
+      store_output(out, first_row + m, tile * kTileRows + r, row_scale * sums[m][r]);
     }
   }
 }
@@ -99,6 +102,9 @@ MatMulTiles of_activation(Activation activation) {
 
 template <int bits>
 MatMulTiles of_code(Code code, Activation activation) {
+  if constexpr (bits == 4) {
+    if (code == Code::kMx) return of_activation<Code::kMx, bits>(activation);
+  }
   if constexpr (bits <= 4) {
     if (code == Code::kLut) return of_activation<Code::kLut, bits>(activation);
   }
@@ -117,7 +123,71 @@ MatMulTiles matmul(Code code, int bits, Activation activation) {
   }
 }
 
-constexpr Kernels kPortable{"portable", quantize_a8_portable, quantize_a16_portable, matmul};
+// Rows of weights are decoded once for all rows of A in a pass, which adds up eight sums that may be one vector.
+void matmul_float_row(const PackedWeight& weight, DecodeColumns decode, const FloatRows& a, int64_t n, int64_t first_row,
+                      int64_t rows, const Output& out) {
+  constexpr int kChunk = 256, kLanes = 8;
+  float values[kChunk];
+  float sums[kRowsPerPass][kLanes] = {};
+  for (int64_t k = 0; k < weight.columns; k += kChunk) {
+    const int64_t count = smaller(kChunk, weight.columns - k);
+    decode(weight, n, k, k + count, values);
+    for (int64_t m = 0; m < rows; ++m) {
+      if (a.skip[first_row + m]) continue;
+      const float* row = a.a + (first_row + m) * weight.columns + k;
+      int64_t i = 0;
+      for (; i + kLanes <= count; i += kLanes) {
+        for (int lane = 0; lane < kLanes; ++lane) sums[m][lane] += row[i + lane] * values[i + lane];
+      }
+      for (; i < count; ++i) sums[m][0] += row[i] * values[i];
+    }
+  }
+  for (int64_t m = 0; m < rows; ++m) {
+    if (a.skip[first_row + m]) continue;
+    float total = 0;
+    for (const float sum : sums[m]) total += sum;
+    store_output(out, first_row + m, n, total);
+  }
+}
+
+template <Code code, int bits>
+void matmul_float_tiles(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last,
+                        const Output& out) {
+  const int64_t end = smaller(last * kTileRows, weight.rows);
+  for (int64_t n = first * kTileRows; n < end; ++n) {
+    for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
+      matmul_float_row(weight, decode_columns<code, bits>, a, n, row, smaller(kRowsPerPass, a.rows - row), out);
+    }
+  }
+}
+
+template <int bits>
+MatMulFloatTiles float_of_code(Code code) {
+  if constexpr (bits == 4) {
+    if (code == Code::kMx) return matmul_float_tiles<Code::kMx, bits>;
+  }
+  if constexpr (bits <= 4) {
+    if (code == Code::kLut) return matmul_float_tiles<Code::kLut, bits>;
+  }
+  return code == Code::kInt ? matmul_float_tiles<Code::kInt, bits> : matmul_float_tiles<Code::kUInt, bits>;
+}
+
+MatMulFloatTiles matmul_float(Code code, int bits) {
+  switch (bits) {
+    case 2: return float_of_code<2>(code);
+    case 3: return float_of_code<3>(code);
+    case 4: return float_of_code<4>(code);
+    case 5: return float_of_code<5>(code);
+    case 6: return float_of_code<6>(code);
+    default: return float_of_code<8>(code);
+  }
+}
+
+void widen(const uint16_t* halves, int64_t count, float* values) {
+  for (int64_t i = 0; i < count; ++i) values[i] = half_to_float(halves[i]);
+}
+
+constexpr Kernels kPortable{"portable", quantize_a8_portable, quantize_a16_portable, matmul, matmul_float, widen};
 
 }  // namespace
 

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "tile16.h"
+
 namespace qxc {
 namespace {
 
@@ -25,6 +27,45 @@ inline float half_to_float(uint16_t half) {
   float result;
   std::memcpy(&result, &bits, sizeof result);
   return result;
+}
+
+// To the nearest float16, ties to even; beyond its range, infinity.
+inline uint16_t float_to_half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  bits &= 0x7FFFFFFFu;
+  if (bits > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);  // NaN
+  if (bits < 0x38800000u) {  // below 2^-14: a multiple of 2^-24, which float addition rounds to
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof magnitude);
+    magnitude += 0.5f;  // whose last bit is 2^-24
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    return static_cast<uint16_t>(sign | (bits - 0x3F000000u));
+  }
+  bits += 0xFFFu + (bits >> 13 & 1);
+  return static_cast<uint16_t>(sign | (bits >= 0x47800000u ? 0x7C00u : (bits - 0x38000000u) >> 13));
+}
+
+// 2^(exponent - 127); 255 is NaN (OCP Microscaling Formats 1.0, section 5.4.1).
+inline float e8m0_to_float(uint8_t exponent) {
+  const uint32_t bits = exponent == 255 ? 0x7FC00000u : exponent ? static_cast<uint32_t>(exponent) << 23 : 0x00400000u;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// Twice the numbers of E2M1 (the same specification, section 5.3.3), by code.
+constexpr int8_t kTwiceE2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+inline void store_output(const Output& out, int64_t row, int64_t n, float product) {
+  const float value = product + out.bias[n * out.bias_stride];
+  const int64_t at = row * out.stride + n;
+  if (out.is_half) {
+    static_cast<uint16_t*>(out.y)[at] = float_to_half(value);
+  } else {
+    static_cast<float*>(out.y)[at] = value;
+  }
 }
 
 }  // namespace

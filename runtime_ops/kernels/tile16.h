@@ -15,6 +15,7 @@ enum class Code {
   kInt,   // code - 2^(bits-1)
   kUInt,  // code - the group's zero point
   kLut,   // codebook[code]
+  kMx,    // E2M1 of OCP Microscaling: sign, two bits of exponent, one of mantissa
 };
 
 struct PackedWeight {
@@ -25,6 +26,7 @@ struct PackedWeight {
   int64_t blocks;              // ceil(K / 32)
   const uint8_t* packed;       // [tiles, blocks, bits, 64]
   const uint16_t* scales;      // float16 [tiles, groups, 16]
+  const uint8_t* exponents;    // 2^(exponent - 127) [tiles, groups, 16], for Code::kMx in place of scales
   const uint8_t* zero_points;  // [tiles, groups, 16], for Code::kUInt
   const int8_t* codebook;      // [tiles, 16, 2^bits] or [2^bits], for Code::kLut
   bool codebook_per_tensor;
@@ -34,7 +36,8 @@ struct PackedWeight {
 //   a8:  a = scales[row] * high[k]
 //   a16: a = scales[row, unit of k] * (256 * high[k] + low[k])
 // Neither is ever -128, whose negative is no byte: one in 256 numbers of a16 is a step further off.
-// A unit is the columns whose products are added up as integers. It lies within a weight's group.
+// A unit is the columns whose products are added up as integers. It lies within a weight's group, and the last one
+// may be shorter.
 struct QuantizedRows {
   int64_t rows;
   int64_t columns;  // K, padded with zeros to whole blocks
@@ -48,9 +51,17 @@ struct QuantizedRows {
   float* sums;  // [rows, units], for zero points. a8: sums of `high`; a16: of A itself, more exact than of integers
 };
 
+// Rows of A as they are.
+struct FloatRows {
+  int64_t rows;
+  const float* a;    // [rows, K]
+  const bool* skip;  // rows that are not computed
+};
+
 struct Output {
-  float* y;      // [M, N]
-  int64_t rows;  // N
+  void* y;  // [M, N], float32 or float16
+  bool is_half;
+  int64_t stride;  // N
   const float* bias;
   int64_t bias_stride;  // 1, or 0 where all rows share one number
 };

@@ -2,13 +2,13 @@
 
 namespace qxc::ort {
 
-GatherPacked::GatherPacked(WeightFormat format, const Kernels&, const KernelInfo& info)
+GatherPacked::GatherPacked(WeightFormat format, const qxc_kernels&, const KernelInfo& info)
     : weight_inputs_(format, info) {}
 
 void GatherPacked::compute(const KernelContext& context) const {
   const int64_t K = weight_inputs_.columns(), N = weight_inputs_.rows();
   const Tensor indices = context.input(0);
-  const PackedWeight weight = weight_inputs_.read(context, 1);
+  const qxc_weight weight = weight_inputs_.read(context, 1);
   if (indices.type != kInt32 && indices.type != kInt64) {
     throw weight_inputs_.error(kInvalidArgument, "input 'indices' is neither int32 nor int64");
   }
@@ -28,9 +28,8 @@ void GatherPacked::compute(const KernelContext& context) const {
   shape.push_back(K);
   float* y = context.float_output(shape);
   if (count == 0) return;
-  const WeightFormat format = weight_inputs_.format();
   context.parallel_for(count, [&](int64_t i) {
-    decode_row(weight, format.code, format.bits, rows[static_cast<size_t>(i)], 0, K, y + i * K);
+    qxc_weight_decode_row(&weight, rows[static_cast<size_t>(i)], 0, K, y + i * K);
   });
 }
 

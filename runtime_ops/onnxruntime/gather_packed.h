@@ -7,7 +7,7 @@ namespace qxc::ort {
 
 class GatherPacked {
  public:
-  GatherPacked(WeightFormat format, const Kernels& kernels, const KernelInfo& info);
+  GatherPacked(WeightFormat format, const qxc_kernels& kernels, const KernelInfo& info);
   void compute(const KernelContext& context) const;
 
  private:

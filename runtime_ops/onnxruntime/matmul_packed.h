@@ -1,4 +1,4 @@
-// The operators MatMulInt*, MatMulUInt*, MatMulLut*: Y = A Wᵀ + bias.
+// The operators MatMulInt*, MatMulUInt*, MatMulLut*, MatMulMxFp4: Y = A Wᵀ + bias.
 #pragma once
 
 #include "weight_inputs.h"
@@ -7,14 +7,13 @@ namespace qxc::ort {
 
 class MatMulPacked {
  public:
-  MatMulPacked(WeightFormat format, const Kernels& kernels, const KernelInfo& info);
+  MatMulPacked(WeightFormat format, const qxc_kernels& kernels, const KernelInfo& info);
   void compute(const KernelContext& context) const;
 
  private:
   WeightInputs weight_inputs_;
-  Activation activation_;
-  QuantizeRow quantize_;
-  MatMulTiles matmul_;
+  qxc_activation activation_;
+  const qxc_kernels& kernels_;
 };
 
 }  // namespace qxc::ort

@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "dispatch.h"
 #include "gather_packed.h"
 #include "matmul_packed.h"
 
@@ -17,7 +16,7 @@ struct Operator : OrtCustomOp {
   std::string name;
   std::vector<ElementType> inputs;
   WeightFormat format;
-  const Kernels* kernels;
+  const qxc_kernels* kernels;
 };
 
 const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
@@ -59,14 +58,14 @@ Operator make_operator(std::string name, std::vector<ElementType> inputs, Weight
 std::vector<Operator> make_operators() {
   struct Family {
     const char* name;
-    Code code;
+    qxc_code code;
     std::vector<int> bits;
     std::vector<ElementType> tensors;
   };
   const Family families[] = {
-      {"Int", Code::kInt, {2, 3, 4, 5, 6, 8}, {kUint8, kFloat16}},
-      {"UInt", Code::kUInt, {2, 3, 4, 5, 6, 8}, {kUint8, kFloat16, kUint8}},
-      {"Lut", Code::kLut, {2, 3, 4}, {kUint8, kFloat16, kInt8}},
+      {"Int", QXC_INT, {2, 3, 4, 5, 6, 8}, {kUint8, kFloat16}},
+      {"UInt", QXC_UINT, {2, 3, 4, 5, 6, 8}, {kUint8, kFloat16, kUint8}},
+      {"Lut", QXC_LUT, {2, 3, 4}, {kUint8, kFloat16, kInt8}},
   };
   std::vector<Operator> operators;
   for (const Family& family : families) {
@@ -83,7 +82,7 @@ std::vector<Operator> make_operators() {
   return operators;
 }
 
-OrtCustomOpDomain* make_domain(const Kernels& kernels) {
+OrtCustomOpDomain* make_domain(const qxc_kernels& kernels) {
   // never freed: sessions point to the operators until the process ends
   auto& operators = *new std::vector<Operator>(make_operators());
   OrtCustomOpDomain* domain = nullptr;
@@ -95,9 +94,19 @@ OrtCustomOpDomain* make_domain(const Kernels& kernels) {
   return domain;
 }
 
+const qxc_kernels& select_kernels() {
+  const char* wanted = std::getenv("QXC_ISA");
+  const qxc_kernels* kernels = qxc_kernels_for(wanted);
+  if (!kernels) {
+    throw Error(kInvalidArgument, std::string("QXC_ISA=") + wanted +
+                                      ": no such instruction set, or this processor or this build lacks it");
+  }
+  return *kernels;
+}
+
 OrtStatus* register_operators(OrtSessionOptions* options) {
   return as_status(g_api, [&] {
-    static OrtCustomOpDomain* domain = make_domain(select_kernels(std::getenv("QXC_ISA")));
+    static OrtCustomOpDomain* domain = make_domain(select_kernels());
     check(AddCustomOpDomain::call(g_api, options, domain));
   });
 }

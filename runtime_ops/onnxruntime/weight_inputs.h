@@ -3,13 +3,13 @@
 
 #include <string>
 
-#include "../kernels/kernels.h"
 #include "context.h"
+#include "qxc/kernels.h"
 
 namespace qxc::ort {
 
 struct WeightFormat {
-  Code code;
+  qxc_code code;
   int bits;
 };
 
@@ -20,26 +20,21 @@ class WeightInputs {
   WeightInputs(WeightFormat format, const KernelInfo& info);
 
   // The weight in inputs `first`.. of a call.
-  PackedWeight read(const KernelContext& context, size_t first) const;
+  qxc_weight read(const KernelContext& context, size_t first) const;
 
   // How many inputs `read` takes.
-  size_t count() const { return format_.code == Code::kInt ? 2 : 3; }
+  size_t count() const { return weight_.code == QXC_UINT || weight_.code == QXC_LUT ? 3 : 2; }
 
-  int64_t rows() const { return N_; }
-  int64_t columns() const { return K_; }
-  int64_t group_size() const { return group_size_; }
-  int64_t groups() const { return groups_; }
-  int64_t tiles() const { return tiles_; }
-  const WeightFormat& format() const { return format_; }
+  int64_t rows() const { return weight_.rows; }
+  int64_t columns() const { return weight_.columns; }
   Error error(ErrorCode code, const std::string& problem) const;
 
  private:
   Tensor expect(const KernelContext& context, size_t index, const char* name, ElementType type,
                 const Shape& shape) const;
 
-  WeightFormat format_;
   std::string node_;
-  int64_t K_, N_, group_size_, groups_, tiles_, blocks_;
+  qxc_weight weight_{};
 };
 
 }  // namespace qxc::ort

@@ -1,0 +1,127 @@
+/* Matrix products with packed low-bit weights, as a plain C library: no allocation, no threads, no state.
+ *
+ *   Y = A W^T + bias      A [M, K] and Y [M, N] row-major, W [N, K] packed in the layout `tile16.v1` (docs/formats.md)
+ *
+ * One product is one `qxc_matmul`. The caller checks it once, brings the workspace, and calls from as many threads as
+ * it likes, first qxc_matmul_prepare for disjoint ranges of the rows of A, then, when all of those have returned,
+ * qxc_matmul_compute for disjoint ranges of tiles:
+ *
+ *   qxc_matmul product = {.kernels = qxc_kernels_for(NULL), .weight = weight, .activation = QXC_A8, ...};
+ *   size_t bytes;
+ *   if (qxc_matmul_check(&product, &bytes) != QXC_OK) ...
+ *   product.workspace = aligned_alloc(QXC_ALIGNMENT, bytes);
+ *   qxc_matmul_prepare(&product, 0, product.rows);
+ *   qxc_matmul_compute(&product, 0, qxc_matmul_tiles(&product));
+ */
+#ifndef QXC_KERNELS_H
+#define QXC_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define QXC_KERNELS_VERSION_MAJOR 1 /* grows when a caller has to change */
+#define QXC_KERNELS_VERSION_MINOR 0
+#define QXC_ALIGNMENT 64 /* of the workspace, in bytes */
+
+#if defined(__GNUC__)
+#define QXC_API __attribute__((visibility("default")))
+#else
+#define QXC_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum qxc_status {
+  QXC_OK = 0,
+  QXC_BAD_FORMAT = 1,    /* the code, bits and group size are no format of this library */
+  QXC_BAD_SIZE = 2,      /* a dimension is not positive, or too large */
+  QXC_BAD_ARGUMENT = 3,  /* a pointer that is needed is null, or an enumerator is unknown */
+} qxc_status;
+
+/* How a code becomes a number. */
+typedef enum qxc_code {
+  QXC_INT = 0,   /* scale * (code - 2^(bits-1)) */
+  QXC_UINT = 1,  /* scale * (code - zero point) */
+  QXC_LUT = 2,   /* scale * codebook[code] */
+  QXC_MXFP4 = 3, /* 2^(scale-127) * E2M1(code): OCP Microscaling Formats 1.0 */
+} qxc_code;
+
+/* What the numbers of A are rounded to. */
+typedef enum qxc_activation {
+  QXC_A8 = 0,  /* 8-bit integers, a scale a row; products are added up exactly */
+  QXC_A16 = 1, /* 16-bit integers, a scale for at most 128 numbers; likewise */
+  QXC_A32 = 2, /* not rounded; products are added up as float32 */
+} qxc_activation;
+
+typedef enum qxc_element { QXC_FLOAT32 = 0, QXC_FLOAT16 = 1 } qxc_element;
+
+/* W [N, K]. No pointer needs an alignment; 64 bytes are best for `packed`. */
+typedef struct qxc_weight {
+  qxc_code code;
+  int32_t bits;                /* QXC_INT, QXC_UINT: 2, 3, 4, 5, 6, 8; QXC_LUT: 2, 3, 4; QXC_MXFP4: 4 */
+  int64_t rows;                /* N, output features */
+  int64_t columns;             /* K, input features */
+  int64_t group_size;          /* 16, 32, 64, 128, 256 or K; QXC_MXFP4: 32 */
+  int32_t codebook_per_tensor; /* QXC_LUT: 1 for one codebook, 0 for one a row */
+  const void* packed;
+  const void* scales;      /* float16; QXC_MXFP4: uint8 */
+  const void* zero_points; /* uint8, QXC_UINT only */
+  const void* codebook;    /* int8, QXC_LUT only */
+} qxc_weight;
+
+/* Bytes of a weight's tensors; 0 for one that its format lacks. */
+typedef struct qxc_weight_bytes {
+  size_t packed, scales, zero_points, codebook;
+} qxc_weight_bytes;
+
+/* The kernels for one instruction set. */
+typedef struct qxc_kernels qxc_kernels;
+
+typedef struct qxc_matmul {
+  const qxc_kernels* kernels;
+  qxc_weight weight;
+  qxc_activation activation;
+  qxc_element element; /* of A and Y */
+  int64_t rows;        /* M, at least 1 */
+  const void* a;       /* [M, K] */
+  void* y;             /* [M, N] */
+  const float* bias;   /* [N] with bias_stride 1; one number for all with bias_stride 0; or null */
+  int64_t bias_stride;
+  void* workspace; /* as many bytes as qxc_matmul_check says, aligned to QXC_ALIGNMENT */
+} qxc_matmul;
+
+/* 256 * major + minor of the library that is running. */
+QXC_API int32_t qxc_kernels_version(void);
+
+/* The kernels of an instruction set by name (avx512, avx2, neon_i8mm, neon_dotprod, neon, portable), or the best ones
+ * of this processor for null. Null where the name is unknown, or the processor or the build lacks it. */
+QXC_API const qxc_kernels* qxc_kernels_for(const char* instruction_set);
+QXC_API const char* qxc_kernels_name(const qxc_kernels* kernels);
+
+/* Checks the sizes of a weight, whose pointers are not read, and gives the bytes that its tensors must have. */
+QXC_API qxc_status qxc_weight_check(const qxc_weight* weight, qxc_weight_bytes* bytes);
+
+/* Checks a product, whose workspace need not be set yet, and gives the bytes of its workspace. The functions below
+ * check nothing. */
+QXC_API qxc_status qxc_matmul_check(const qxc_matmul* product, size_t* workspace_bytes);
+
+/* Rounds rows [first, last) of A into the workspace. */
+QXC_API void qxc_matmul_prepare(const qxc_matmul* product, int64_t first_row, int64_t last_row);
+
+/* Tiles, of 16 rows of W, of a product. */
+QXC_API int64_t qxc_matmul_tiles(const qxc_matmul* product);
+
+/* Computes the columns of Y that belong to tiles [first, last); even numbers of tiles are fastest. */
+QXC_API void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t last_tile);
+
+/* Decodes columns [first, last) of one row of a weight. */
+QXC_API void qxc_weight_decode_row(const qxc_weight* weight, int64_t row, int64_t first_column, int64_t last_column,
+                                   float* values);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,187 @@
+// The public interface: checks, the workspace, and which kernel computes what.
+#include "qxc/kernels.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace qxc {
+namespace {
+
+constexpr int64_t kLargestDimension = int64_t{1} << 40;  // products of two stay far from overflow
+constexpr int64_t kLargestUnitA8 = 256, kLargestUnitA16 = 128;
+constexpr int64_t kFewestOutputsA16 = 64;  // fewer may all cancel, and leave less than 16 bits can tell
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool is_format(const qxc_weight& weight) {
+  const int bits = weight.bits;
+  switch (weight.code) {
+    case QXC_INT:
+    case QXC_UINT: return (bits >= 2 && bits <= 6) || bits == 8;
+    case QXC_LUT: return bits >= 2 && bits <= 4;
+    case QXC_MXFP4: return bits == 4 && weight.group_size == 32;
+  }
+  return false;
+}
+
+bool is_group_size(int64_t size, int64_t columns) {
+  return size == 16 || size == 32 || size == 64 || size == 128 || size == 256 || size == columns;
+}
+
+PackedWeight packed_weight(const qxc_weight& weight) {
+  const bool mx = weight.code == QXC_MXFP4;
+  return {weight.rows,
+          weight.columns,
+          weight.group_size,
+          ceil_div(weight.columns, weight.group_size),
+          ceil_div(weight.columns, kBlockColumns),
+          static_cast<const uint8_t*>(weight.packed),
+          mx ? nullptr : static_cast<const uint16_t*>(weight.scales),
+          mx ? static_cast<const uint8_t*>(weight.scales) : nullptr,
+          static_cast<const uint8_t*>(weight.zero_points),
+          static_cast<const int8_t*>(weight.codebook),
+          weight.codebook_per_tensor != 0};
+}
+
+Code code_of(const qxc_weight& weight) { return static_cast<Code>(weight.code); }
+
+bool uses_integers(const qxc_matmul& product) {
+  return product.activation == QXC_A8 || (product.activation == QXC_A16 && product.weight.rows >= kFewestOutputsA16);
+}
+
+// The parts of a product's workspace.
+struct Workspace {
+  QuantizedRows rows{};
+  bool* is_done;   // [M]: rows that the integers hold
+  float* widened;  // [M, K]: A, where it is float16
+  size_t bytes = 0;
+
+  explicit Workspace(const qxc_matmul& product) {
+    const qxc_weight& weight = product.weight;
+    const int64_t M = product.rows;
+    const bool a16 = product.activation == QXC_A16;
+    const int64_t largest_unit = a16 ? kLargestUnitA16 : kLargestUnitA8;
+    is_done = reserve<bool>(product, M);
+    widened = reserve<float>(product, product.element == QXC_FLOAT16 ? M * weight.columns : 0);
+    if (!uses_integers(product)) return;
+    rows.rows = M;
+    rows.columns = ceil_div(weight.columns, kBlockColumns) * kBlockColumns;
+    rows.unit = weight.group_size >= weight.columns ? largest_unit : std::min(weight.group_size, largest_unit);
+    rows.units = ceil_div(weight.columns, rows.unit);
+    rows.high = reserve<int8_t>(product, M * rows.columns);
+    rows.low = a16 ? reserve<int8_t>(product, M * rows.columns) : nullptr;
+    rows.high_sums = reserve<int32_t>(product, M * rows.units);
+    rows.low_sums = a16 ? reserve<int32_t>(product, M * rows.units) : nullptr;
+    rows.scales = reserve<float>(product, a16 ? M * rows.units : M);
+    rows.sums = reserve<float>(product, M * rows.units);
+  }
+
+  template <class T>
+  T* reserve(const qxc_matmul& product, int64_t count) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(product.workspace) + bytes;
+    bytes += (static_cast<size_t>(count) * sizeof(T) + QXC_ALIGNMENT - 1) / QXC_ALIGNMENT * QXC_ALIGNMENT;
+    return reinterpret_cast<T*>(at);
+  }
+};
+
+bool all(const bool* first, int64_t count, bool value) {
+  return std::all_of(first, first + count, [value](bool each) { return each == value; });
+}
+
+}  // namespace
+}  // namespace qxc
+
+using namespace qxc;
+
+int32_t qxc_kernels_version(void) { return 256 * QXC_KERNELS_VERSION_MAJOR + QXC_KERNELS_VERSION_MINOR; }
+
+const qxc_kernels* qxc_kernels_for(const char* instruction_set) {
+  // best first
+  for (const Kernels* kernels : {avx512_kernels(), avx2_kernels(), portable_kernels()}) {
+    if (kernels && (!instruction_set || std::strcmp(instruction_set, kernels->name) == 0)) {
+      return kernels;
+    }
+  }
+  return nullptr;
+}
+
+const char* qxc_kernels_name(const qxc_kernels* kernels) { return kernels->name; }
+
+qxc_status qxc_weight_check(const qxc_weight* weight, qxc_weight_bytes* bytes) {
+  const int64_t N = weight->rows, K = weight->columns;
+  if (N < 1 || K < 1 || N > kLargestDimension / K) return QXC_BAD_SIZE;
+  if (!is_format(*weight) || (weight->code != QXC_MXFP4 && !is_group_size(weight->group_size, K))) {
+    return QXC_BAD_FORMAT;
+  }
+  const int64_t tiles = ceil_div(N, kTileRows);
+  const int64_t per_group = tiles * ceil_div(K, weight->group_size) * kTileRows;
+  const int64_t codebooks = weight->code != QXC_LUT ? 0 : weight->codebook_per_tensor ? 1 : tiles * kTileRows;
+  bytes->packed = static_cast<size_t>(tiles * ceil_div(K, kBlockColumns) * weight->bits * kLineBytes);
+  bytes->scales = static_cast<size_t>(weight->code == QXC_MXFP4 ? per_group : 2 * per_group);
+  bytes->zero_points = static_cast<size_t>(weight->code == QXC_UINT ? per_group : 0);
+  bytes->codebook = static_cast<size_t>(codebooks << weight->bits);
+  return QXC_OK;
+}
+
+qxc_status qxc_matmul_check(const qxc_matmul* product, size_t* workspace_bytes) {
+  const qxc_weight& weight = product->weight;
+  qxc_weight_bytes bytes;
+  if (const qxc_status status = qxc_weight_check(&weight, &bytes)) return status;
+  const int64_t largest = std::max(weight.rows, weight.columns);
+  if (product->rows < 1 || product->rows > kLargestDimension / largest) return QXC_BAD_SIZE;
+  if (!product->kernels || !weight.packed || !weight.scales || (bytes.zero_points && !weight.zero_points) ||
+      (bytes.codebook && !weight.codebook) || !product->a || !product->y) {
+    return QXC_BAD_ARGUMENT;
+  }
+  const bool known_activation =
+      product->activation == QXC_A8 || product->activation == QXC_A16 || product->activation == QXC_A32;
+  const bool known_element = product->element == QXC_FLOAT32 || product->element == QXC_FLOAT16;
+  const bool known_stride = product->bias_stride == 0 || product->bias_stride == 1;
+  if (!known_activation || !known_element || !known_stride) return QXC_BAD_ARGUMENT;
+  *workspace_bytes = Workspace(*product).bytes;
+  return QXC_OK;
+}
+
+void qxc_matmul_prepare(const qxc_matmul* product, int64_t first_row, int64_t last_row) {
+  const Workspace workspace(*product);
+  const int64_t K = product->weight.columns;
+  const Kernels& kernels = *product->kernels;
+  const QuantizeRow quantize = product->activation == QXC_A8 ? kernels.quantize_a8 : kernels.quantize_a16;
+  for (int64_t m = first_row; m < last_row; ++m) {
+    const float* row = static_cast<const float*>(product->a) + m * K;
+    if (product->element == QXC_FLOAT16) {
+      kernels.widen(static_cast<const uint16_t*>(product->a) + m * K, K, workspace.widened + m * K);
+      row = workspace.widened + m * K;
+    }
+    workspace.is_done[m] = uses_integers(*product) && quantize(row, K, m, workspace.rows);
+  }
+}
+
+int64_t qxc_matmul_tiles(const qxc_matmul* product) { return ceil_div(product->weight.rows, kTileRows); }
+
+void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t last_tile) {
+  static const float no_bias = 0;
+  const Workspace workspace(*product);
+  const Kernels& kernels = *product->kernels;
+  const PackedWeight weight = packed_weight(product->weight);
+  const Code code = code_of(product->weight);
+  const int bits = product->weight.bits;
+  const bool is_half = product->element == QXC_FLOAT16;
+  const Output out{product->y, is_half, weight.rows, product->bias ? product->bias : &no_bias,
+                   product->bias ? product->bias_stride : 0};
+  if (!all(workspace.is_done, product->rows, false)) {
+    const Activation activation = product->activation == QXC_A8 ? Activation::kA8 : Activation::kA16;
+    kernels.matmul(code, bits, activation)(weight, workspace.rows, first_tile, last_tile, out);
+  }
+  if (!all(workspace.is_done, product->rows, true)) {
+    const float* a = is_half ? workspace.widened : static_cast<const float*>(product->a);
+    kernels.matmul_float(code, bits)(weight, {product->rows, a, workspace.is_done}, first_tile, last_tile, out);
+  }
+}
+
+void qxc_weight_decode_row(const qxc_weight* weight, int64_t row, int64_t first_column, int64_t last_column,
+                           float* values) {
+  decode_row(packed_weight(*weight), code_of(*weight), weight->bits, row, first_column, last_column, values);
+}
