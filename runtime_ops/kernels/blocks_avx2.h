@@ -6,18 +6,20 @@
 namespace qxc {
 namespace {
 
-// Turns a block's codes, as `codes(lines, values)` reads them, into one codebook's entries.
-template <int bits, void (*codes)(const uint8_t*, __m256i*)>
-struct PerTensor {
-  static constexpr Code kCode = Code::kLut;
+// Turns a block's codes, as `codes(lines, values)` reads them, into the entries of one table: a codebook, or E2M1.
+template <Code code, int bits, void (*codes)(const uint8_t*, __m256i*)>
+struct OneTable {
+  static constexpr Code kCode = code;
   static constexpr int kBits = bits;
 
   __m256i table;
 
-  PerTensor(const PackedWeight& weight, int64_t) {
-    alignas(32) int8_t entries[32];
-    for (int i = 0; i < 32; ++i) entries[i] = weight.codebook[i % (1 << bits)];
-    table = _mm256_load_si256(reinterpret_cast<const __m256i*>(entries));
+  OneTable(const PackedWeight& weight, int64_t) {
+    const int8_t* book = code == Code::kMx ? kTwiceE2M1 : weight.codebook;
+    alignas(16) int8_t entries[16];
+    for (int i = 0; i < 16; i += 1 << bits) std::memcpy(entries + i, book, size_t{1} << bits);
+    table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(entries)));
+    table = _mm256_xor_si256(table, mask8(kRaise));
   }
 
   QXC_INLINE void load(const uint8_t* lines, int, __m256i* values) const {
@@ -45,15 +47,17 @@ struct PerRow {
     alignas(32) int8_t bytes[32];
     for (int half = 0; half < 2; ++half) {
       for (int table = 0; table < kTables; ++table) {
-        for (int i = 0; i < 32; ++i) {
-          const int of_row = half * kHalfRows + i / 16 * 4 + table * kRowsPerTable + i % 16 / kEntries;
-          bytes[i] = book[of_row * kEntries + i % kEntries];
+        for (int lane = 0; lane < 2; ++lane) {  // whose 16 entries lie side by side in the codebooks
+          const int first_row = half * kHalfRows + lane * 4 + table * kRowsPerTable;
+          std::memcpy(bytes + 16 * lane, book + first_row * kEntries, 16);
         }
-        tables[half][table] = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes));
+        tables[half][table] =
+            _mm256_xor_si256(_mm256_load_si256(reinterpret_cast<const __m256i*>(bytes)), mask8(kRaise));
       }
     }
-    for (int i = 0; i < 32; ++i) bytes[i] = static_cast<int8_t>(i / 4 % kRowsPerTable * kEntries);
-    row = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes));
+    const auto index_of_row = [](int r) { return r % kRowsPerTable * kEntries * 0x01010101; };
+    row = _mm256_broadcastsi128_si256(
+        _mm_setr_epi32(index_of_row(0), index_of_row(1), index_of_row(2), index_of_row(3)));
   }
 
   QXC_INLINE void load(const uint8_t* lines, int half, __m256i* values) const {
@@ -86,12 +90,15 @@ struct Integer {
 };
 
 template <int bits, void (*codes)(const uint8_t*, __m256i*)>
-MatMulTiles matmul_of(Code code, Activation activation) {
-  if constexpr (bits <= 4) {
-    if (code == Code::kLut) return of_codebook<PerTensor<bits, codes>, PerRow<bits, codes>>(activation);
+MatMulFamily matmul_of(Code code) {
+  if constexpr (bits == 4) {
+    if (code == Code::kMx) return family_of<OneTable<Code::kMx, bits, codes>>();
   }
-  return code == Code::kInt ? of_activation<Integer<Code::kInt, bits, codes>>(activation)
-                            : of_activation<Integer<Code::kUInt, bits, codes>>(activation);
+  if constexpr (bits <= 4) {
+    if (code == Code::kLut) return family_of_codebooks<OneTable<Code::kLut, bits, codes>, PerRow<bits, codes>>();
+  }
+  return code == Code::kInt ? family_of<Integer<Code::kInt, bits, codes>>()
+                            : family_of<Integer<Code::kUInt, bits, codes>>();
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 
 namespace qxc {
 
-enum class Activation { kA8, kA16 };
+enum class Activation { kA8, kA16 };  // of integer kernels
 
 // Computes the output rows of tiles [first, last), for all rows of `a`.
 using MatMulTiles = void (*)(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last,
@@ -14,6 +14,12 @@ using MatMulTiles = void (*)(const PackedWeight& weight, const QuantizedRows& a,
 // The same with A as it is and sums in float: NaN and infinity do as in any float product.
 using MatMulFloatTiles = void (*)(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last,
                                   const Output& out);
+
+// A format's kernels, by what they do with A.
+struct MatMulFamily {
+  MatMulTiles a8, a16;
+  MatMulFloatTiles a32;
+};
 
 // Quantizes row `row` of A, [K] floats. False where integers cannot hold the row (NaN, infinity, or
 // numbers too small to scale): it is then all zeros in `out`, and needs the product with decoded rows.
@@ -25,8 +31,7 @@ struct qxc_kernels {
   const char* name;
   qxc::QuantizeRow quantize_a8;
   qxc::QuantizeRow quantize_a16;
-  qxc::MatMulTiles (*matmul)(qxc::Code code, int bits, qxc::Activation activation);
-  qxc::MatMulFloatTiles (*matmul_float)(qxc::Code code, int bits);
+  qxc::MatMulFamily (*matmul)(qxc::Code code, int bits);
   void (*widen)(const uint16_t* halves, int64_t count, float* values);
 };
 
@@ -41,6 +46,7 @@ void decode_row(const PackedWeight& weight, Code code, int bits, int64_t row, in
 // Null where the library was not built with that instruction set, or the processor lacks it.
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();
+const Kernels* avx_vnni_kernels();
 const Kernels* avx512_kernels();
 
 }  // namespace qxc

@@ -7,19 +7,19 @@
 namespace qxc {
 namespace {
 
-MatMulTiles matmul(Code code, int bits, Activation activation) {
+MatMulFamily matmul(Code code, int bits) {
   switch (bits) {
-    case 2: return matmul_w2_16x32_avx512(code, activation);
-    case 3: return matmul_w3_16x32_avx512(code, activation);
-    case 4: return matmul_w4_16x32_avx512(code, activation);
-    case 5: return matmul_w5_16x32_avx512(code, activation);
-    case 6: return matmul_w6_16x32_avx512(code, activation);
-    default: return matmul_w8_16x32_avx512(code, activation);
+    case 2: return matmul_w2_16x32_avx512(code);
+    case 3: return matmul_w3_16x32_avx512(code);
+    case 4: return matmul_w4_16x32_avx512(code);
+    case 5: return matmul_w5_16x32_avx512(code);
+    case 6: return matmul_w6_16x32_avx512(code);
+    default: return matmul_w8_16x32_avx512(code);
   }
 }
 
 }  // namespace
 
-const Kernels kAvx512{"avx512", quantize_a8_avx512, quantize_a16_avx512, matmul};
+const Kernels kAvx512{"avx512", quantize_a8_avx512, quantize_a16_avx512, matmul, widen_avx512};
 
 }  // namespace qxc

@@ -99,7 +99,7 @@ int32_t qxc_kernels_version(void) { return 256 * QXC_KERNELS_VERSION_MAJOR + QXC
 
 const qxc_kernels* qxc_kernels_for(const char* instruction_set) {
   // best first
-  for (const Kernels* kernels : {avx512_kernels(), avx2_kernels(), portable_kernels()}) {
+  for (const Kernels* kernels : {avx512_kernels(), avx_vnni_kernels(), avx2_kernels(), portable_kernels()}) {
     if (kernels && (!instruction_set || std::strcmp(instruction_set, kernels->name) == 0)) {
       return kernels;
     }
@@ -164,20 +164,18 @@ int64_t qxc_matmul_tiles(const qxc_matmul* product) { return ceil_div(product->w
 void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t last_tile) {
   static const float no_bias = 0;
   const Workspace workspace(*product);
-  const Kernels& kernels = *product->kernels;
   const PackedWeight weight = packed_weight(product->weight);
-  const Code code = code_of(product->weight);
-  const int bits = product->weight.bits;
+  const MatMulFamily kernels = product->kernels->matmul(code_of(product->weight), product->weight.bits);
   const bool is_half = product->element == QXC_FLOAT16;
   const Output out{product->y, is_half, weight.rows, product->bias ? product->bias : &no_bias,
                    product->bias ? product->bias_stride : 0};
   if (!all(workspace.is_done, product->rows, false)) {
-    const Activation activation = product->activation == QXC_A8 ? Activation::kA8 : Activation::kA16;
-    kernels.matmul(code, bits, activation)(weight, workspace.rows, first_tile, last_tile, out);
+    const MatMulTiles matmul = product->activation == QXC_A8 ? kernels.a8 : kernels.a16;
+    matmul(weight, workspace.rows, first_tile, last_tile, out);
   }
   if (!all(workspace.is_done, product->rows, true)) {
     const float* a = is_half ? workspace.widened : static_cast<const float*>(product->a);
-    kernels.matmul_float(code, bits)(weight, {product->rows, a, workspace.is_done}, first_tile, last_tile, out);
+    kernels.a32(weight, {product->rows, a, workspace.is_done}, first_tile, last_tile, out);
   }
 }
 

@@ -1,9 +1,10 @@
-// y[M, 16] = a8 or a16 [M, K] x codes [16, K], with AVX2: what the kernels of all bit widths share.
+// y[M, 16] = a8, a16 or float [M, K] x codes [16, K], with AVX2: what the kernels of all bit widths share. Compiled with
+// AVX-VNNI too, products are added up by `vpdpbusd`.
 //
 // A `Block` policy turns half the lines of one block (8 rows) into eight vectors of bytes, one a step of 4 inputs:
-// byte 4 * row + j of vector q belongs to input 4 * q + j. A unit of weights is decoded once, then multiplied with all
-// rows of A by `vpmaddubsw` and `vpmaddwd`. The first adds pairs of products in 16 bits with saturation. Codes of up to
-// 6 bits cannot reach it, even several steps added up; other bytes are signed, and multiplied as |w| and a * sign(w).
+// byte 4 * row + j of vector q belongs to input 4 * q + j. Without AVX-VNNI they are multiplied by `vpmaddubsw` and
+// `vpmaddwd`. The first adds pairs of products in 16 bits with saturation. Codes of up to 6 bits cannot reach it, even
+// several steps added up; other bytes are signed, and multiplied as |w| and a * sign(w).
 #pragma once
 
 #include <immintrin.h>
@@ -18,16 +19,28 @@ namespace {
 
 #define QXC_INLINE inline __attribute__((always_inline))
 
-constexpr int64_t kPrefetchBytes = 8192;
+constexpr int64_t kPrefetchL2Bytes = 16384, kPrefetchL1Bytes = 4096;  // as measured for AVX-512
 constexpr int kRowsPerPass = 64;
 constexpr int kLargestUnit = 256;
 constexpr int kHalfBytes = kLineBytes / 2;
 constexpr int kHalfRows = kTileRows / 2;
 
+#ifdef __AVXVNNI__
+constexpr bool kVnni = true;
+#else
+constexpr bool kVnni = false;
+#endif
+
+constexpr bool has_table(Code code) { return code == Code::kLut || code == Code::kMx; }
+
+// Whether bytes are signed numbers instead of codes.
 template <Code code, int bits>
 constexpr bool signed_bytes() {
-  return code == Code::kLut || bits == 8;
+  return !kVnni && (has_table(code) || bits == 8);
 }
+
+// What turns a signed number into the byte that a kernel multiplies.
+constexpr int kRaise = kVnni ? 128 : 0;
 
 // How many steps of products 16 bits can hold: each adds at most 2 * 127 * (2^bits - 1), or 2 * 127 * 128 if signed.
 template <Code code, int bits>
@@ -38,7 +51,7 @@ constexpr int steps_in_16_bits() {
 // What the bytes stand above the numbers, besides a zero point.
 template <Code code, int bits>
 constexpr int32_t offset_of() {
-  return signed_bytes<code, bits>() ? 0 : 1 << (bits - 1);
+  return signed_bytes<code, bits>() ? 0 : has_table(code) ? 128 : 1 << (bits - 1);
 }
 
 QXC_INLINE __m256i load_half(const uint8_t* bytes) {
@@ -53,109 +66,221 @@ QXC_INLINE __m256i broadcast4(const int8_t* a) {
   return _mm256_set1_epi32(four);
 }
 
+QXC_INLINE void prefetch_block(const uint8_t* lines, int bits) {
+  for (int line = 0; line < bits; ++line) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(lines + line * kLineBytes);  // may lie beyond the matrix
+    _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchL2Bytes), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchL1Bytes), _MM_HINT_T0);
+  }
+}
+
 template <Code code, int bits>
-QXC_INLINE __m256i products(__m256i values, __m256i magnitudes, __m256i a) {
-  if constexpr (signed_bytes<code, bits>()) return _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(a, values));
+QXC_INLINE __m256i products(__m256i values, __m256i a) {
+  if constexpr (signed_bytes<code, bits>()) {
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(a, values));
+  }
   return _mm256_maddubs_epi16(values, a);
+}
+
+// totals[m] += the products of `steps` steps of half a tile with `rows` rows of A.
+template <Code code, int bits, int steps, int rows>
+QXC_INLINE void add_steps(const __m256i* values, const int8_t* a, int64_t stride, __m256i* totals) {
+#ifdef __AVXVNNI__
+  __m256i odd[rows];  // two sums, so that additions overlap
+#pragma GCC unroll 4
+  for (int m = 0; m < rows; ++m) odd[m] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int step = 0; step < steps; ++step) {
+#pragma GCC unroll 4
+    for (int m = 0; m < rows; ++m) {
+      __m256i& sum = step % 2 ? odd[m] : totals[m];
+      sum = _mm256_dpbusd_avx_epi32(sum, values[step], broadcast4(a + m * stride + 4 * step));
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < rows; ++m) totals[m] = _mm256_add_epi32(totals[m], odd[m]);
+#else
+  constexpr int kChain = steps_in_16_bits<code, bits>() < steps ? steps_in_16_bits<code, bits>() : steps;
+#pragma GCC unroll 8
+  for (int first = 0; first < steps; first += kChain) {
+    __m256i sums[rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < kChain; ++i) {
+#pragma GCC unroll 4
+      for (int m = 0; m < rows; ++m) {
+        const __m256i four = broadcast4(a + m * stride + 4 * (first + i));
+        const __m256i product = products<code, bits>(values[first + i], four);
+        sums[m] = i == 0 ? product : _mm256_add_epi16(sums[m], product);
+      }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < rows; ++m) {
+      totals[m] = _mm256_add_epi32(totals[m], _mm256_madd_epi16(sums[m], _mm256_set1_epi16(1)));
+    }
+  }
+#endif
+}
+
+// What the numbers of 8 rows in one group are multiplied with. Those of kMx are twice too large.
+template <Code code>
+QXC_INLINE __m256 load_scales(const PackedWeight& weight, int64_t at) {
+  if constexpr (code == Code::kMx) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.exponents + at));
+    const __m256i exponents = _mm256_cvtepu8_epi32(bytes);
+    __m256i floats = _mm256_slli_epi32(exponents, 23);
+    floats = _mm256_blendv_epi8(floats, _mm256_set1_epi32(0x00400000),
+                                _mm256_cmpeq_epi32(exponents, _mm256_setzero_si256()));
+    floats =
+        _mm256_blendv_epi8(floats, _mm256_set1_epi32(0x7FC00000), _mm256_cmpeq_epi32(exponents, _mm256_set1_epi32(255)));
+    return _mm256_mul_ps(_mm256_castsi256_ps(floats), _mm256_set1_ps(0.5f));
+  } else {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.scales + at)));
+  }
+}
+
+QXC_INLINE __m256 load_zero_points(const PackedWeight& weight, int64_t at) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.zero_points + at));
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+}
+
+// One unit's sums of products as numbers, before the scales of the weights. `at` is the place of the half's scales.
+template <Code code, int bits, Activation activation>
+QXC_INLINE __m256 unit_product(const PackedWeight& weight, int64_t at, const QuantizedRows& a, int64_t of_unit,
+                               __m256i high, __m256i low) {
+  int32_t sum = a.high_sums[of_unit];
+  if constexpr (activation == Activation::kA16) {
+    sum = 256 * sum + a.low_sums[of_unit];
+    high = _mm256_add_epi32(_mm256_slli_epi32(high, 8), low);
+  }
+  const __m256i total = _mm256_sub_epi32(high, _mm256_set1_epi32(offset_of<code, bits>() * sum));
+  __m256 product = _mm256_cvtepi32_ps(total);
+  if constexpr (activation == Activation::kA16) product = _mm256_mul_ps(product, _mm256_set1_ps(a.scales[of_unit]));
+  if constexpr (code == Code::kUInt) {
+    const __m256 zeros = _mm256_sub_ps(load_zero_points(weight, at), _mm256_set1_ps(1 << (bits - 1)));
+    product = _mm256_fnmadd_ps(zeros, _mm256_set1_ps(a.sums[of_unit]), product);
+  }
+  return product;
+}
+
+QXC_INLINE void write(const float* y, const PackedWeight& weight, int64_t tile, int64_t row, float row_scale,
+                      const Output& out) {
+  const int64_t n = tile * kTileRows;
+  const int64_t valid = smaller(kTileRows, weight.rows - n);
+  for (int64_t r = 0; r < valid; ++r) store_output(out, row, n + r, row_scale * y[r]);
+}
+
+// One row of A: every line of weights is read once, used from registers.
+template <class Block, Activation activation>
+void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
+  constexpr Code code = Block::kCode;
+  constexpr int bits = Block::kBits;
+  constexpr bool kA16 = activation == Activation::kA16;
+  const Block block(weight, tile);
+  const uint8_t* tile_lines = weight.packed + tile * weight.blocks * bits * kLineBytes;
+  __m256 y[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (int64_t unit = 0; unit < a.units; ++unit) {
+    __m256i high[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    __m256i low[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    const int64_t first = unit * a.unit, last = smaller(first + a.unit, a.columns);
+    for (int64_t column = first; column < last; column += kBlockColumns) {
+      const uint8_t* lines = tile_lines + column / kBlockColumns * bits * kLineBytes;
+      prefetch_block(lines, bits);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        __m256i values[kSteps];
+        block.load(lines + half * kHalfBytes, half, values);
+        if (last - column < kBlockColumns) {  // a unit of 16 columns is the block's first or second half
+          const __m256i* of_unit = values + column % kBlockColumns / 4;
+          add_steps<code, bits, kSteps / 2, 1>(of_unit, a.high + column, 0, high + half);
+          if constexpr (kA16) add_steps<code, bits, kSteps / 2, 1>(of_unit, a.low + column, 0, low + half);
+        } else {
+          add_steps<code, bits, kSteps, 1>(values, a.high + column, 0, high + half);
+          if constexpr (kA16) add_steps<code, bits, kSteps, 1>(values, a.low + column, 0, low + half);
+        }
+      }
+    }
+    const int64_t at = (tile * weight.groups + first / weight.group_size) * kTileRows;
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const int64_t of_half = at + half * kHalfRows;
+      const __m256 product = unit_product<code, bits, activation>(weight, of_half, a, unit, high[half], low[half]);
+      y[half] = _mm256_fmadd_ps(product, load_scales<code>(weight, of_half), y[half]);
+    }
+  }
+  alignas(32) float stored[kTileRows];
+  _mm256_store_ps(stored, y[0]);
+  _mm256_store_ps(stored + kHalfRows, y[1]);
+  write(stored, weight, tile, 0, kA16 ? 1 : a.scales[0], out);
 }
 
 // The bytes of one unit of one tile: [2 halves, columns / 4, 32].
 template <class Block>
 QXC_INLINE void decode_unit(const Block& block, const PackedWeight& weight, int64_t tile, int64_t first_column,
-                            int64_t columns, uint8_t (*bytes)[kLargestUnit / 4 * kHalfBytes]) {
+                            int64_t columns, __m256i (*bytes)[kLargestUnit / 4]) {
   const int first_step = static_cast<int>(first_column % kBlockColumns) / 4;
   const uint8_t* lines =
       weight.packed + (tile * weight.blocks + first_column / kBlockColumns) * Block::kBits * kLineBytes;
   for (int64_t column = 0; column < columns; column += kBlockColumns) {
     const int steps = static_cast<int>(smaller(columns - column, kBlockColumns)) / 4;
-    for (int line = 0; line < Block::kBits; ++line) {
-      const uintptr_t ahead = reinterpret_cast<uintptr_t>(lines + line * kLineBytes) + kPrefetchBytes;
-      _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
-    }
+    prefetch_block(lines, Block::kBits);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       __m256i values[kSteps];
       block.load(lines + half * kHalfBytes, half, values);
-      uint8_t* to = bytes[half] + column / 4 * kHalfBytes;
 #pragma GCC unroll 8
       for (int step = 0; step < kSteps; ++step) {
         if (step < first_step || step >= first_step + steps) continue;
-        _mm256_store_si256(reinterpret_cast<__m256i*>(to + (step - first_step) * kHalfBytes), values[step]);
+        bytes[half][column / 4 + step - first_step] = values[step];
       }
     }
     lines += Block::kBits * kLineBytes;
   }
 }
 
-// One half of a tile times `rows` rows of A: totals[m] = sum of bytes * a over a unit.
+// `rows` rows of A times half a tile of one unit.
 template <Code code, int bits, int rows>
-QXC_INLINE void add_products(const uint8_t* bytes, const int8_t* a, int64_t stride, int64_t columns, __m256i* totals) {
-  constexpr int64_t kChain = 4 * steps_in_16_bits<code, bits>();
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t k = 0; k < columns; k += kChain) {
-    __m256i sums[rows];
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < kChain; i += 4) {
-      if (k + i >= columns) break;
-      const __m256i values = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes + (k + i) / 4 * kHalfBytes));
-      const __m256i magnitudes = _mm256_abs_epi8(values);
-#pragma GCC unroll 4
-      for (int m = 0; m < rows; ++m) {
-        const __m256i product = products<code, bits>(values, magnitudes, broadcast4(a + m * stride + k + i));
-        sums[m] = i == 0 ? product : _mm256_add_epi16(sums[m], product);
-      }
-    }
-#pragma GCC unroll 4
-    for (int m = 0; m < rows; ++m) totals[m] = _mm256_add_epi32(totals[m], _mm256_madd_epi16(sums[m], ones));
+QXC_INLINE void add_unit(const __m256i* bytes, const int8_t* a, int64_t stride, int64_t columns, __m256i* totals) {
+  int64_t k = 0;
+  for (; k + kBlockColumns <= columns; k += kBlockColumns) {
+    add_steps<code, bits, kSteps, rows>(bytes + k / 4, a + k, stride, totals);
   }
+  if (k < columns) add_steps<code, bits, kSteps / 2, rows>(bytes + k / 4, a + k, stride, totals);
 }
 
 template <Code code, int bits, Activation activation, int rows>
 QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t row,
-                              int64_t unit, int64_t columns, const uint8_t (*bytes)[kLargestUnit / 4 * kHalfBytes],
+                              int64_t unit, int64_t columns, const __m256i (*bytes)[kLargestUnit / 4],
                               float (*y)[kTileRows]) {
   const int64_t first_column = unit * a.unit;
   const int64_t from = row * a.columns + first_column;
-  const int64_t at_group = (tile * weight.groups + first_column / weight.group_size) * kTileRows;
+  const int64_t at = (tile * weight.groups + first_column / weight.group_size) * kTileRows;
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
-    __m256i totals[rows];
+    __m256i high[rows], low[rows];
 #pragma GCC unroll 4
-    for (int m = 0; m < rows; ++m) totals[m] = _mm256_setzero_si256();
-    add_products<code, bits, rows>(bytes[half], a.high + from, a.columns, columns, totals);
+    for (int m = 0; m < rows; ++m) high[m] = low[m] = _mm256_setzero_si256();
+    add_unit<code, bits, rows>(bytes[half], a.high + from, a.columns, columns, high);
     if constexpr (activation == Activation::kA16) {
-#pragma GCC unroll 4
-      for (int m = 0; m < rows; ++m) totals[m] = _mm256_slli_epi32(totals[m], 8);
-      add_products<code, bits, rows>(bytes[half], a.low + from, a.columns, columns, totals);
+      add_unit<code, bits, rows>(bytes[half], a.low + from, a.columns, columns, low);
     }
-    const int64_t at = at_group + half * kHalfRows;
-    const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.scales + at)));
-    __m256 zeros = _mm256_setzero_ps();
-    if constexpr (code == Code::kUInt) {
-      const __m128i zero_points = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.zero_points + at));
-      const __m256i middle = _mm256_set1_epi32(1 << (bits - 1));
-      zeros = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(zero_points), middle));
-    }
+    const int64_t of_half = at + half * kHalfRows;
+    const __m256 scales = load_scales<code>(weight, of_half);
 #pragma GCC unroll 4
     for (int m = 0; m < rows; ++m) {
       const int64_t of_unit = (row + m) * a.units + unit;
-      int32_t sum = a.high_sums[of_unit];
-      if constexpr (activation == Activation::kA16) sum = 256 * sum + a.low_sums[of_unit];
-      const __m256i total = _mm256_sub_epi32(totals[m], _mm256_set1_epi32(offset_of<code, bits>() * sum));
-      __m256 product = _mm256_cvtepi32_ps(total);
-      if constexpr (activation == Activation::kA16) product = _mm256_mul_ps(product, _mm256_set1_ps(a.scales[of_unit]));
-      if constexpr (code == Code::kUInt) product = _mm256_fnmadd_ps(zeros, _mm256_set1_ps(a.sums[of_unit]), product);
+      const __m256 product = unit_product<code, bits, activation>(weight, of_half, a, of_unit, high[m], low[m]);
       float* to = y[m] + half * kHalfRows;
-      _mm256_store_ps(to, _mm256_fmadd_ps(product, scale, _mm256_load_ps(to)));
+      _mm256_store_ps(to, _mm256_fmadd_ps(product, scales, _mm256_load_ps(to)));
     }
   }
 }
 
+// Many rows of A: every unit of weights is decoded once, then multiplied with all rows of a pass.
 template <class Block, Activation activation>
 void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
                  const Output& out) {
   const Block block(weight, tile);
-  alignas(32) uint8_t bytes[2][kLargestUnit / 4 * kHalfBytes];
+  __m256i bytes[2][kLargestUnit / 4];
   alignas(32) float y[kRowsPerPass][kTileRows];
   std::memset(y, 0, static_cast<size_t>(rows) * sizeof y[0]);
   for (int64_t unit = 0; unit < a.units; ++unit) {
@@ -171,26 +296,85 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
     if (m + 2 <= rows) multiply(std::integral_constant<int, 2>());
     if (m < rows) multiply(std::integral_constant<int, 1>());
   }
-  const int64_t n = tile * kTileRows;
-  const int64_t valid = smaller(kTileRows, weight.rows - n);
   for (int64_t m = 0; m < rows; ++m) {
     const float row_scale = activation == Activation::kA8 ? a.scales[first_row + m] : 1;
-    for (int64_t r = 0; r < valid; ++r) store_output(out, first_row + m, n + r, row_scale * y[m][r]);
+    write(y[m], weight, tile, first_row + m, row_scale, out);
   }
 }
 
 template <class Block, Activation activation>
 void matmul_tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last, const Output& out) {
   for (int64_t tile = first; tile < last; ++tile) {
+    if (a.rows == 1) {
+      matvec_tile<Block, activation>(weight, a, tile, out);
+      continue;
+    }
     for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
       matmul_pass<Block, activation>(weight, a, tile, row, smaller(kRowsPerPass, a.rows - row), out);
     }
   }
 }
 
+// The numbers of one step's input j, decoded.
+template <Code code, int bits>
+QXC_INLINE __m256 decode_input(__m256i values, int j, __m256 zeros, __m256 scales) {
+  const __m256i at_top = _mm256_slli_epi32(values, 24 - 8 * j);
+  const __m256i number = signed_bytes<code, bits>() ? _mm256_srai_epi32(at_top, 24) : _mm256_srli_epi32(at_top, 24);
+  return _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(number), zeros), scales);
+}
+
+// Row `row` of A, as it is, times the decoded numbers of one tile.
 template <class Block>
-MatMulTiles of_activation(Activation activation) {
-  return activation == Activation::kA8 ? matmul_tiles<Block, Activation::kA8> : matmul_tiles<Block, Activation::kA16>;
+void matvec_float_tile(const PackedWeight& weight, const float* a, int64_t row, int64_t tile, const Output& out) {
+  constexpr Code code = Block::kCode;
+  constexpr int bits = Block::kBits;
+  const Block block(weight, tile);
+  const uint8_t* lines = weight.packed + tile * weight.blocks * bits * kLineBytes;
+  a += row * weight.columns;
+  __m256 y[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (int64_t first = 0; first < weight.columns; first += kBlockColumns) {
+    for (int half = 0; half < 2; ++half) {
+      __m256i values[kSteps];
+      block.load(lines + half * kHalfBytes, half, values);
+      __m256 zeros = _mm256_set1_ps(static_cast<float>(offset_of<code, bits>())), scales = zeros;
+      int64_t group = -1;
+      const int64_t last = smaller(first + kBlockColumns, weight.columns);
+      for (int64_t k = first; k < last; ++k) {
+        if (k / weight.group_size != group) {
+          group = k / weight.group_size;
+          const int64_t at = (tile * weight.groups + group) * kTileRows + half * kHalfRows;
+          scales = load_scales<code>(weight, at);
+          if constexpr (code == Code::kUInt) {
+            // signed bytes are codes less 128
+            zeros = _mm256_sub_ps(load_zero_points(weight, at), _mm256_set1_ps(signed_bytes<code, bits>() ? 128 : 0));
+          }
+        }
+        const int within = static_cast<int>(k - first);
+        const __m256 weights = decode_input<code, bits>(values[within / 4], within % 4, zeros, scales);
+        y[half] = _mm256_fmadd_ps(weights, _mm256_set1_ps(a[k]), y[half]);
+      }
+    }
+    lines += bits * kLineBytes;
+  }
+  alignas(32) float stored[kTileRows];
+  _mm256_store_ps(stored, y[0]);
+  _mm256_store_ps(stored + kHalfRows, y[1]);
+  write(stored, weight, tile, row, 1, out);
+}
+
+template <class Block>
+void matmul_float_tiles(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last,
+                        const Output& out) {
+  for (int64_t tile = first; tile < last; ++tile) {
+    for (int64_t m = 0; m < a.rows; ++m) {
+      if (!a.skip[m]) matvec_float_tile<Block>(weight, a.a, m, tile, out);
+    }
+  }
+}
+
+template <class Block>
+constexpr MatMulFamily family_of() {
+  return {matmul_tiles<Block, Activation::kA8>, matmul_tiles<Block, Activation::kA16>, matmul_float_tiles<Block>};
 }
 
 // Which kind of codebook a weight has shows only in its tensors.
@@ -202,18 +386,32 @@ void matmul_codebook(const PackedWeight& weight, const QuantizedRows& a, int64_t
 }
 
 template <class PerTensor, class PerRow>
-MatMulTiles of_codebook(Activation activation) {
-  return activation == Activation::kA8 ? matmul_codebook<PerTensor, PerRow, Activation::kA8>
-                                       : matmul_codebook<PerTensor, PerRow, Activation::kA16>;
+void matmul_codebook_float(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last,
+                           const Output& out) {
+  if (weight.codebook_per_tensor) return matmul_float_tiles<PerTensor>(weight, a, first, last, out);
+  matmul_float_tiles<PerRow>(weight, a, first, last, out);
+}
+
+template <class PerTensor, class PerRow>
+constexpr MatMulFamily family_of_codebooks() {
+  return {matmul_codebook<PerTensor, PerRow, Activation::kA8>, matmul_codebook<PerTensor, PerRow, Activation::kA16>,
+          matmul_codebook_float<PerTensor, PerRow>};
 }
 
 }  // namespace
 
-MatMulTiles matmul_w2_16x32_avx2(Code code, Activation activation);
-MatMulTiles matmul_w3_16x32_avx2(Code code, Activation activation);
-MatMulTiles matmul_w4_16x32_avx2(Code code, Activation activation);
-MatMulTiles matmul_w5_16x32_avx2(Code code, Activation activation);
-MatMulTiles matmul_w6_16x32_avx2(Code code, Activation activation);
-MatMulTiles matmul_w8_16x32_avx2(Code code, Activation activation);
+MatMulFamily matmul_w2_16x32_avx2(Code code);
+MatMulFamily matmul_w3_16x32_avx2(Code code);
+MatMulFamily matmul_w4_16x32_avx2(Code code);
+MatMulFamily matmul_w5_16x32_avx2(Code code);
+MatMulFamily matmul_w6_16x32_avx2(Code code);
+MatMulFamily matmul_w8_16x32_avx2(Code code);
+
+MatMulFamily matmul_w2_16x32_avx_vnni(Code code);
+MatMulFamily matmul_w3_16x32_avx_vnni(Code code);
+MatMulFamily matmul_w4_16x32_avx_vnni(Code code);
+MatMulFamily matmul_w5_16x32_avx_vnni(Code code);
+MatMulFamily matmul_w6_16x32_avx_vnni(Code code);
+MatMulFamily matmul_w8_16x32_avx_vnni(Code code);
 
 }  // namespace qxc

@@ -17,7 +17,9 @@ namespace {
 
 #define QXC_INLINE inline __attribute__((always_inline))
 
-constexpr int64_t kPrefetchBytes = 8192;  // measured: 2 KB and none are slower by a tenth
+// Lines are fetched into L2 early and into L1 late. Measured: either alone is slower, by a tenth where decoding is much
+// work, because few misses can wait in L1.
+constexpr int64_t kPrefetchL2Bytes = 16384, kPrefetchL1Bytes = 4096;
 constexpr int kRowsPerPass = 64;
 constexpr int kLargestUnit = 256;
 
@@ -29,7 +31,9 @@ QXC_INLINE __m512i load_line(const uint8_t* line) {
 }
 
 QXC_INLINE void prefetch(const uint8_t* address) {
-  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(address) + kPrefetchBytes), _MM_HINT_T0);
+  const uintptr_t at = reinterpret_cast<uintptr_t>(address);  // what is fetched may lie beyond the matrix
+  _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchL2Bytes), _MM_HINT_T1);
+  _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchL1Bytes), _MM_HINT_T0);
 }
 
 QXC_INLINE __m512i broadcast4(const int8_t* a) {
@@ -38,28 +42,39 @@ QXC_INLINE __m512i broadcast4(const int8_t* a) {
   return _mm512_set1_epi32(four);
 }
 
-QXC_INLINE __m512 load_halves(const uint16_t* halves) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+// What the numbers of 16 rows in one group are multiplied with. Those of kMx are twice too large.
+template <Code code>
+QXC_INLINE __m512 load_scales(const PackedWeight& weight, int64_t tile_group) {
+  const int64_t at = tile_group * kTileRows;
+  if constexpr (code == Code::kMx) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.exponents + at));
+    __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
+    bits = _mm512_mask_mov_epi32(bits, _mm_testn_epi8_mask(bytes, bytes), _mm512_set1_epi32(0x00400000));
+    bits = _mm512_mask_mov_epi32(bits, _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(-1)), _mm512_set1_epi32(0x7FC00000));
+    return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0.5f));
+  } else {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight.scales + at)));
+  }
 }
 
 // Number of classes of shifted codes.
 template <Code code, int bits>
 constexpr int classes_of() {
-  if (code == Code::kLut) return 1;
+  if (code == Code::kLut || code == Code::kMx) return 1;
   return bits == 2 ? 4 : bits <= 4 ? 2 : 1;
 }
 
 // What all codes of a format have been raised by, to be unsigned.
 template <Code code, int bits>
 constexpr int32_t offset_of() {
-  return code == Code::kLut ? 128 : 1 << (bits - 1);
+  return code == Code::kLut || code == Code::kMx ? 128 : 1 << (bits - 1);
 }
 
 // Sums of products over a unit, in several accumulators so that the additions overlap.
-template <class Block, bool a16>
+template <class Block>
 struct Accumulators {
   static constexpr int kClasses = Block::kClasses;
-  static constexpr int kPerClass = (a16 ? 2 : 4) > kClasses ? (a16 ? 2 : 4) / kClasses : 1;
+  static constexpr int kPerClass = 4 > kClasses ? 4 / kClasses : 1;
   __m512i sums[kClasses * kPerClass];
 
   QXC_INLINE void clear(int32_t start) {
@@ -105,7 +120,7 @@ template <class Block, Activation activation>
 struct UnitSums {
   static constexpr bool kA16 = activation == Activation::kA16;
   static constexpr int32_t kOffset = offset_of<Block::kCode, Block::kBits>();
-  Accumulators<Block, kA16> high, low;
+  Accumulators<Block> high, low;
   const QuantizedRows& a;
 
   QXC_INLINE explicit UnitSums(const QuantizedRows& rows) : a(rows) {}
@@ -154,7 +169,6 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   const Block block(weight, tile);
   const int64_t first_group = tile * weight.groups;
   const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
-  const uint16_t* scales = weight.scales + first_group * kTileRows;
   UnitSums<Block, activation> sums(a);
   __m512 y = _mm512_setzero_ps();
   __m512i values[kSteps];
@@ -175,7 +189,8 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
         sums.template add<kSteps / 2, kSteps>(values, (unit - 1) * a.unit);
       }
       const int64_t group = unit * a.unit / weight.group_size;
-      y = _mm512_fmadd_ps(sums.total(weight, first_group + group, unit), load_halves(scales + group * kTileRows), y);
+      const __m512 total = sums.total(weight, first_group + group, unit);
+      y = _mm512_fmadd_ps(total, load_scales<Block::kCode>(weight, first_group + group), y);
     }
   } else {
     const int64_t units_per_group = weight.groups == 1 ? a.units : weight.group_size / a.unit;
@@ -190,7 +205,7 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
         }
         partial = _mm512_add_ps(partial, sums.total(weight, first_group + group, unit));
       }
-      y = _mm512_fmadd_ps(partial, load_halves(scales + group * kTileRows), y);
+      y = _mm512_fmadd_ps(partial, load_scales<Block::kCode>(weight, first_group + group), y);
     }
   }
   if constexpr (activation == Activation::kA8) y = _mm512_mul_ps(y, _mm512_set1_ps(a.scales[0]));
@@ -257,7 +272,7 @@ QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a
 #pragma GCC unroll 2
   for (int t = 0; t < tiles; ++t) {
     const int64_t tile_group = (tile + t) * weight.groups + group;
-    const __m512 scale = load_halves(weight.scales + tile_group * kTileRows);
+    const __m512 scale = load_scales<code>(weight, tile_group);
 #pragma GCC unroll 8
     for (int m = 0; m < rows; ++m) {
       const int64_t at = (row + m) * a.units + unit;
@@ -304,6 +319,83 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   }
 }
 
+// The numbers of one step's input j, decoded: what zero points, or the offset of unsigned codes, leave of them.
+template <class Block, int step>
+QXC_INLINE __m512 decode_input(__m512i values, int j, __m512 zeros, __m512 scales) {
+  constexpr unsigned kShift = step % Block::kClasses * Block::kBits;
+  values = _mm512_srli_epi32(values, 8 * static_cast<unsigned>(j) + kShift);
+  values = _mm512_and_si512(values, _mm512_set1_epi32(0xFF >> kShift));
+  return _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(values), zeros), scales);
+}
+
+template <class Block, int rows, int step>
+QXC_INLINE void add_float_steps(const __m512i* values, const float* const* a, int64_t column, int64_t columns,
+                                __m512 zeros, __m512 scales, __m512* y) {
+  if constexpr (step < kSteps) {
+    for (int j = 0; j < 4 && column + 4 * step + j < columns; ++j) {
+      const __m512 weights = decode_input<Block, step>(values[step], j, zeros, scales);
+#pragma GCC unroll 4
+      for (int m = 0; m < rows; ++m) {
+        y[m] = _mm512_fmadd_ps(weights, _mm512_set1_ps(a[m][column + 4 * step + j]), y[m]);
+      }
+    }
+    add_float_steps<Block, rows, step + 1>(values, a, column, columns, zeros, scales, y);
+  }
+}
+
+// `rows` rows of A, as they are, times the decoded numbers of one tile.
+template <class Block, int rows>
+void matmul_float_tile(const PackedWeight& weight, const float* a, const int64_t* row, int64_t tile,
+                       const Output& out) {
+  const Block block(weight, tile);
+  const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
+  const float* a_rows[rows];
+  __m512 y[rows];
+  for (int m = 0; m < rows; ++m) {
+    a_rows[m] = a + row[m] * weight.columns;
+    y[m] = _mm512_setzero_ps();
+  }
+  const int64_t part = smaller(weight.group_size, kBlockColumns);  // columns of a block that share scales
+  for (int64_t first = 0; first < weight.columns; first += kBlockColumns) {
+    __m512i values[kSteps];
+    block.load(lines, values);
+    lines += Block::kBits * kLineBytes;
+    for (int64_t column = first; column < smaller(first + kBlockColumns, weight.columns); column += part) {
+      const int64_t tile_group = tile * weight.groups + column / weight.group_size;
+      __m512 zeros = _mm512_set1_ps(static_cast<float>(offset_of<Block::kCode, Block::kBits>()));
+      if constexpr (Block::kCode == Code::kUInt) {
+        const __m128i* bytes = reinterpret_cast<const __m128i*>(weight.zero_points + tile_group * kTileRows);
+        zeros = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes)));
+      }
+      const __m512 scales = load_scales<Block::kCode>(weight, tile_group);
+      const int64_t end = smaller(column + part, weight.columns);
+      if (column == first) {
+        add_float_steps<Block, rows, 0>(values, a_rows, first, end, zeros, scales, y);
+      } else {
+        add_float_steps<Block, rows, kSteps / 2>(values, a_rows, first, end, zeros, scales, y);
+      }
+    }
+  }
+  for (int m = 0; m < rows; ++m) write(y[m], weight, tile, row[m], out);
+}
+
+template <class Block>
+void matmul_float_tiles(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last,
+                        const Output& out) {
+  for (int64_t tile = first; tile < last; ++tile) {
+    int64_t row[4];
+    int count = 0;
+    for (int64_t m = 0; m < a.rows; ++m) {
+      if (a.skip[m]) continue;
+      row[count++] = m;
+      if (count < 4) continue;
+      matmul_float_tile<Block, 4>(weight, a.a, row, tile, out);
+      count = 0;
+    }
+    for (int i = 0; i < count; ++i) matmul_float_tile<Block, 1>(weight, a.a, row + i, tile, out);
+  }
+}
+
 template <class Block, Activation activation>
 void matmul_tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last, const Output& out) {
   if (a.rows == 1) {
@@ -319,8 +411,8 @@ void matmul_tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t fi
 }
 
 template <class Block>
-MatMulTiles of_activation(Activation activation) {
-  return activation == Activation::kA8 ? matmul_tiles<Block, Activation::kA8> : matmul_tiles<Block, Activation::kA16>;
+constexpr MatMulFamily family_of() {
+  return {matmul_tiles<Block, Activation::kA8>, matmul_tiles<Block, Activation::kA16>, matmul_float_tiles<Block>};
 }
 
 // Which kind of codebook a weight has shows only in its tensors.
@@ -332,18 +424,25 @@ void matmul_codebook(const PackedWeight& weight, const QuantizedRows& a, int64_t
 }
 
 template <class PerTensor, class PerRow>
-MatMulTiles of_codebook(Activation activation) {
-  return activation == Activation::kA8 ? matmul_codebook<PerTensor, PerRow, Activation::kA8>
-                                       : matmul_codebook<PerTensor, PerRow, Activation::kA16>;
+void matmul_codebook_float(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last,
+                           const Output& out) {
+  if (weight.codebook_per_tensor) return matmul_float_tiles<PerTensor>(weight, a, first, last, out);
+  matmul_float_tiles<PerRow>(weight, a, first, last, out);
+}
+
+template <class PerTensor, class PerRow>
+constexpr MatMulFamily family_of_codebooks() {
+  return {matmul_codebook<PerTensor, PerRow, Activation::kA8>, matmul_codebook<PerTensor, PerRow, Activation::kA16>,
+          matmul_codebook_float<PerTensor, PerRow>};
 }
 
 }  // namespace
 
-MatMulTiles matmul_w2_16x32_avx512(Code code, Activation activation);
-MatMulTiles matmul_w3_16x32_avx512(Code code, Activation activation);
-MatMulTiles matmul_w4_16x32_avx512(Code code, Activation activation);
-MatMulTiles matmul_w5_16x32_avx512(Code code, Activation activation);
-MatMulTiles matmul_w6_16x32_avx512(Code code, Activation activation);
-MatMulTiles matmul_w8_16x32_avx512(Code code, Activation activation);
+MatMulFamily matmul_w2_16x32_avx512(Code code);
+MatMulFamily matmul_w3_16x32_avx512(Code code);
+MatMulFamily matmul_w4_16x32_avx512(Code code);
+MatMulFamily matmul_w5_16x32_avx512(Code code);
+MatMulFamily matmul_w6_16x32_avx512(Code code);
+MatMulFamily matmul_w8_16x32_avx512(Code code);
 
 }  // namespace qxc

@@ -94,35 +94,6 @@ void matmul_tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t fi
   }
 }
 
-template <Code code, int bits>
-MatMulTiles of_activation(Activation activation) {
-  return activation == Activation::kA8 ? matmul_tiles<code, bits, Activation::kA8>
-                                       : matmul_tiles<code, bits, Activation::kA16>;
-}
-
-template <int bits>
-MatMulTiles of_code(Code code, Activation activation) {
-  if constexpr (bits == 4) {
-    if (code == Code::kMx) return of_activation<Code::kMx, bits>(activation);
-  }
-  if constexpr (bits <= 4) {
-    if (code == Code::kLut) return of_activation<Code::kLut, bits>(activation);
-  }
-  return code == Code::kInt ? of_activation<Code::kInt, bits>(activation)
-                            : of_activation<Code::kUInt, bits>(activation);
-}
-
-MatMulTiles matmul(Code code, int bits, Activation activation) {
-  switch (bits) {
-    case 2: return of_code<2>(code, activation);
-    case 3: return of_code<3>(code, activation);
-    case 4: return of_code<4>(code, activation);
-    case 5: return of_code<5>(code, activation);
-    case 6: return of_code<6>(code, activation);
-    default: return of_code<8>(code, activation);
-  }
-}
-
 // Rows of weights are decoded once for all rows of A in a pass, which adds up eight sums that may be one vector.
 void matmul_float_row(const PackedWeight& weight, DecodeColumns decode, const FloatRows& a, int64_t n, int64_t first_row,
                       int64_t rows, const Output& out) {
@@ -161,25 +132,31 @@ void matmul_float_tiles(const PackedWeight& weight, const FloatRows& a, int64_t 
   }
 }
 
-template <int bits>
-MatMulFloatTiles float_of_code(Code code) {
-  if constexpr (bits == 4) {
-    if (code == Code::kMx) return matmul_float_tiles<Code::kMx, bits>;
-  }
-  if constexpr (bits <= 4) {
-    if (code == Code::kLut) return matmul_float_tiles<Code::kLut, bits>;
-  }
-  return code == Code::kInt ? matmul_float_tiles<Code::kInt, bits> : matmul_float_tiles<Code::kUInt, bits>;
+template <Code code, int bits>
+constexpr MatMulFamily family_of() {
+  return {matmul_tiles<code, bits, Activation::kA8>, matmul_tiles<code, bits, Activation::kA16>,
+          matmul_float_tiles<code, bits>};
 }
 
-MatMulFloatTiles matmul_float(Code code, int bits) {
+template <int bits>
+MatMulFamily of_bits(Code code) {
+  if constexpr (bits == 4) {
+    if (code == Code::kMx) return family_of<Code::kMx, bits>();
+  }
+  if constexpr (bits <= 4) {
+    if (code == Code::kLut) return family_of<Code::kLut, bits>();
+  }
+  return code == Code::kInt ? family_of<Code::kInt, bits>() : family_of<Code::kUInt, bits>();
+}
+
+MatMulFamily matmul(Code code, int bits) {
   switch (bits) {
-    case 2: return float_of_code<2>(code);
-    case 3: return float_of_code<3>(code);
-    case 4: return float_of_code<4>(code);
-    case 5: return float_of_code<5>(code);
-    case 6: return float_of_code<6>(code);
-    default: return float_of_code<8>(code);
+    case 2: return of_bits<2>(code);
+    case 3: return of_bits<3>(code);
+    case 4: return of_bits<4>(code);
+    case 5: return of_bits<5>(code);
+    case 6: return of_bits<6>(code);
+    default: return of_bits<8>(code);
   }
 }
 
@@ -187,7 +164,7 @@ void widen(const uint16_t* halves, int64_t count, float* values) {
   for (int64_t i = 0; i < count; ++i) values[i] = half_to_float(halves[i]);
 }
 
-constexpr Kernels kPortable{"portable", quantize_a8_portable, quantize_a16_portable, matmul, matmul_float, widen};
+constexpr Kernels kPortable{"portable", quantize_a8_portable, quantize_a16_portable, matmul, widen};
 
 }  // namespace
 

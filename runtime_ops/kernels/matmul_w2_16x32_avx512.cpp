@@ -30,10 +30,15 @@ struct PerTensor2 {
   // permutes read the low 6 bits of an index: a table for each place of a code in them
   __m512i at0, at2, at4;
 
-  PerTensor2(const PackedWeight& weight, int64_t)
-      : at0(make_table(weight.codebook, [](int i) { return i & 3; })),
-        at2(make_table(weight.codebook, [](int i) { return i >> 2 & 3; })),
-        at4(make_table(weight.codebook, [](int i) { return i >> 4; })) {}
+  PerTensor2(const PackedWeight& weight, int64_t) {
+    static constexpr Bytes64 k0 = make_bytes([](int i) { return i & 3; });
+    static constexpr Bytes64 k2 = make_bytes([](int i) { return i >> 2 & 3; });
+    static constexpr Bytes64 k4 = make_bytes([](int i) { return i >> 4; });
+    const __m512i book = load_entries<4>(weight.codebook);
+    at0 = _mm512_permutexvar_epi8(load_bytes(k0), book);
+    at2 = _mm512_permutexvar_epi8(load_bytes(k2), book);
+    at4 = _mm512_permutexvar_epi8(load_bytes(k4), book);
+  }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
 #pragma GCC unroll 2
@@ -55,14 +60,19 @@ struct PerRow2 {
   // an index is a code and its row's number: a table for each place of the code, the row in the other bits
   __m512i table0, table2, table4, row0, row2, row4;
 
-  PerRow2(const PackedWeight& weight, int64_t tile)
-      : table0(make_table(codebook_of(weight, tile, kBits), [](int i) { return i; })),
-        table2(make_table(codebook_of(weight, tile, kBits),
-                          [](int i) { return ((i & 3) | (i >> 4) << 2) << 2 | (i >> 2 & 3); })),
-        table4(make_table(codebook_of(weight, tile, kBits), [](int i) { return (i & 15) << 2 | i >> 4; })),
-        row0(row_bits([](int row) { return row << 2; })),
-        row2(row_bits([](int row) { return (row & 3) | (row >> 2) << 4; })),
-        row4(row_bits([](int row) { return row; })) {}
+  PerRow2(const PackedWeight& weight, int64_t tile) {
+    static constexpr Bytes64 k2 = make_bytes([](int i) { return ((i & 3) | (i >> 4) << 2) << 2 | (i >> 2 & 3); });
+    static constexpr Bytes64 k4 = make_bytes([](int i) { return (i & 15) << 2 | i >> 4; });
+    static constexpr Bytes64 kRow0 = make_bytes([](int i) { return i / 4 << 2; });
+    static constexpr Bytes64 kRow2 = make_bytes([](int i) { return (i / 4 & 3) | (i / 4 >> 2) << 4; });
+    static constexpr Bytes64 kRow4 = make_bytes([](int i) { return i / 4; });
+    table0 = load_entries<64>(codebook_of(weight, tile, kBits));
+    table2 = _mm512_permutexvar_epi8(load_bytes(k2), table0);
+    table4 = _mm512_permutexvar_epi8(load_bytes(k4), table0);
+    row0 = load_bytes(kRow0);
+    row2 = load_bytes(kRow2);
+    row4 = load_bytes(kRow4);
+  }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
 #pragma GCC unroll 2
@@ -79,10 +89,9 @@ struct PerRow2 {
 
 }  // namespace
 
-MatMulTiles matmul_w2_16x32_avx512(Code code, Activation activation) {
-  if (code == Code::kInt) return of_activation<Integer2<Code::kInt>>(activation);
-  if (code == Code::kUInt) return of_activation<Integer2<Code::kUInt>>(activation);
-  return of_codebook<PerTensor2, PerRow2>(activation);
+MatMulFamily matmul_w2_16x32_avx512(Code code) {
+  if (code == Code::kLut) return family_of_codebooks<PerTensor2, PerRow2>();
+  return code == Code::kInt ? family_of<Integer2<Code::kInt>>() : family_of<Integer2<Code::kUInt>>();
 }
 
 }  // namespace qxc

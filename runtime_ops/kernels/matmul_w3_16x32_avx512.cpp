@@ -41,9 +41,13 @@ struct PerTensor3 {
   // permutes read the low 6 bits of an index: a table for each code in them
   __m512i even, odd;
 
-  PerTensor3(const PackedWeight& weight, int64_t)
-      : even(make_table(weight.codebook, [](int i) { return i & 7; })),
-        odd(make_table(weight.codebook, [](int i) { return i >> 3; })) {}
+  PerTensor3(const PackedWeight& weight, int64_t) {
+    static constexpr Bytes64 kEven = make_bytes([](int i) { return i & 7; });
+    static constexpr Bytes64 kOdd = make_bytes([](int i) { return i >> 3; });
+    const __m512i book = load_entries<8>(weight.codebook);
+    even = _mm512_permutexvar_epi8(load_bytes(kEven), book);
+    odd = _mm512_permutexvar_epi8(load_bytes(kOdd), book);
+  }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
     __m512i pairs[4];
@@ -64,15 +68,18 @@ struct PerRow3 {
   // an index has 7 bits: a code where it lies, and its row's number around it
   __m512i even[2], odd[2], even_row, odd_row;
 
-  PerRow3(const PackedWeight& weight, int64_t tile)
-      : even_row(row_bits([](int row) { return row << 3; })),
-        odd_row(row_bits([](int row) { return (row & 7) | (row >> 3) << 6; })) {
+  PerRow3(const PackedWeight& weight, int64_t tile) {
+    static constexpr Bytes64 kOddLower = make_bytes([](int i) { return (i & 7) << 3 | i >> 3; });
+    static constexpr Bytes64 kOddUpper = make_bytes([](int i) { return ((i & 7) + 8) << 3 | i >> 3; });
+    static constexpr Bytes64 kEvenRow = make_bytes([](int i) { return i / 4 << 3; });
+    static constexpr Bytes64 kOddRow = make_bytes([](int i) { return (i / 4 & 7) | (i / 4 >> 3) << 6; });
     const int8_t* book = codebook_of(weight, tile, kBits);
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      even[half] = make_table(book, [half](int i) { return 64 * half + i; });
-      odd[half] = make_table(book, [half](int i) { return ((i & 7) + 8 * half) << 3 | i >> 3; });
-    }
+    even[0] = load_entries<64>(book);
+    even[1] = load_entries<64>(book + 64);
+    odd[0] = _mm512_permutex2var_epi8(even[0], load_bytes(kOddLower), even[1]);
+    odd[1] = _mm512_permutex2var_epi8(even[0], load_bytes(kOddUpper), even[1]);
+    even_row = load_bytes(kEvenRow);
+    odd_row = load_bytes(kOddRow);
   }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
@@ -90,10 +97,9 @@ struct PerRow3 {
 
 }  // namespace
 
-MatMulTiles matmul_w3_16x32_avx512(Code code, Activation activation) {
-  if (code == Code::kInt) return of_activation<Integer3<Code::kInt>>(activation);
-  if (code == Code::kUInt) return of_activation<Integer3<Code::kUInt>>(activation);
-  return of_codebook<PerTensor3, PerRow3>(activation);
+MatMulFamily matmul_w3_16x32_avx512(Code code) {
+  if (code == Code::kLut) return family_of_codebooks<PerTensor3, PerRow3>();
+  return code == Code::kInt ? family_of<Integer3<Code::kInt>>() : family_of<Integer3<Code::kUInt>>();
 }
 
 }  // namespace qxc

@@ -22,14 +22,19 @@ struct Integer4 {
   }
 };
 
-struct PerTensor4 {
-  static constexpr Code kCode = Code::kLut;
+// One table of 16 entries for the tensor: a codebook, or the numbers of E2M1.
+template <Code code>
+struct OneTable4 {
+  static constexpr Code kCode = code;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
 
   __m512i table;  // four times over: permutes read 6 bits of an index
 
-  PerTensor4(const PackedWeight& weight, int64_t) : table(make_table(weight.codebook, [](int i) { return i & 15; })) {}
+  OneTable4(const PackedWeight& weight, int64_t) {
+    static constexpr Bytes64 kEntry = make_bytes([](int i) { return i & 15; });
+    table = _mm512_permutexvar_epi8(load_bytes(kEntry), load_entries<16>(code == Code::kMx ? kTwiceE2M1 : weight.codebook));
+  }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
 #pragma GCC unroll 4
@@ -41,46 +46,52 @@ struct PerTensor4 {
   }
 };
 
+using PerTensor4 = OneTable4<Code::kLut>;
+using Mx4 = OneTable4<Code::kMx>;
+
 struct PerRow4 {
   static constexpr Code kCode = Code::kLut;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
 
-  // 256 entries in two tables of 128: the lower and the upper half of every row's codebook
-  __m512i lower[2], upper[2], row;
+  // a 128-bit lane is four rows, whose codebooks are four vectors: `vpshufb` looks up a lane's 16 entries
+  __m512i row_of_four[4];
 
-  PerRow4(const PackedWeight& weight, int64_t tile) : row(row_bits([](int row) { return row << 3; })) {
-    const int8_t* book = codebook_of(weight, tile, kBits);
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      lower[half] = make_table(book, [half](int i) { return (8 * half + i / 8) << 4 | (i & 7); });
-      upper[half] = make_table(book, [half](int i) { return (8 * half + i / 8) << 4 | 8 | (i & 7); });
+  PerRow4(const PackedWeight& weight, int64_t tile) {
+    const __m128i* book = reinterpret_cast<const __m128i*>(codebook_of(weight, tile, kBits));
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      __m512i rows = _mm512_castsi128_si512(_mm_loadu_si128(book + r));
+      rows = _mm512_inserti32x4(rows, _mm_loadu_si128(book + 4 + r), 1);
+      rows = _mm512_inserti32x4(rows, _mm_loadu_si128(book + 8 + r), 2);
+      rows = _mm512_inserti32x4(rows, _mm_loadu_si128(book + 12 + r), 3);
+      row_of_four[r] = _mm512_xor_si512(rows, _mm512_set1_epi8(-128));
     }
   }
 
   QXC_INLINE __m512i look_up(__m512i codes) const {
-    const __m512i index = select(mask8(0x07), codes, row);
-    const __mmask64 is_upper = _mm512_test_epi8_mask(codes, mask8(0x08));
-    return _mm512_mask_blend_epi8(is_upper, _mm512_permutex2var_epi8(lower[0], index, lower[1]),
-                                  _mm512_permutex2var_epi8(upper[0], index, upper[1]));
+    __m512i entries = _mm512_shuffle_epi8(row_of_four[0], codes);
+    entries = _mm512_mask_shuffle_epi8(entries, 0x00F000F000F000F0, row_of_four[1], codes);
+    entries = _mm512_mask_shuffle_epi8(entries, 0x0F000F000F000F00, row_of_four[2], codes);
+    return _mm512_mask_shuffle_epi8(entries, 0xF000F000F000F000, row_of_four[3], codes);
   }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
 #pragma GCC unroll 4
     for (int line = 0; line < kBits; ++line) {
       const __m512i z = load_line(lines + line * kLineBytes);
-      values[2 * line] = look_up(z);
-      values[2 * line + 1] = look_up(_mm512_srli_epi32(z, 4));
+      values[2 * line] = look_up(_mm512_and_si512(z, mask8(0x0F)));
+      values[2 * line + 1] = look_up(_mm512_and_si512(_mm512_srli_epi32(z, 4), mask8(0x0F)));
     }
   }
 };
 
 }  // namespace
 
-MatMulTiles matmul_w4_16x32_avx512(Code code, Activation activation) {
-  if (code == Code::kInt) return of_activation<Integer4<Code::kInt>>(activation);
-  if (code == Code::kUInt) return of_activation<Integer4<Code::kUInt>>(activation);
-  return of_codebook<PerTensor4, PerRow4>(activation);
+MatMulFamily matmul_w4_16x32_avx512(Code code) {
+  if (code == Code::kMx) return family_of<Mx4>();
+  if (code == Code::kLut) return family_of_codebooks<PerTensor4, PerRow4>();
+  return code == Code::kInt ? family_of<Integer4<Code::kInt>>() : family_of<Integer4<Code::kUInt>>();
 }
 
 }  // namespace qxc

@@ -28,9 +28,8 @@ struct Integer5 {
 
 }  // namespace
 
-MatMulTiles matmul_w5_16x32_avx512(Code code, Activation activation) {
-  return code == Code::kInt ? of_activation<Integer5<Code::kInt>>(activation)
-                            : of_activation<Integer5<Code::kUInt>>(activation);
+MatMulFamily matmul_w5_16x32_avx512(Code code) {
+  return code == Code::kInt ? family_of<Integer5<Code::kInt>>() : family_of<Integer5<Code::kUInt>>();
 }
 
 }  // namespace qxc

@@ -28,9 +28,8 @@ struct Integer6 {
 
 }  // namespace
 
-MatMulTiles matmul_w6_16x32_avx512(Code code, Activation activation) {
-  return code == Code::kInt ? of_activation<Integer6<Code::kInt>>(activation)
-                            : of_activation<Integer6<Code::kUInt>>(activation);
+MatMulFamily matmul_w6_16x32_avx512(Code code) {
+  return code == Code::kInt ? family_of<Integer6<Code::kInt>>() : family_of<Integer6<Code::kUInt>>();
 }
 
 }  // namespace qxc

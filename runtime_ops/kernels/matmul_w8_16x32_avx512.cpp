@@ -20,9 +20,8 @@ struct Integer8 {
 
 }  // namespace
 
-MatMulTiles matmul_w8_16x32_avx512(Code code, Activation activation) {
-  return code == Code::kInt ? of_activation<Integer8<Code::kInt>>(activation)
-                            : of_activation<Integer8<Code::kUInt>>(activation);
+MatMulFamily matmul_w8_16x32_avx512(Code code) {
+  return code == Code::kInt ? family_of<Integer8<Code::kInt>>() : family_of<Integer8<Code::kUInt>>();
 }
 
 }  // namespace qxc

@@ -2,8 +2,11 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
+#include "kernels_avx_vnni.h"
 #endif
 
 namespace qxc {
@@ -12,6 +15,19 @@ const Kernels* avx2_kernels() {
 #if defined(__x86_64__)
   const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   return has ? &kAvx2 : nullptr;
+#else
+  return nullptr;
+#endif
+}
+
+const Kernels* avx_vnni_kernels() {
+#if defined(QXC_AVX_VNNI_AS_AVX512)
+  return avx512_kernels() ? &kAvxVnni : nullptr;
+#elif defined(__x86_64__)
+  // gcc 12 does not know the name: leaf 7, sub-leaf 1, EAX bit 4 (Intel SDM, CPUID)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool has = avx2_kernels() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+  return has ? &kAvxVnni : nullptr;
 #else
   return nullptr;
 #endif

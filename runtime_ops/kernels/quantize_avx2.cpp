@@ -130,4 +130,13 @@ bool quantize_a16_avx2(const float* a, int64_t columns, int64_t row, const Quant
   return fits;
 }
 
+void widen_avx2(const uint16_t* halves, int64_t count, float* values) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i));
+    _mm256_storeu_ps(values + i, _mm256_cvtph_ps(eight));
+  }
+  for (; i < count; ++i) values[i] = half_to_float(halves[i]);
+}
+
 }  // namespace qxc

@@ -105,4 +105,11 @@ bool quantize_a16_avx512(const float* a, int64_t columns, int64_t row, const Qua
   return fits;
 }
 
+void widen_avx512(const uint16_t* halves, int64_t count, float* values) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 mask = first_lanes(count - i);
+    _mm512_mask_storeu_ps(values + i, mask, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, halves + i)));
+  }
+}
+
 }  // namespace qxc

@@ -95,8 +95,8 @@ typedef struct qxc_matmul {
 /* 256 * major + minor of the library that is running. */
 QXC_API int32_t qxc_kernels_version(void);
 
-/* The kernels of an instruction set by name (avx512, avx2, neon_i8mm, neon_dotprod, neon, portable), or the best ones
- * of this processor for null. Null where the name is unknown, or the processor or the build lacks it. */
+/* The kernels of an instruction set by name (avx512, avx_vnni, avx2, neon_i8mm, neon_dotprod, neon, portable), or
+ * the best ones of this processor for null. Null where the name is unknown, or the processor or the build lacks it. */
 QXC_API const qxc_kernels* qxc_kernels_for(const char* instruction_set);
 QXC_API const char* qxc_kernels_name(const qxc_kernels* kernels);
 
