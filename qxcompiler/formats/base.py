@@ -93,7 +93,7 @@ class Format(ABC):
         K = per_input.shape[-1]
         length = self.group_length(K)
         filled = torch.nn.functional.pad(per_input, (0, self.groups(K) * length - K))
-        return filled.unflatten(-1, (-1, length))
+        return filled.view(*filled.shape[:-1], -1, length)
 
     def group_of(self, in_features: int, device: torch.device | None = None) -> torch.Tensor:
         """The group of every input: int64 [K]."""
