@@ -3,13 +3,24 @@ from __future__ import annotations
 import itertools
 import math
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qxcompiler.errors import UsageError
-from qxcompiler.formats import CodebookGrid, MxFormat, MxGrid, QuantizedWeight, Scheme, parse_format
+from qxcompiler.formats import (
+    E2M1_VALUES,
+    E8M0_VALUES,
+    CodebookGrid,
+    MxFormat,
+    MxGrid,
+    QuantizedWeight,
+    Scheme,
+    parse_format,
+)
 from qxcompiler.formats.codebook import normal_float_levels, weighted_kmeans
 
 SPECS = [
@@ -231,7 +242,7 @@ def test_ternary_without_groups_has_one_scale_a_row():
     assert grid.codebook.tolist() == [[-1, 0, 1, 1]]
 
 
-# MX specification 1.0, table 5 (section 5.3.3), bit 3 the sign
+# MX specification 1.0, section 5.3.3, without the sign
 FP4 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 
@@ -266,6 +277,20 @@ def test_fp4_rounds_as_the_specification_says(values, exponent):
     ):
         best = min(range(8), key=lambda c: (abs(abs(value) - FP4[c]), c % 2))
         assert code == best + 8 * (math.copysign(1, value) < 0)
+
+
+def test_fp4_and_e8m0_are_those_of_ml_dtypes():
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).float()
+    values = every[every.abs() <= 6]
+    codes = mx_grid(1, len(values)).encode(values[None], slice(None))[0]
+    expected = values.numpy().astype(ml_dtypes.float4_e2m1fn)
+    np.testing.assert_array_equal(codes.numpy(), expected.view(np.uint8))
+    np.testing.assert_array_equal(
+        E2M1_VALUES, np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(float)
+    )
+    np.testing.assert_array_equal(
+        E8M0_VALUES, np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e8m0fnu).astype(float)
+    )
 
 
 def test_mx_exponents_are_the_specifications_or_a_better_neighbour():

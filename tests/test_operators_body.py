@@ -131,7 +131,7 @@ def test_every_e8m0_byte_and_fp4_code_in_a_stock_session() -> None:
     ("wrong", "message"),
     [
         ({"layout": "tile16.v2"}, "layout 'tile16.v2' is not known"),
-        ({"activation_": "a4"}, "activation 'a4' is neither"),
+        ({"activation_": "a4"}, "activation 'a4' is none of 'a32', 'a16' and 'a8'"),
         ({"group_size": 48}, "group_size 48 is neither"),
         ({"group_size": 0}, "group_size 0 is neither"),
         ({"K": 0}, "is no matrix"),
@@ -237,7 +237,7 @@ def run_in(
 
 
 @pytest.mark.parametrize("with_library", [True, False])
-@pytest.mark.parametrize("family", ["int3", "int8@a", "lut4"])
+@pytest.mark.parametrize("family", ["int3", "int8@a", "lut4", "mxfp4"])
 def test_onnxruntime_1_20(family: str, with_library: bool, tmp_path: Path) -> None:
     weight = random_weight(format_of(family, 32), 70, 100, 9)
     a = random_rows((3, 100), 10)

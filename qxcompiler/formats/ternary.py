@@ -35,7 +35,7 @@ class TernaryFormat(CodebookFormat):
 
         Whatever the scale, the weights that become ±1 are the largest. For the k largest the best scale is their
         weighted mean magnitude, (Σ hw) / Σ h, which takes (Σ hw)² / Σ h off the error (Ternary Weight Networks, Li
-        et al. 2016, equations 5 and 6, weighted): the best k is found by trying every one.
+        et al. 2016, here weighted and without their approximation): the best k is found by trying every one.
         """
         weighting = importance.clamp(min=1e-8 * float(importance.max()) + 1e-30)
         magnitudes, order = self.grouped(weight).abs().sort(dim=-1, descending=True, stable=True)
