@@ -303,6 +303,7 @@ def test_mx_exponents_are_the_specifications_or_a_better_neighbour():
     weight[3, :32] = torch.tensor([1.0] + 31 * [0.0])  # exact with any
     importance = torch.rand(100)
     scales = MxFormat().fit(weight, importance).scales
+    chosen = set()
     for row, group in itertools.product(range(1, 40), range(4)):
         columns = slice(32 * group, 32 * group + 32)
         w = weight[row, columns]
@@ -314,6 +315,8 @@ def test_mx_exponents_are_the_specifications_or_a_better_neighbour():
             errors[step] = float((importance[columns] * (decoded - w).double().square()).sum())
         best = min(errors, key=lambda step: (errors[step], step != 0))
         assert float(scales[row, group]) == 2.0 ** (exponent + best), (row, group)
+        chosen.add(best)
+    assert chosen == {-1, 0, 1}
     assert scales[1, 0] == 1
     assert scales[2, 0] == 2
     assert scales[3, 0] == 0.25
