@@ -42,6 +42,7 @@ class _Device(StrEnum):
 
 
 class _Activations(StrEnum):
+    a32 = "a32"
     a16 = "a16"
     a8 = "a8"
 

@@ -78,7 +78,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
         target: name or file of a hardware descriptor.
         output: the folder to write `model.onnx`, `model.onnx.data`, `plan.yaml`, `report.json` to.
         weights: weight format of the linear layers other than the head; by default what the target prefers.
-        activations: `a16` or `a8`; by default what the target prefers.
+        activations: `a32`, `a16` or `a8`; by default what the target prefers.
         quantizer: the algorithm that chooses the codes.
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples; may be left out for `rtn`, which then counts all
             inputs alike.

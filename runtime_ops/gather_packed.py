@@ -1,4 +1,4 @@
-"""`GatherInt*`, `GatherUInt*`, `GatherLut*`: rows of a packed matrix, as an ONNX function body."""
+"""`Gather*`: rows of a packed matrix, as an ONNX function body."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from qxcompiler.runtime_ops.unpack import Body, decoded_weight
 __all__ = ["gather_packed"]
 
 
-def gather_packed(body: Body, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
+def gather_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
     """Write the body of a `Gather*` operator.
 
     Args:
         body: where the nodes go.
+        family: of the weight's format, as `decoded_weight` takes it.
         bits: bits of a code.
         inputs: `indices` int32 or int64, any shape; `packed`, `scales`, `zero_points` or `codebook` where the format
             has them.
@@ -21,7 +22,5 @@ def gather_packed(body: Body, bits: int, inputs: dict[str, ir.Value]) -> ir.Valu
     Returns:
         float32 [*indices.shape, K].
     """
-    weight = decoded_weight(
-        body, bits, inputs["packed"], inputs["scales"], inputs.get("zero_points"), inputs.get("codebook")
-    )
+    weight = decoded_weight(body, family, bits, inputs)
     return body.op("Gather", [weight, inputs["indices"]], {"axis": 0})

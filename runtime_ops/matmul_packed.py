@@ -1,4 +1,4 @@
-"""`MatMulInt*`, `MatMulUInt*`, `MatMulLut*`: Y = A Wᵀ + bias with a packed W, as an ONNX function body."""
+"""`MatMul*`: Y = A Wᵀ + bias with a packed W, as an ONNX function body."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ _LARGEST_FLOAT = 3.4028234663852886e38
 _LARGEST_INT8 = 127.0
 
 
-def matmul_packed(body: Body, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
+def matmul_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
     """Write the body of a `MatMul*` operator.
 
     Args:
         body: where the nodes go.
+        family: of the weight's format, as `decoded_weight` takes it.
         bits: bits of a code.
         inputs: `A` float32 [..., K], `packed`, `scales`, `zero_points` or `codebook` where the format has them,
             `bias` float32 [N] or [1].
@@ -24,9 +25,7 @@ def matmul_packed(body: Body, bits: int, inputs: dict[str, ir.Value]) -> ir.Valu
     Returns:
         float32 [..., N].
     """
-    weight = decoded_weight(
-        body, bits, inputs["packed"], inputs["scales"], inputs.get("zero_points"), inputs.get("codebook")
-    )
+    weight = decoded_weight(body, family, bits, inputs)
     a = _as_activation(body, inputs["A"])
     product = body.op("MatMul", [a, body.op("Transpose", [weight], {"perm": [1, 0]})])
     return body.op("Add", [product, inputs["bias"]])

@@ -37,12 +37,13 @@ class Kind:
     before: tuple[str, ...]
     after: tuple[str, ...]
     attributes: dict[str, ir.AttributeType]
-    write_body: Callable[[Body, int, dict[str, ir.Value]], ir.Value]
+    write_body: Callable[[Body, str, int, dict[str, ir.Value]], ir.Value]
 
 
 @dataclass(frozen=True)
 class _Operator:
     kind: Kind
+    family: str
     bits: int
     weight_inputs: tuple[str, ...]
 
@@ -55,9 +56,10 @@ _FAMILIES: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "Int": (INTEGER_BITS, ("packed", "scales")),
     "UInt": (INTEGER_BITS, ("packed", "scales", "zero_points")),
     "Lut": (CODEBOOK_BITS, ("packed", "scales", "codebook")),
+    "MxFp": ((4,), ("packed", "scales")),
 }
 _OPERATORS = {
-    f"{kind_name}{family}{bits}": _Operator(kind, bits, inputs)
+    f"{kind_name}{family}{bits}": _Operator(kind, family, bits, inputs)
     for kind_name, kind in _KINDS.items()
     for family, (widths, inputs) in _FAMILIES.items()
     for bits in widths
@@ -94,7 +96,7 @@ def function_for(name: str, opset: int) -> ir.Function:
     kind = operator.kind
     inputs = {name: ir.Value(name=name) for name in (*kind.before, *operator.weight_inputs, *kind.after)}
     body = Body()
-    output = kind.write_body(body, operator.bits, inputs)
+    output = kind.write_body(body, operator.family, operator.bits, inputs)
     output.name = "Y"
     graph = ir.Graph(list(inputs.values()), [output], nodes=body.nodes, opset_imports={"": opset})
     attributes = [ir.Attr(attribute, kind_of, None) for attribute, kind_of in kind.attributes.items()]

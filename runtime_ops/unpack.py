@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from qxcompiler.formats import E2M1_VALUES, E8M0_VALUES
 from qxcompiler.packing.tile16 import BLOCK_COLUMNS, FIELDS, STEPS, TILE_ROWS
 
 __all__ = ["ATTRIBUTES", "Body", "decoded_weight"]
@@ -48,39 +49,34 @@ class Body(Tape):
         return self.op("Reshape", [value, self.constant(list(shape))])
 
 
-def decoded_weight(
-    body: Body,
-    bits: int,
-    packed: ir.Value,
-    scales: ir.Value,
-    zero_points: ir.Value | None,
-    codebook: ir.Value | None,
-) -> ir.Value:
+def decoded_weight(body: Body, family: str, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
     """The matrix that packed tensors stand for.
 
     Args:
         body: where the nodes go.
+        family: `Int`, `UInt`, `Lut` or `MxFp`, as in the operator's name.
         bits: bits of a code.
-        packed: uint8 [T, B, bits, 64].
-        scales: float16 [T, G, 16].
-        zero_points: uint8 [T, G, 16], where the format has them.
-        codebook: int8 [T, 16, 2**bits] or [1, 1, 2**bits], where the format has one.
+        inputs: `packed` uint8 [T, B, bits, 64]; `scales` float16 [T, G, 16], or uint8 for `MxFp`; `zero_points` uint8
+            [T, G, 16] for `UInt`; `codebook` int8 [T, 16, 2**bits] or [1, 1, 2**bits] for `Lut`.
 
     Returns:
         float32 [N, K].
     """
-    codes = _codes(body, bits, packed)
+    codes = _codes(body, bits, inputs["packed"])
+    scales = _by_row(body, inputs["scales"])
     columns = body.op("Range", [body.constant(0), body.attribute("K"), body.constant(1)])
     groups = body.op("Div", [columns, body.attribute("group_size")])
-    if codebook is not None:
-        values = body.cast(_looked_up(body, bits, codes, codebook), ir.DataType.FLOAT)
-    elif zero_points is not None:
-        zeros = body.cast(_by_row(body, zero_points), ir.DataType.FLOAT)
+    if family == "MxFp":
+        values, scales = _floats_of(body, E2M1_VALUES, codes), _floats_of(body, E8M0_VALUES, scales)
+    elif family == "Lut":
+        values = body.cast(_looked_up(body, bits, codes, inputs["codebook"]), ir.DataType.FLOAT)
+    elif family == "UInt":
+        zeros = body.cast(_by_row(body, inputs["zero_points"]), ir.DataType.FLOAT)
         values = body.op("Sub", [body.cast(codes, ir.DataType.FLOAT), _spread(body, zeros, groups)])
     else:
         middle = body.constant(float(2 ** (bits - 1)), ir.DataType.FLOAT)
         values = body.op("Sub", [body.cast(codes, ir.DataType.FLOAT), middle])
-    scale = _spread(body, body.cast(_by_row(body, scales), ir.DataType.FLOAT), groups)
+    scale = _spread(body, body.cast(scales, ir.DataType.FLOAT), groups)
     first, axis = body.constant([0]), body.constant([0])
     return body.op("Slice", [body.op("Mul", [scale, values]), first, body.attribute_list("N"), axis])
 
@@ -135,3 +131,9 @@ def _looked_up(body: Body, bits: int, codes: ir.Value, codebook: ir.Value) -> ir
     shape = body.op("Concat", [rows, body.constant([2**bits])], {"axis": 0})
     tables = body.op("Expand", [body.reshape(codebook, [-1, 2**bits]), shape])
     return body.op("GatherElements", [tables, body.cast(codes, ir.DataType.INT32)], {"axis": 1})
+
+
+def _floats_of(body: Body, table: Sequence[float], codes: ir.Value) -> ir.Value:
+    """float32, the shape of `codes`: a fixed table's number for every code."""
+    values = body.constant(table, ir.DataType.FLOAT)
+    return body.op("Gather", [values, body.cast(codes, ir.DataType.INT32)], {"axis": 0})

@@ -15,9 +15,11 @@ from qxcompiler.formats import (
     CODEBOOK_BITS,
     GROUP_SIZES,
     INTEGER_BITS,
+    MX_FORMATS,
     CodebookFormat,
     Format,
     IntegerFormat,
+    MxFormat,
     Scheme,
 )
 
@@ -105,7 +107,8 @@ class Target(_Section):
         dialect: the operators its runtime takes.
         activations: the precisions it multiplies in.
         integer: the uniform weight formats it decodes, if any.
-        codebook: the look-up-table formats it decodes, if any.
+        codebook: the look-up-table formats it decodes, if any; ternary ones are of 2 bits.
+        mx: the microscaling formats it decodes, if any.
         preferred: the schemes chosen where the user asks for none.
     """
 
@@ -115,6 +118,7 @@ class Target(_Section):
     activations: Annotated[list[str], _one_of(ACTIVATIONS)]
     integer: IntegerSupport | None = None
     codebook: CodebookSupport | None = None
+    mx: Annotated[list[str], _one_of(MX_FORMATS)] | None = None
     preferred: Preferred
 
     def check(self, scheme: Scheme) -> None:
@@ -124,7 +128,8 @@ class Target(_Section):
             UnsupportedByTargetError: it cannot; the message says what it can do.
         """
         if not self._holds(scheme.format):
-            held = "; ".join(str(support) for support in (self.integer, self.codebook) if support)
+            supports = (self.integer, self.codebook, self.mx and ", ".join(self.mx))
+            held = "; ".join(str(support) for support in supports if support)
             raise UnsupportedByTargetError(
                 f"target {self.name}", f"cannot hold weights as {scheme.format.name}", f"choose from: {held}"
             )
@@ -140,6 +145,8 @@ class Target(_Section):
             return self.integer is not None and self.integer.holds(fmt)
         if isinstance(fmt, CodebookFormat):
             return self.codebook is not None and self.codebook.holds(fmt)
+        if isinstance(fmt, MxFormat):
+            return self.mx is not None and fmt.name in self.mx
         return False
 
 

@@ -21,7 +21,10 @@ from qxcompiler.formats import (
     Format,
     Grid,
     IntegerGrid,
+    MxFormat,
+    MxGrid,
     QuantizedWeight,
+    TernaryFormat,
     parse_format,
 )
 from qxcompiler.packing import LAYOUT, pack
@@ -33,22 +36,29 @@ FAMILIES = (
     + [f"int{b}@a" for b in INTEGER_BITS]
     + [f"lut{b}" for b in CODEBOOK_BITS]
     + [f"lut{b}@t" for b in CODEBOOK_BITS]
-    + ["nf4"]
+    + ["nf4", "ternary", "mxfp4"]
 )
 
 
 def format_of(family: str, group_size: int | None) -> Format:
-    """`int3@a` and 16 -> int3g16a."""
+    """`int3@a` and 16 -> int3g16a; the groups of `mxfp4` are always of 32."""
+    if family == "mxfp4":
+        return parse_format(family)
     name, _, suffix = family.partition("@")
     return parse_format(f"{name}{f'g{group_size}' if group_size else ''}{suffix}")
 
 
 def random_weight(fmt: Format, N: int, K: int, seed: int) -> QuantizedWeight:
-    """Random codes, scales of any float16 magnitude near 1, random zero points and codebooks."""
+    """Random codes, scales of any magnitude near 1 that the format has, random zero points and codebooks."""
     rng = torch.Generator().manual_seed(seed)
     scales = (0.05 + torch.rand(N, fmt.groups(K), generator=rng)).half().float()
     grid: Grid
-    if rows := fmt.codebook_rows(N):
+    if isinstance(fmt, MxFormat):
+        grid = MxGrid(fmt, K, 2.0 ** torch.randint(-4, 1, scales.shape, generator=rng))
+    elif isinstance(fmt, TernaryFormat):
+        entries = fmt.fit(torch.zeros(1, 1), torch.ones(1)).entries
+        grid = CodebookGrid(fmt, K, scales, entries)
+    elif rows := fmt.codebook_rows(N):
         entries = torch.randint(-127, 128, (rows, 2**fmt.bits), generator=rng).sort(dim=1).values
         grid = CodebookGrid(fmt, K, scales, entries.float())
     else:
@@ -117,9 +127,11 @@ def matmul_model(
     return _model(weight, "MatMul", data, np.zeros(1, np.float32) if bias is None else bias, activation, opset, **wrong)
 
 
-def gather_model(weight: QuantizedWeight, dtype: ir.DataType = ir.DataType.INT64, opset: int = 18) -> bytes:
-    """One Gather."""
-    return _model(weight, "Gather", ir.Value(name="data", type=ir.TensorType(dtype)), None, None, opset)
+def gather_model(
+    weight: QuantizedWeight, dtype: ir.DataType = ir.DataType.INT64, opset: int = 18, **wrong: object
+) -> bytes:
+    """One Gather; `wrong` as for a MatMul."""
+    return _model(weight, "Gather", ir.Value(name="data", type=ir.TensorType(dtype)), None, None, opset, **wrong)
 
 
 @cache
@@ -170,7 +182,7 @@ def available_isas() -> tuple[str, ...]:
 
 def as_activation(a: np.ndarray, activation: str) -> np.ndarray:
     """Float64: what is left of A after dynamic quantization to int8, for a8."""
-    if activation == "a16":
+    if activation != "a8":
         return a.astype(np.float64)
     scale = np.abs(a).max(axis=-1, keepdims=True) / np.float32(127)
     q = np.clip(np.round(a / np.where(scale > 0, scale, 1)), -127, 127)
@@ -189,4 +201,4 @@ def relative_error(y: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(y - reference)) / norm if norm else float(np.abs(y).max(initial=0))
 
 
-TOLERANCE = {"a16": 5e-5, "a8": 2e-6}
+TOLERANCE = {"a32": 2e-6, "a16": 5e-5, "a8": 2e-6}

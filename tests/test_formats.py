@@ -1,20 +1,35 @@
 from __future__ import annotations
 
 import itertools
+import math
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qxcompiler.errors import UsageError
-from qxcompiler.formats import QuantizedWeight, Scheme, parse_format
+from qxcompiler.formats import (
+    E2M1_VALUES,
+    E8M0_VALUES,
+    CodebookGrid,
+    MxFormat,
+    MxGrid,
+    QuantizedWeight,
+    Scheme,
+    parse_format,
+)
 from qxcompiler.formats.codebook import normal_float_levels, weighted_kmeans
 
 SPECS = [
     *(f"int{bits}{group}{a}" for bits in (2, 3, 4, 5, 6, 8) for group in ("", "g16", "g128") for a in ("", "a")),
     *(f"lut{bits}{group}{t}" for bits in (2, 3, 4) for group in ("", "g32") for t in ("", "t")),
     "nf4g64",
+    "ternary",
+    "ternaryg64",
+    "mxfp4",
 ]
 
 # QLoRA (Dettmers et al. 2023), appendix E
@@ -31,14 +46,29 @@ def test_a_name_is_its_own_spec(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "int7", "int3g100", "int3g128t", "lut5", "lut3a", "nf3", "INT3", "int3 ", "lut3g128/a16"]
+    "spec",
+    [
+        "",
+        "int7",
+        "int3g100",
+        "int3g128t",
+        "lut5",
+        "lut3a",
+        "nf3",
+        "ternaryg64t",
+        "mxfp4g32",
+        "mxfp6",
+        "INT3",
+        "int3 ",
+        "lut3g128/a16",
+    ],
 )
 def test_other_names_are_refused(spec):
     with pytest.raises(UsageError, match="not a weight format"):
         parse_format(spec)
 
 
-@pytest.mark.parametrize("spec", ["int4g32/a16", "lut3/a8", "nf4g64"])
+@pytest.mark.parametrize("spec", ["int4g32/a16", "lut3/a8", "mxfp4/a32", "ternary/a8", "nf4g64"])
 def test_a_scheme_reads_what_it_writes(spec):
     assert str(Scheme.parse(spec)) == spec
 
@@ -82,20 +112,24 @@ def test_single_columns_encode_as_the_whole(spec):
     magnitude=st.sampled_from([0.0, 1e-6, 1e-3, 1.0, 1e3]),
     seed=st.integers(0, 1000),
 )
-def test_values_stay_near_and_scales_are_float16(spec, rows, columns, magnitude, seed):
+def test_values_stay_near_and_scales_are_as_stored(spec, rows, columns, magnitude, seed):
     torch.manual_seed(seed)
     fmt = parse_format(spec)
     weight = magnitude * torch.randn(rows, columns)
     grid = fmt.fit(weight, torch.rand(columns))
     decoded = QuantizedWeight(grid, grid.encode(weight, slice(None))).decode()
-    assert torch.equal(grid.scales, grid.scales.half().float())
+    assert grid.stored_scales.dtype == fmt.scale_dtype
+    if fmt.scale_dtype == torch.uint8:  # E8M0
+        assert torch.equal(grid.scales, torch.exp2(grid.stored_scales.double() - 127).float())
+    else:
+        assert torch.equal(grid.scales, grid.stored_scales.float())
     assert decoded.isfinite().all()
     # never further than a whole group's range, whatever the clipping search and float16 made of it
     assert (decoded - weight).abs().max() <= 2 * weight.abs().max() + 2.0**-14
 
 
-def test_zero_weights_stay_zero_in_integer_formats():
-    for spec in ("int3g16", "int3g16a", "int8"):
+def test_zero_weights_stay_zero_where_zero_is_a_value():
+    for spec in ("int3g16", "int3g16a", "int8", "ternaryg16", "mxfp4"):
         grid = parse_format(spec).fit(torch.zeros(3, 32), torch.ones(32))
         assert not grid.decode(grid.encode(torch.zeros(3, 32), slice(None)), slice(None)).any()
 
@@ -170,6 +204,133 @@ def test_a_learned_table_beats_the_uniform_grid_on_bell_shaped_weights():
         return float((grid.decode(grid.encode(weight, slice(None)), slice(None)) - weight).norm())
 
     assert error("lut3g128") < error("lut3g128t") < error("int3g128a")
+
+
+def test_of_equal_entries_only_the_first_is_used():
+    entries = torch.tensor([[-1.0, 0.0, 0.0, 2.0]])
+    grid = CodebookGrid(parse_format("lut2t"), 5, torch.ones(1, 1), entries)
+    assert grid.encode(torch.tensor([[-0.6, -0.4, 0.4, 0.9, 1.1]]), slice(None)).tolist() == [[0, 1, 1, 1, 3]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(st.floats(-4, 4, width=16), st.floats(0.125, 8, width=16)), min_size=1, max_size=6),
+    rest=st.integers(0, 1),
+)
+def test_the_ternary_scale_is_the_best_of_all(pairs, rest):
+    """Brute force over every assignment of -1, 0, 1 in the first group, each with its least-squares scale."""
+    first = torch.tensor(pairs, dtype=torch.double)
+    filler = torch.zeros(16 - len(pairs), 2, dtype=torch.double)
+    w, h = torch.cat([first, filler, torch.full((rest * 3, 2), 7.0, dtype=torch.double)]).T.float()
+    grid = parse_format("ternaryg16").fit(w[None], h)
+    codes = grid.encode(w[None], slice(None))
+    assert codes.max() < 3
+
+    (w, h), assignments = first.T, torch.tensor(list(itertools.product((-1.0, 0.0, 1.0), repeat=len(pairs)))).double()
+    scales = (assignments * h * w).sum(1) / (assignments.square() * h).sum(1).clamp(min=1e-9)
+    errors = (h * (w - scales[:, None] * assignments).square()).sum(1)
+    found = (h * (w - grid.decode(codes, slice(None))[0, : len(w)].double()).square()).sum()
+    # the scale is rounded to float16: relative 2**-11, and that squared is what the best scale can lose
+    norm = (h * w.square()).sum()
+    assert errors.min() - 1e-6 * norm <= found <= errors.min() + 2.0**-20 * norm + 1e-12
+
+
+def test_ternary_without_groups_has_one_scale_a_row():
+    torch.manual_seed(11)
+    grid = parse_format("ternary").fit(torch.randn(3, 100), torch.ones(100))
+    assert grid.scales.shape == (3, 1)
+    assert grid.codebook.tolist() == [[-1, 0, 1, 1]]
+
+
+# MX specification 1.0, section 5.3.3, without the sign
+FP4 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+def mx_grid(rows, columns, exponent=0):
+    scales = torch.full((rows, -(-columns // 32)), 2.0**exponent)
+    return MxGrid(MxFormat(), columns, scales)
+
+
+@pytest.mark.parametrize("exponent", [-125, -3, 0, 125])
+def test_fp4_codes_stand_for_the_specifications_values(exponent):
+    grid = mx_grid(1, 16, exponent)
+    codes = torch.arange(16, dtype=torch.uint8)[None]
+    decoded = grid.decode(codes, slice(None))
+    assert decoded.tolist() == [[2.0**exponent * value for value in (*FP4, *(-v for v in FP4))]]
+    assert torch.equal(grid.encode(decoded, slice(None)), codes)  # of 0 and -0 too
+
+
+def test_fp4_ties_go_to_the_even_code_and_what_is_beyond_saturates():
+    values = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 7.0, 1e30, torch.inf]
+    codes = [0, 2, 2, 4, 4, 6, 6, 7, 7, 7]
+    encoded = mx_grid(2, 10).encode(torch.tensor([values, [-v for v in values]]), slice(None))
+    assert encoded.tolist() == [codes, [code + 8 for code in codes]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.lists(st.floats(-8, 8, width=16), min_size=1, max_size=20), exponent=st.integers(-120, 120))
+def test_fp4_rounds_as_the_specification_says(values, exponent):
+    """Against a search of all codes: the nearest, of two equally near the even one; the sign is that of the value."""
+    scaled = torch.tensor([values], dtype=torch.float32) * 2.0**exponent
+    for value, code in zip(
+        values, mx_grid(1, len(values), exponent).encode(scaled, slice(None))[0].tolist(), strict=True
+    ):
+        best = min(range(8), key=lambda c: (abs(abs(value) - FP4[c]), c % 2))
+        assert code == best + 8 * (math.copysign(1, value) < 0)
+
+
+def test_fp4_and_e8m0_are_those_of_ml_dtypes():
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).float()
+    values = every[every.abs() <= 6]
+    codes = mx_grid(1, len(values)).encode(values[None], slice(None))[0]
+    expected = values.numpy().astype(ml_dtypes.float4_e2m1fn)
+    np.testing.assert_array_equal(codes.numpy(), expected.view(np.uint8))
+    np.testing.assert_array_equal(
+        E2M1_VALUES, np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(float)
+    )
+    np.testing.assert_array_equal(
+        E8M0_VALUES, np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e8m0fnu).astype(float)
+    )
+
+
+def test_mx_exponents_are_the_specifications_or_a_better_neighbour():
+    """Brute force: of floor(log2(max)) - 2 and its neighbours, the least weighted error; on a tie the first."""
+    torch.manual_seed(12)
+    weight = torch.randn(40, 100) * torch.exp2(torch.randint(-8, 9, (40, 1)))
+    weight[0] = 0
+    weight[1, :32] = torch.tensor([6.0] + 31 * [0.0])  # exact as the specification has it
+    weight[2, :32] = torch.tensor([8 - 2.0**-20] + 31 * [1.0])  # nearer to 2 * 4 than to 6
+    weight[3, :32] = torch.tensor([1.0] + 31 * [0.0])  # exact with any
+    importance = torch.rand(100)
+    scales = MxFormat().fit(weight, importance).scales
+    chosen = set()
+    for row, group in itertools.product(range(1, 40), range(4)):
+        columns = slice(32 * group, 32 * group + 32)
+        w = weight[row, columns]
+        exponent = math.floor(math.log2(float(w.abs().max()))) - 2
+        errors = {}
+        for step in (0, 1, -1):
+            grid = mx_grid(1, len(w), exponent + step)
+            decoded = grid.decode(grid.encode(w[None], slice(None)), slice(None))
+            errors[step] = float((importance[columns] * (decoded - w).double().square()).sum())
+        best = min(errors, key=lambda step: (errors[step], step != 0))
+        assert float(scales[row, group]) == 2.0 ** (exponent + best), (row, group)
+        chosen.add(best)
+    assert chosen == {-1, 0, 1}
+    assert scales[1, 0] == 1
+    assert scales[2, 0] == 2
+    assert scales[3, 0] == 0.25
+
+
+def test_mx_decodes_to_normal_finite_numbers_whatever_the_weight():
+    weight = torch.tensor([[0.0], [1e-45], [2.0**-126], [3.4e38], [-3.4e38]]).repeat(1, 32)
+    grid = MxFormat().fit(weight, torch.ones(32))
+    assert 2 <= int(grid.stored_scales.min()) <= int(grid.stored_scales.max()) <= 252
+    decoded = grid.decode(grid.encode(weight, slice(None)), slice(None))
+    torch.testing.assert_close(decoded[3:], weight[3:], rtol=0.25, atol=0)
+    every = grid.decode(torch.arange(16, dtype=torch.uint8).repeat(5, 2), slice(None))
+    assert every.isfinite().all()
+    assert (every[every != 0].abs() >= torch.finfo(torch.float32).tiny).all()
 
 
 def test_groups_cover_all_columns():

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from operator_models import (
     FAMILIES,
     TOLERANCE,
@@ -27,7 +28,7 @@ from operator_models import (
 
 import qxcompiler.runtime_ops as runtime_ops
 from qxcompiler.errors import ModelError, QxcError
-from qxcompiler.formats import parse_format
+from qxcompiler.formats import ACTIVATIONS, MxFormat, MxGrid, QuantizedWeight, parse_format
 from qxcompiler.runtime_ops import ops_library, session
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET, OPERATORS, function_for, operator_name
 
@@ -39,7 +40,9 @@ def test_names_carry_the_format() -> None:
     assert operator_name(parse_format("int3g128"), "MatMul") == "MatMulInt3"
     assert operator_name(parse_format("int8a"), "Gather") == "GatherUInt8"
     assert operator_name(parse_format("nf4g64"), "MatMul") == "MatMulLut4"
-    assert len(OPERATORS) == len(set(OPERATORS)) == 30
+    assert operator_name(parse_format("ternaryg64"), "MatMul") == "MatMulLut2"
+    assert operator_name(parse_format("mxfp4"), "Gather") == "GatherMxFp4"
+    assert len(OPERATORS) == len(set(OPERATORS)) == 32
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,7 +64,7 @@ def test_every_operator_has_a_function_without_overload(name: str) -> None:
         function_for(name, MINIMUM_OPSET - 1)
 
 
-@pytest.mark.parametrize("activation", ["a16", "a8"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stock_session_computes_what_the_kernel_does(family: str, activation: str) -> None:
     for seed, (group_size, N, K, M) in enumerate(
@@ -84,7 +87,7 @@ def test_stock_session_of_later_opsets(opset: int) -> None:
         assert relative_error(y, expected_matmul(weight, a, 0, activation)) <= 2e-6
 
 
-@pytest.mark.parametrize("activation", ["a16", "a8"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_stock_session_with_nan_infinity_and_a_vector(activation: str) -> None:
     weight = random_weight(format_of("int3", 32), 70, 100, 2)
     model = matmul_model(weight, activation)
@@ -107,11 +110,28 @@ def test_stock_gather_is_exactly_the_decode(family: str) -> None:
     np.testing.assert_array_equal(y, weight.decode().numpy()[indices])
 
 
+def test_every_e8m0_byte_and_fp4_code_in_a_stock_session() -> None:
+    """MX specification, sections 5.3.3 and 5.4.1: byte e is 2**(e - 127), and 255 is NaN."""
+    codes = torch.arange(16, dtype=torch.uint8).repeat(32)
+    weight = QuantizedWeight(MxGrid(MxFormat(), 512, torch.ones(1, 16)), codes[None])
+    magnitudes = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    elements = np.array(magnitudes + [-magnitude for magnitude in magnitudes])
+    for first in range(0, 256, 16):
+        exponents = np.arange(first, first + 16)
+        scales = np.zeros((1, 16, 16), np.uint8)
+        scales[0, :, 0] = exponents
+        y = run(gather_model(weight, scales=scales), np.array(0), None)
+        expected = np.repeat(2.0 ** (exponents - 127.0), 32) * np.tile(elements, 32)
+        expected[np.repeat(exponents == 255, 32)] = np.nan
+        with np.errstate(over="ignore"):  # 4 and 6 times 2**127
+            np.testing.assert_array_equal(y, expected.astype(np.float32))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"layout": "tile16.v2"}, "layout 'tile16.v2' is not known"),
-        ({"activation_": "a4"}, "activation 'a4' is neither"),
+        ({"activation_": "a4"}, "activation 'a4' is none of 'a32', 'a16' and 'a8'"),
         ({"group_size": 48}, "group_size 48 is neither"),
         ({"group_size": 0}, "group_size 0 is neither"),
         ({"K": 0}, "is no matrix"),
@@ -217,7 +237,7 @@ def run_in(
 
 
 @pytest.mark.parametrize("with_library", [True, False])
-@pytest.mark.parametrize("family", ["int3", "int8@a", "lut4"])
+@pytest.mark.parametrize("family", ["int3", "int8@a", "lut4", "mxfp4"])
 def test_onnxruntime_1_20(family: str, with_library: bool, tmp_path: Path) -> None:
     weight = random_weight(format_of(family, 32), 70, 100, 9)
     a = random_rows((3, 100), 10)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qxcompiler.formats import QuantizedWeight, parse_format
+from qxcompiler.formats import MxGrid, QuantizedWeight, parse_format
 from qxcompiler.packing import bits_per_weight, pack, packed_bytes, unpack_codes
 from qxcompiler.packing.tile16 import FIELDS
 
@@ -20,6 +20,8 @@ SPECS = [
     "lut3g32t",
     "lut4",
     "nf4g16",
+    "ternaryg64",
+    "mxfp4",
 ]
 
 
@@ -73,11 +75,26 @@ def test_scales_of_a_tiles_rows_lie_side_by_side():
     assert not packed.scales[1, :, 4:].any()
 
 
+def test_scales_of_mx_are_bytes_of_e8m0():
+    """The exponent of 2 plus 127, for every power of two that a float32 has (MX specification, section 5.4.1)."""
+    fmt = parse_format("mxfp4")
+    exponents = torch.arange(-127, 128)
+    grid = MxGrid(fmt, 255 * 32, torch.tensor([[2.0**e for e in exponents.tolist()]]).repeat(17, 1))
+    scales = pack(QuantizedWeight(grid, torch.zeros(17, 255 * 32, dtype=torch.uint8))).scales
+    assert scales.dtype == torch.uint8
+    assert scales[0, :, 3].tolist() == scales[1, :, 0].tolist() == (exponents + 127).tolist()
+    assert not scales[1, :, 1:].any()
+
+
 def test_bits_per_weight_counts_everything():
     # codes + float16 scale and uint8 zero point a group of 128
     assert bits_per_weight(parse_format("int3g128a"), 4096, 4096) == 3 + (16 + 8) / 128
     # codes + scale a group + a table of 8 bytes a row
     assert bits_per_weight(parse_format("lut3g128"), 1536, 1536) == pytest.approx(3 + 16 / 128 + 64 / 1536)
+    # codes + a byte for 32
+    assert bits_per_weight(parse_format("mxfp4"), 4096, 4096) == 4.25
+    # codes + scale a group + one table of 4 bytes
+    assert bits_per_weight(parse_format("ternaryg64"), 4096, 4096) == 2 + 16 / 64 + 32 / 4096**2
     # 576 inputs are 4.5 groups, and pay for 5
     assert bits_per_weight(parse_format("int3g128"), 576, 576) == 3 + 5 * 16 / 576
     # one row pays for the tile's 16, one column for the block's 32

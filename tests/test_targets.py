@@ -36,6 +36,8 @@ def test_a_descriptor_of_ones_own_is_read(descriptor):
         ({"integer": {"bits": [7], "group_sizes": [32], "zero_points": False}}, "integer.bits"),
         ({"integer": {"bits": [4], "group_sizes": [33], "zero_points": False}}, "integer.group_sizes"),
         ({"integer": {"bits": [4], "group_sizes": [32]}}, "integer.zero_points"),
+        ({"mx": []}, "mx"),
+        ({"mx": ["mxfp5"]}, "mx"),
         ({"activations": []}, "activations"),
         ({"activations": ["a4"]}, "activations"),
         ({"dialect": "klingon"}, "dialect"),
@@ -74,6 +76,9 @@ def test_a_missing_target_names_those_there_are():
         ("int5g128/a8", "int 2/3/4/8 bits"),
         ("int4g16/a8", "groups of 32/64/128/row"),
         ("int4g32/a16", "a8"),
+        ("int4g32/a32", "a8"),
+        ("mxfp4/a8", "int 2/3/4/8 bits"),
+        ("ternaryg64/a8", "int 2/3/4/8 bits"),
     ],
 )
 def test_what_a_target_cannot_do_is_refused_with_what_it_can(scheme, can):

@@ -5,22 +5,30 @@ from __future__ import annotations
 from qxcompiler.formats.base import GROUP_SIZES, Format, Grid, QuantizedWeight
 from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat, CodebookGrid
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat, IntegerGrid
+from qxcompiler.formats.mx import E2M1_VALUES, E8M0_VALUES, MX_FORMATS, MxFormat, MxGrid
 from qxcompiler.formats.registry import parse_format
 from qxcompiler.formats.scheme import ACTIVATIONS, Scheme, check_activation
+from qxcompiler.formats.ternary import TernaryFormat
 
 __all__ = [
     "ACTIVATIONS",
     "CODEBOOK_BITS",
+    "E2M1_VALUES",
+    "E8M0_VALUES",
     "GROUP_SIZES",
     "INTEGER_BITS",
+    "MX_FORMATS",
     "CodebookFormat",
     "CodebookGrid",
     "Format",
     "Grid",
     "IntegerFormat",
     "IntegerGrid",
+    "MxFormat",
+    "MxGrid",
     "QuantizedWeight",
     "Scheme",
+    "TernaryFormat",
     "check_activation",
     "parse_format",
 ]

@@ -54,6 +54,11 @@ class Format(ABC):
     def has_zero_points(self) -> bool:
         """Whether each group stores a zero point."""
 
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """How scales are stored."""
+        return torch.float16
+
     @abstractmethod
     def codebook_rows(self, out_features: int) -> int:
         """How many codebooks a weight of N rows stores: N, 1, or 0 for a format without."""
@@ -83,6 +88,13 @@ class Format(ABC):
         """How many groups a row of K weights has; the last may be shorter."""
         return -(-in_features // self.group_length(in_features))
 
+    def grouped(self, per_input: torch.Tensor) -> torch.Tensor:
+        """[..., K] as [..., G, group length], the last group filled up with zeros."""
+        K = per_input.shape[-1]
+        length = self.group_length(K)
+        filled = torch.nn.functional.pad(per_input, (0, self.groups(K) * length - K))
+        return filled.view(*filled.shape[:-1], -1, length)
+
     def group_of(self, in_features: int, device: torch.device | None = None) -> torch.Tensor:
         """The group of every input: int64 [K]."""
         return torch.arange(in_features, device=device) // self.group_length(in_features)
@@ -95,7 +107,7 @@ class Grid(ABC):
     Attributes:
         format: the format.
         in_features: K.
-        scales: float32 [N, G], each exactly a float16.
+        scales: float32 [N, G], each exactly as `stored_scales` has it.
     """
 
     format: Format
@@ -109,6 +121,11 @@ class Grid(ABC):
     @abstractmethod
     def decode(self, codes: torch.Tensor, columns: Columns) -> torch.Tensor:
         """The values of codes: float32 [N, C] for uint8 `codes` [N, C], the given columns of the matrix."""
+
+    @property
+    def stored_scales(self) -> torch.Tensor:
+        """[N, G], of the format's `scale_dtype`."""
+        return self.scales.to(self.format.scale_dtype)
 
     @property
     def zero_points(self) -> torch.Tensor | None:

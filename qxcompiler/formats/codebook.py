@@ -174,7 +174,9 @@ class CodebookGrid(Grid):
     @cached_property
     def _borders(self) -> torch.Tensor:
         """Half-way between neighbouring entries: float32 [N, 2**bits - 1]."""
-        borders = (self.entries[:, 1:] + self.entries[:, :-1]) / 2
+        lower, upper = self.entries[:, :-1], self.entries[:, 1:]
+        # of equal entries only the first is ever chosen: the border between them moves up to the next one
+        borders = torch.where(lower < upper, (lower + upper) / 2, torch.inf).flip(1).cummin(1).values.flip(1)
         return borders.expand(self.scales.shape[0], -1).contiguous()
 
     @property

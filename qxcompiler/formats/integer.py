@@ -51,11 +51,8 @@ class IntegerFormat(Format):
 
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
         """Search a clipping ratio for every group, by weighted squared error (as AWQ's and OmniQuant's clipping)."""
-        N, K = weight.shape
-        length = self.group_length(K)
-        padding = self.groups(K) * length - K
-        grouped = torch.nn.functional.pad(weight, (0, padding)).view(N, -1, length)
-        weighting = torch.nn.functional.pad(importance, (0, padding)).view(1, -1, length)
+        K = weight.shape[1]
+        grouped, weighting = self.grouped(weight), self.grouped(importance)
         # zero is always representable, so that padding and pruned weights stay exact
         low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
 

@@ -9,6 +9,8 @@ from qxcompiler.errors import UsageError
 from qxcompiler.formats.base import GROUP_SIZES, Format
 from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat
+from qxcompiler.formats.mx import MX_FORMATS, MxFormat
+from qxcompiler.formats.ternary import TernaryFormat
 
 __all__ = ["parse_format"]
 
@@ -26,11 +28,13 @@ _FAMILIES: dict[str, Callable[[re.Match[str]], Format]] = {
         int(m["bits"]), _group(m), per_tensor=bool(m["t"])
     ),
     rf"nf(?P<bits>4){_GROUP}": lambda m: CodebookFormat(4, _group(m), normal_float=True),
+    rf"ternary{_GROUP}": lambda m: TernaryFormat(group_size=_group(m)),
+    "mxfp4": lambda m: MxFormat(),
 }
 
 
 def parse_format(spec: str) -> Format:
-    """Read a format's name, such as `int3g128a`, `lut3g128` or `nf4g64`.
+    """Read a format's name, such as `int3g128a`, `lut3g128`, `nf4g64` or `mxfp4`.
 
     Raises:
         UsageError: no format has that name.
@@ -41,6 +45,7 @@ def parse_format(spec: str) -> Format:
     raise UsageError(
         repr(spec),
         "not a weight format",
-        f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}> or nf4, then "
-        f"g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a tensor)",
+        f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}>, nf4 or ternary, "
+        f"then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a "
+        f"tensor); or {', '.join(MX_FORMATS)}",
     )

@@ -10,7 +10,7 @@ from qxcompiler.formats.registry import parse_format
 
 __all__ = ["ACTIVATIONS", "Scheme", "check_activation"]
 
-ACTIVATIONS = ("a16", "a8")
+ACTIVATIONS = ("a32", "a16", "a8")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Scheme:
 
     Attributes:
         format: of the weight.
-        activation: `a16` (within 5e-5 of float) or `a8` (int8, a scale a token); None for an embedding.
+        activation: `a32` (float), `a16` (within 5e-5 of float) or `a8` (int8, a scale a token); None for an embedding.
     """
 
     format: Format

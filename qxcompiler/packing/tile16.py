@@ -70,7 +70,7 @@ class PackedWeight:
         out_features: N.
         in_features: K.
         packed: uint8 [T, B, bits, 64].
-        scales: float16 [T, G, 16].
+        scales: float16 [T, G, 16]; uint8 (E8M0) for `mxfp4`.
         zero_points: uint8 [T, G, 16], for formats that have them.
         codebook: int8 [T, 16, 2**bits], or [1, 1, 2**bits] for one a tensor.
     """
@@ -113,7 +113,7 @@ def pack(weight: QuantizedWeight) -> PackedWeight:
         N,
         K,
         _pack_codes(weight.codes, weight.format.bits),
-        _by_tile(weight.grid.scales.half(), tiles),
+        _by_tile(weight.grid.stored_scales, tiles),
         None if zero_points is None else _by_tile(zero_points, tiles),
         codebook,
     )
@@ -158,7 +158,7 @@ def packed_bytes(fmt: Format, out_features: int, in_features: int) -> int:
     """What a weight [N, K] takes once packed: codes, scales, zero points, codebooks and padding, in bytes."""
     tiles, groups = _ceil(out_features, TILE_ROWS), fmt.groups(in_features)
     codes = tiles * _ceil(in_features, BLOCK_COLUMNS) * fmt.bits * LINE_BYTES
-    per_group = tiles * TILE_ROWS * groups * (2 + fmt.has_zero_points)
+    per_group = tiles * TILE_ROWS * groups * (fmt.scale_dtype.itemsize + fmt.has_zero_points)
     stored_rows = fmt.codebook_rows(out_features)
     tables = stored_rows if stored_rows <= 1 else tiles * TILE_ROWS
     return codes + per_group + (tables << fmt.bits)
