@@ -207,7 +207,7 @@ def test_unknown_instruction_set_is_an_error(isa: str, tmp_path: Path) -> None:
     environment = {**os.environ, "QXC_ISA": isa}
     done = subprocess.run([sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"QXC_ISA={isa} is none of avx512, avx2, portable" in done.stderr
+    assert f"QXC_ISA={isa}: no such instruction set" in done.stderr
 
 
 SCRIPT = """

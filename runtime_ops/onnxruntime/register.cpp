@@ -66,6 +66,7 @@ std::vector<Operator> make_operators() {
       {"Int", QXC_INT, {2, 3, 4, 5, 6, 8}, {kUint8, kFloat16}},
       {"UInt", QXC_UINT, {2, 3, 4, 5, 6, 8}, {kUint8, kFloat16, kUint8}},
       {"Lut", QXC_LUT, {2, 3, 4}, {kUint8, kFloat16, kInt8}},
+      {"MxFp", QXC_MXFP4, {4}, {kUint8, kUint8}},
   };
   std::vector<Operator> operators;
   for (const Family& family : families) {
