@@ -1,21 +1,28 @@
-"""Time of one packed matrix product through ONNX Runtime sessions, beside onnxruntime's own 4-bit `MatMulNBits`.
+"""Time of one packed matrix product: the bare kernel beside a plain read of as many bytes, and the operator in an ONNX
+Runtime session beside onnxruntime's own `MatMulNBits` and `MatMulBnb4`.
 
-Each model is a chain of products, K = N, with enough copies of the weights that none stays in cache. Sessions run in
-turns, in pairs with `MatMulNBits`, because the memory's speed changes within seconds; the medians are printed.
+Weights cycle through more memory than any cache holds. Everything is timed in turns, because the memory's speed changes
+within seconds: *share* is the time of a plain read over the kernel's, the median of all pairs; *session* is the operator
+in a session over the bare kernel, and *ratio* the session over the peer's, both medians of rounds.
 
-    python benchmarks/kernels.py [--size 4096] [--rows 1] [--threads 1 2] [--formats int4g128/a8 lut3g128/a16 ...]
+    python benchmarks/kernels.py [--shape 4096 14336] [--rows 1] [--threads 1 2] [--isa avx2] [--schemes int3g128/a8 ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
+
+os.environ["NUMPY_MADVISE_HUGEPAGE"] = "0"  # weights lie in small pages, as those of a mapped model do
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from native import Library
 from onnx_ir.convenience import convert_attributes
 from rich.console import Console
 from rich.table import Table
@@ -26,37 +33,35 @@ from qxcompiler.packing.tile16 import BLOCK_COLUMNS, LINE_BYTES, TILE_ROWS
 from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, VERSION, operator_name
 
-NodeOf = Callable[[int, ir.Value], tuple[ir.Node, list[ir.Value]]]
-WORKING_SET = 160e6  # bytes of weights a session reads: more than any cache
-FORMATS = [
-    f"{fmt}/{activation}"
-    for fmt in (
-        "int2g128",
-        "int3g128",
-        "int4g128",
-        "int4g128a",
-        "lut3g128",
-        "lut3g128t",
-        "lut4g128",
-        "int8g128",
-    )
-    for activation in ("a8", "a16")
-]
+WORKING_SET = 200e6  # bytes of weights that are read in turn
+FORMATS = (
+    *(f"int{bits}g128" for bits in (2, 3, 4, 5, 6, 8)),
+    *(f"int{bits}g128a" for bits in (2, 3, 4)),
+    *(f"lut{bits}g128t" for bits in (2, 3, 4)),
+    *(f"lut{bits}g128" for bits in (2, 3, 4)),
+    "mxfp4",
+    "nf4g64",
+)
+SCHEMES = [f"{fmt}/{activation}" for fmt in FORMATS for activation in ("a8", "a16")]
+ROUNDS, RUNS = 7, 3  # of sessions: rounds, and runs in each
+NodeOf = Callable[[ir.Value], tuple[ir.Node, list[ir.Value]]]
 
 
-def _chain(size: int, copies: int, node_of: NodeOf) -> bytes:
-    value = ir.Value(name="A", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["M", size]))
-    first, nodes, initializers = value, [], []
-    for copy in range(copies):
-        node, tensors = node_of(copy, value)
-        nodes.append(node)
-        initializers += tensors
-        value = node.outputs[0]
-        value.name = f"Y{copy}"
-    value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["M", size])
-    opsets = {"": MINIMUM_OPSET, DOMAIN: VERSION, "com.microsoft": 1}
-    graph = ir.Graph([first], [value], nodes=nodes, initializers=initializers, opset_imports=opsets, name="chain")
-    return ir.to_proto(ir.Model(graph, ir_version=9)).SerializeToString()
+def random_tensors(fmt: Format, N: int, K: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The tensors of a packed weight with random codes."""
+    tiles, per_group = -(-N // TILE_ROWS), (-(-N // TILE_ROWS), fmt.groups(K), TILE_ROWS)
+    lines = (tiles, -(-K // BLOCK_COLUMNS), fmt.bits, LINE_BYTES)
+    tensors = {"packed": rng.integers(0, 256, lines, dtype=np.uint8)}
+    if fmt.name == "mxfp4":
+        tensors["scales"] = rng.integers(110, 118, per_group, dtype=np.uint8)
+    else:
+        tensors["scales"] = (rng.standard_normal(per_group) / K).astype(np.float16)
+    if fmt.has_zero_points:
+        tensors["zero_points"] = rng.integers(0, 2**fmt.bits, per_group, dtype=np.uint8)
+    if rows := fmt.codebook_rows(N):
+        shape = (1, 1) if rows == 1 else (tiles, TILE_ROWS)
+        tensors["codebook"] = rng.integers(-127, 128, (*shape, 2**fmt.bits), dtype=np.int8)
+    return tensors
 
 
 def _initializer(name: str, array: np.ndarray) -> ir.Value:
@@ -64,132 +69,181 @@ def _initializer(name: str, array: np.ndarray) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
 
 
-def _scales(bits: int, size: int, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Of either sign, so that the numbers stay about as large from one product to the next."""
-    return rng.choice([-1.0, 1.0], shape) * 2.0 ** (1.7 - bits) / size**0.5
+def _model(K: int, copies: int, node_of: NodeOf) -> bytes:
+    """`copies` products of the same A, each with weights of its own."""
+    a = ir.Value(name="A", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["M", K]))
+    nodes, initializers = [], []
+    for copy in range(copies):
+        node, tensors = node_of(a)
+        for tensor in tensors:
+            tensor.name = f"{tensor.name}{copy}"
+        output = node.outputs[0]
+        output.name, output.type = f"Y{copy}", ir.TensorType(ir.DataType.FLOAT)
+        nodes.append(node)
+        initializers += tensors
+    opsets = {"": MINIMUM_OPSET, DOMAIN: VERSION, "com.microsoft": 1}
+    outputs = [node.outputs[0] for node in nodes]
+    graph = ir.Graph([a], outputs, nodes=nodes, initializers=initializers, opset_imports=opsets, name="products")
+    return ir.to_proto(ir.Model(graph, ir_version=9)).SerializeToString()
 
 
-def packed_chain(fmt: Format, activation: str, size: int, copies: int, rng: np.random.Generator) -> bytes:
-    """Products with random weights of a format."""
-    tiles, groups = -(-size // TILE_ROWS), fmt.groups(size)
+def packed_model(fmt: Format, activation: str, N: int, K: int, tensors: list[dict[str, np.ndarray]]) -> bytes:
+    """Our operator, once for each weight."""
+    attributes = {"K": K, "N": N, "group_size": fmt.group_length(K), "layout": LAYOUT, "activation": activation}
+    weights = iter(tensors)
 
-    def node_of(copy: int, a: ir.Value) -> tuple[ir.Node, list[ir.Value]]:
-        lines = (tiles, -(-size // BLOCK_COLUMNS), fmt.bits, LINE_BYTES)
-        level_bits = 8 if fmt.codebook_rows(size) else fmt.bits
-        tensors = {
-            "packed": rng.integers(0, 256, lines, dtype=np.uint8),
-            "scales": _scales(level_bits, size, (tiles, groups, TILE_ROWS), rng).astype(np.float16),
-        }
-        if fmt.has_zero_points:
-            middle = 2 ** (fmt.bits - 1)
-            tensors["zero_points"] = np.full((tiles, groups, TILE_ROWS), middle, np.uint8)
-        if rows := fmt.codebook_rows(size):
-            shape = (1, 1) if rows == 1 else (tiles, TILE_ROWS)
-            tensors["codebook"] = rng.integers(-127, 128, (*shape, 2**fmt.bits), dtype=np.int8)
-        tensors["bias"] = np.zeros(1, np.float32)
-        inputs = [_initializer(f"{name}{copy}", array) for name, array in tensors.items()]
-        attributes = {
-            "K": size,
-            "N": size,
-            "group_size": fmt.group_length(size),
-            "layout": LAYOUT,
-            "activation": activation,
-        }
-        node = ir.Node(DOMAIN, operator_name(fmt, "MatMul"), [a, *inputs], attributes=convert_attributes(attributes))
-        return node, inputs
+    def node_of(a: ir.Value) -> tuple[ir.Node, list[ir.Value]]:
+        arrays = {**next(weights), "bias": np.zeros(1, np.float32)}
+        inputs = [_initializer(name, array) for name, array in arrays.items()]
+        return ir.Node(DOMAIN, operator_name(fmt, "MatMul"), [a, *inputs], convert_attributes(attributes)), inputs
 
-    return _chain(size, copies, node_of)
+    return _model(K, len(tensors), node_of)
 
 
-def peer_chain(size: int, copies: int, accuracy_level: int, rng: np.random.Generator) -> bytes:
-    """Products by onnxruntime's MatMulNBits, 4 bits in groups of 128."""
+def nbits_model(bits: int, accuracy_level: int, N: int, K: int, copies: int, rng: np.random.Generator) -> bytes:
+    """onnxruntime's MatMulNBits, groups of 128 (64 where K is no multiple of it)."""
+    block = 128 if K % 128 == 0 else 64
+    attributes = {"K": K, "N": N, "bits": bits, "block_size": block, "accuracy_level": accuracy_level}
 
-    def node_of(copy: int, a: ir.Value) -> tuple[ir.Node, list[ir.Value]]:
-        groups = size // 128
-        codes = rng.integers(0, 256, (size, groups, 64), dtype=np.uint8)
-        scales = _scales(4, size, (size * groups,), rng).astype(np.float32)
-        inputs = [_initializer(f"codes{copy}", codes), _initializer(f"scales{copy}", scales)]
-        attributes = {"K": size, "N": size, "bits": 4, "block_size": 128, "accuracy_level": accuracy_level}
-        node = ir.Node("com.microsoft", "MatMulNBits", [a, *inputs], attributes=convert_attributes(attributes))
-        return node, inputs
+    def node_of(a: ir.Value) -> tuple[ir.Node, list[ir.Value]]:
+        codes = rng.integers(0, 256, (N, K // block, block * bits // 8), dtype=np.uint8)
+        scales = (rng.standard_normal(N * (K // block)) / K).astype(np.float32)
+        inputs = [_initializer("codes", codes), _initializer("scales", scales)]
+        return ir.Node("com.microsoft", "MatMulNBits", [a, *inputs], convert_attributes(attributes)), inputs
 
-    return _chain(size, copies, node_of)
+    return _model(K, copies, node_of)
+
+
+def nf4_model(N: int, K: int, copies: int, rng: np.random.Generator) -> bytes:
+    """onnxruntime's MatMulBnb4, NF4 in groups of 64."""
+    attributes = {"K": K, "N": N, "block_size": 64, "quant_type": 1}
+
+    def node_of(a: ir.Value) -> tuple[ir.Node, list[ir.Value]]:
+        codes = rng.integers(0, 256, N * K // 2, dtype=np.uint8)
+        scales = (rng.random(N * K // 64) / K).astype(np.float32)
+        inputs = [_initializer("codes", codes), _initializer("scales", scales)]
+        return ir.Node("com.microsoft", "MatMulBnb4", [a, *inputs], convert_attributes(attributes)), inputs
+
+    return _model(K, copies, node_of)
 
 
 def _session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # a session's threads must not spin while the other one is timed
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.register_custom_ops_library(str(ops_library()))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _time(session: onnxruntime.InferenceSession, a: np.ndarray) -> float:
-    start = time.perf_counter()
-    session.run(None, {"A": a})
-    return time.perf_counter() - start
+class TimedSession:
+    """A session of `copies` products, and how long one of them takes."""
+
+    def __init__(self, model: bytes, threads: int, copies: int) -> None:
+        self._session, self._copies = _session(model, threads), copies
+
+    def seconds(self, a: np.ndarray) -> float:
+        """Of a product: the mean of all in the session, the median of a few runs."""
+        runs = []
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            self._session.run(["Y0"], {"A": a})
+            runs.append(time.perf_counter() - start)
+        return statistics.median(runs) / self._copies
 
 
-def compare(
-    ours: onnxruntime.InferenceSession, peer: onnxruntime.InferenceSession, a: np.ndarray, pairs: int
-) -> tuple[float, float, float]:
-    """Median seconds a run of ours, of the peer, and of the ratio of the two in the same pair."""
-    for session in (ours, peer):
-        _time(session, a)
-    times = [(_time(ours, a), _time(peer, a)) for _ in range(pairs)]
-    ratios = [mine / theirs for mine, theirs in times]
-    mine, theirs = zip(*times, strict=True)
-    return statistics.median(mine), statistics.median(theirs), statistics.median(ratios)
+@cache
+def peer_session(name: str, threads: int, N: int, K: int, copies: int) -> TimedSession:
+    """onnxruntime's own operator, by the name in the table."""
+    rng = np.random.default_rng(1)
+    if name == "Bnb4":
+        return TimedSession(nf4_model(N, K, copies, rng), threads, copies)
+    bits, level = name.removeprefix("NBits").split(" level ")
+    return TimedSession(nbits_model(int(bits), int(level), N, K, copies, rng), threads, copies)
+
+
+def peer_of(fmt: Format, activation: str) -> str:
+    """What onnxruntime would run in place of a scheme: its nearest operator."""
+    if fmt.name.startswith("nf4"):
+        return "Bnb4"
+    if activation != "a8":
+        return "NBits4 level 0"
+    return "NBits2 level 4" if fmt.bits == 2 else "NBits4 level 4"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=4096, help="K and N, a multiple of 128")
+    parser.add_argument("--shape", type=int, nargs=2, default=(4096, 14336), metavar=("K", "N"))
     parser.add_argument("--rows", type=int, default=1, help="M")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--formats", nargs="+", default=FORMATS)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--isa", help="such as avx2; the best of this machine without")
+    parser.add_argument("--schemes", nargs="+", default=SCHEMES)
+    parser.add_argument("--kernels-only", action="store_true", help="no sessions")
     arguments = parser.parse_args()
-    size, rng = arguments.size, np.random.default_rng(0)
-    a = rng.standard_normal((arguments.rows, size), dtype=np.float32)
-    peer_copies = round(WORKING_SET / (size * size * 4.25 / 8)) + 1
-    peers = {"a8": peer_chain(size, peer_copies, 4, rng), "a16": peer_chain(size, peer_copies, 0, rng)}
+    (K, N), M, rng = arguments.shape, arguments.rows, np.random.default_rng(0)
+    if arguments.isa:
+        os.environ["QXC_ISA"] = arguments.isa
+    library = Library()
+    kernels = library.kernels(arguments.isa)
+    a = rng.standard_normal((M, K), dtype=np.float32)
 
-    table = Table(title=f"M = {arguments.rows}, K = N = {size}, onnxruntime {onnxruntime.__version__}, ms a product")
+    version = f"{library.name(kernels)}, onnxruntime {onnxruntime.__version__}"
+    table = Table(title=f"M = {M}, K = {K}, N = {N}; {version}; milliseconds a product")
     for column in (
-        "format",
+        "scheme",
         "threads",
-        "ours",
+        "kernel",
         "GB/s",
+        "read",
+        "share",
         "GFLOP/s",
-        "MatMulNBits",
-        "level",
+        "session",
+        "",
+        "peer",
+        "",
         "ratio",
     ):
-        table.add_column(column, justify="left" if column == "format" else "right", no_wrap=True)
-    for scheme in arguments.formats:
+        table.add_column(column, justify="left" if column == "scheme" else "right", no_wrap=True)
+    for scheme in arguments.schemes:
         name, activation = scheme.split("/")
         fmt = parse_format(name)
-        matrix_bytes = packed_bytes(fmt, size, size)
-        copies = round(WORKING_SET / matrix_bytes) + 1
-        model = packed_chain(fmt, activation, size, copies, rng)
+        weight_bytes = packed_bytes(fmt, N, K)
+        copies = max(2, round(WORKING_SET / weight_bytes)) if M == 1 else 2
+        tensors = [random_tensors(fmt, N, K, rng) for _ in range(copies)]
+        made = [library.product(kernels, fmt, activation, a, each, N) for each in tensors]
+        products = [product for product, _ in made]
+        read_bytes = min(weight_bytes, tensors[0]["packed"].nbytes)  # what lies in one piece
         for threads in arguments.threads:
-            ours, theirs, ratio = compare(
-                _session(model, threads), _session(peers[activation], threads), a, arguments.pairs
-            )
-            seconds = ours / copies
-            flops = 2 * arguments.rows * size * size
-            table.add_row(
+            pairs = arguments.pairs if M == 1 else 10
+            seconds, reads = library.time_pairs(products, read_bytes, threads, pairs)
+            reads = reads * weight_bytes / read_bytes
+            kernel = float(np.median(seconds))
+            cells = [
                 scheme,
                 str(threads),
-                f"{1e3 * seconds:.3f}",
-                f"{matrix_bytes / seconds / 1e9:.1f}",
-                f"{flops / seconds / 1e9:.0f}",
-                f"{1e3 * theirs / peer_copies:.3f}",
-                "4" if activation == "a8" else "0",
-                f"{ratio * peer_copies / copies:.2f}",
-            )
-    Console(width=100).print(table)
+                f"{1e3 * kernel:.3f}",
+                f"{weight_bytes / kernel / 1e9:.1f}",
+                f"{weight_bytes / float(np.median(reads)) / 1e9:.1f}",
+                f"{float(np.median(reads / seconds)):.2f}",
+                f"{2 * M * N * K / kernel / 1e9:.0f}",
+            ]
+            if not arguments.kernels_only:
+                ours = TimedSession(packed_model(fmt, activation, N, K, tensors), threads, copies)
+                peer_name = peer_of(fmt, activation)
+                peer = peer_session(peer_name, threads, N, K, copies=copies if M > 1 or K * N < 1e6 else 8)
+                ours.seconds(a), peer.seconds(a)  # warms up
+                rounds = []
+                for _ in range(ROUNDS):
+                    bare, _ = library.time_pairs(products, read_bytes, threads, max(4, pairs // ROUNDS))
+                    rounds.append((ours.seconds(a), peer.seconds(a), float(np.median(bare))))
+                session, theirs, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
+                over = statistics.median(mine / bare for mine, _, bare in rounds)
+                ratio = statistics.median(mine / other for mine, other, _ in rounds)
+                cells += [f"{1e3 * session:.3f}", f"{over:.2f}", f"{1e3 * theirs:.3f}", peer_name, f"{ratio:.2f}"]
+            table.add_row(*cells)
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":

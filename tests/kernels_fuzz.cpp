@@ -1,5 +1,5 @@
-// Runs the kernels of every instruction set of this processor on random shapes, beside a plain computation. Every buffer
-// starts at an odd address and ends right before a page that must not be touched.
+// Runs the kernels of every instruction set of this processor on random shapes, beside a plain computation. Every
+// buffer starts at an odd address and ends right before a page that must not be touched.
 //
 //     kernels_fuzz TRIALS SEED
 #include <sys/mman.h>
@@ -138,7 +138,7 @@ double worst_error(Trial t, const qxc_kernels* kernels) {
     a.fill<float>([&] { return normal(g_random); });
   }
   bias.fill<float>([&] { return normal(g_random); });
-  qxc_matmul product{kernels,       weight,         t.activation,     t.element, M,
+  qxc_matmul product{kernels,      weight,       t.activation,     t.element, M,
                      a.as<void>(), y.as<void>(), bias.as<float>(), 1,         nullptr};
   size_t workspace_bytes = 0;
   if (qxc_matmul_check(&product, &workspace_bytes)) std::exit(3);
@@ -186,9 +186,11 @@ int main(int argc, char** argv) {
       const double error = worst_error(t, kernels);
       if (!(error <= 1)) {
         const qxc_weight& w = t.weight;
-        std::printf("%s: code %d bits %d activation %d element %d M %ld N %ld K %ld group %ld per_tensor %d: %g times the bound\n",
-                    name, w.code, w.bits, t.activation, t.element, static_cast<long>(t.M), static_cast<long>(w.rows),
-                    static_cast<long>(w.columns), static_cast<long>(w.group_size), w.codebook_per_tensor, error);
+        std::printf(
+            "%s: code %d bits %d activation %d element %d M %ld N %ld K %ld group %ld per_tensor %d: %g times the "
+            "bound\n",
+            name, w.code, w.bits, t.activation, t.element, static_cast<long>(t.M), static_cast<long>(w.rows),
+            static_cast<long>(w.columns), static_cast<long>(w.group_size), w.codebook_per_tensor, error);
         return 1;
       }
     }

@@ -56,8 +56,8 @@ struct PerRow {
       }
     }
     const auto index_of_row = [](int r) { return r % kRowsPerTable * kEntries * 0x01010101; };
-    row = _mm256_broadcastsi128_si256(
-        _mm_setr_epi32(index_of_row(0), index_of_row(1), index_of_row(2), index_of_row(3)));
+    row =
+        _mm256_broadcastsi128_si256(_mm_setr_epi32(index_of_row(0), index_of_row(1), index_of_row(2), index_of_row(3)));
   }
 
   QXC_INLINE void load(const uint8_t* lines, int half, __m256i* values) const {

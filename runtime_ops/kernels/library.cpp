@@ -1,10 +1,9 @@
 // The public interface: checks, the workspace, and which kernel computes what.
-#include "qxc/kernels.h"
-
 #include <algorithm>
 #include <cstring>
 
 #include "kernels.h"
+#include "qxc/kernels.h"
 
 namespace qxc {
 namespace {

@@ -1,5 +1,5 @@
-// y[M, 16] = a8, a16 or float [M, K] x codes [16, K], with AVX2: what the kernels of all bit widths share. Compiled with
-// AVX-VNNI too, products are added up by `vpdpbusd`.
+// y[M, 16] = a8, a16 or float [M, K] x codes [16, K], with AVX2: what the kernels of all bit widths share. Compiled
+// with AVX-VNNI too, products are added up by `vpdpbusd`.
 //
 // A `Block` policy turns half the lines of one block (8 rows) into eight vectors of bytes, one a step of 4 inputs:
 // byte 4 * row + j of vector q belongs to input 4 * q + j. Without AVX-VNNI they are multiplied by `vpmaddubsw` and
@@ -19,7 +19,7 @@ namespace {
 
 #define QXC_INLINE inline __attribute__((always_inline))
 
-constexpr int64_t kPrefetchL2Bytes = 16384, kPrefetchL1Bytes = 4096;  // as measured for AVX-512
+constexpr int64_t kPrefetchL2Bytes = 16384, kPrefetchL1Bytes = 8192;  // as measured for AVX-512
 constexpr int kRowsPerPass = 64;
 constexpr int kLargestUnit = 256;
 constexpr int kHalfBytes = kLineBytes / 2;
@@ -130,8 +130,8 @@ QXC_INLINE __m256 load_scales(const PackedWeight& weight, int64_t at) {
     __m256i floats = _mm256_slli_epi32(exponents, 23);
     floats = _mm256_blendv_epi8(floats, _mm256_set1_epi32(0x00400000),
                                 _mm256_cmpeq_epi32(exponents, _mm256_setzero_si256()));
-    floats =
-        _mm256_blendv_epi8(floats, _mm256_set1_epi32(0x7FC00000), _mm256_cmpeq_epi32(exponents, _mm256_set1_epi32(255)));
+    floats = _mm256_blendv_epi8(floats, _mm256_set1_epi32(0x7FC00000),
+                                _mm256_cmpeq_epi32(exponents, _mm256_set1_epi32(255)));
     return _mm256_mul_ps(_mm256_castsi256_ps(floats), _mm256_set1_ps(0.5f));
   } else {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.scales + at)));

@@ -95,8 +95,8 @@ void matmul_tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t fi
 }
 
 // Rows of weights are decoded once for all rows of A in a pass, which adds up eight sums that may be one vector.
-void matmul_float_row(const PackedWeight& weight, DecodeColumns decode, const FloatRows& a, int64_t n, int64_t first_row,
-                      int64_t rows, const Output& out) {
+void matmul_float_row(const PackedWeight& weight, DecodeColumns decode, const FloatRows& a, int64_t n,
+                      int64_t first_row, int64_t rows, const Output& out) {
   constexpr int kChunk = 256, kLanes = 8;
   float values[kChunk];
   float sums[kRowsPerPass][kLanes] = {};

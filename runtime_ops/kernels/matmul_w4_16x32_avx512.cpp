@@ -9,6 +9,7 @@ struct Integer4 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 4;
   static constexpr int kClasses = classes_of<code, kBits>();
+  static constexpr bool kDecodesFast = true;
 
   Integer4(const PackedWeight&, int64_t) {}
 
@@ -28,12 +29,14 @@ struct OneTable4 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
+  static constexpr bool kDecodesFast = true;
 
   __m512i table;  // four times over: permutes read 6 bits of an index
 
   OneTable4(const PackedWeight& weight, int64_t) {
     static constexpr Bytes64 kEntry = make_bytes([](int i) { return i & 15; });
-    table = _mm512_permutexvar_epi8(load_bytes(kEntry), load_entries<16>(code == Code::kMx ? kTwiceE2M1 : weight.codebook));
+    table =
+        _mm512_permutexvar_epi8(load_bytes(kEntry), load_entries<16>(code == Code::kMx ? kTwiceE2M1 : weight.codebook));
   }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
@@ -53,6 +56,7 @@ struct PerRow4 {
   static constexpr Code kCode = Code::kLut;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
+  static constexpr bool kDecodesFast = false;
 
   // a 128-bit lane is four rows, whose codebooks are four vectors: `vpshufb` looks up a lane's 16 entries
   __m512i row_of_four[4];

@@ -9,6 +9,7 @@ struct Integer6 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 6;
   static constexpr int kClasses = classes_of<code, kBits>();
+  static constexpr bool kDecodesFast = false;
 
   Integer6(const PackedWeight&, int64_t) {}
 

@@ -49,8 +49,7 @@ void MatMulPacked::compute(const KernelContext& context) const {
   if (M == 0) return;
 
   const int64_t bias_stride = bias.shape[0] == 1 ? 0 : 1;
-  qxc_matmul product{&kernels_, weight, activation_, QXC_FLOAT32,       M,
-                     a.data,    y,      bias.as<float>(), bias_stride, nullptr};
+  qxc_matmul product{&kernels_, weight, activation_, QXC_FLOAT32, M, a.data, y, bias.as<float>(), bias_stride, nullptr};
   size_t bytes = 0;
   if (qxc_matmul_check(&product, &bytes)) {
     throw weight_inputs_.error(kInvalidArgument, "input 'A' has shape " + to_string(a.shape) + ", which is too large");

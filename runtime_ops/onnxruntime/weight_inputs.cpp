@@ -25,11 +25,12 @@ WeightInputs::WeightInputs(WeightFormat format, const KernelInfo& info) : node_(
   switch (qxc_weight_check(&weight_, &bytes)) {
     case QXC_OK: return;
     case QXC_BAD_SIZE:
-      throw error(kInvalidGraph, "K = " + std::to_string(weight_.columns) + ", N = " + std::to_string(weight_.rows) +
-                                     " is no matrix");
+      throw error(kInvalidGraph,
+                  "K = " + std::to_string(weight_.columns) + ", N = " + std::to_string(weight_.rows) + " is no matrix");
     default:
-      throw error(kInvalidGraph, "group_size " + std::to_string(weight_.group_size) +
-                                     (format.code == QXC_MXFP4 ? " is not 32" : " is neither 16, 32, 64, 128, 256 nor K"));
+      throw error(kInvalidGraph,
+                  "group_size " + std::to_string(weight_.group_size) +
+                      (format.code == QXC_MXFP4 ? " is not 32" : " is neither 16, 32, 64, 128, 256 nor K"));
   }
 }
 
@@ -64,8 +65,7 @@ qxc_weight WeightInputs::read(const KernelContext& context, size_t first) const 
     const int64_t entries = int64_t{1} << weight.bits;
     const Shape one{1, 1, entries}, one_a_row{tiles, kTileRows, entries};
     weight.codebook_per_tensor = context.input(first + 2).shape == one;
-    weight.codebook =
-        expect(context, first + 2, "codebook", kInt8, weight.codebook_per_tensor ? one : one_a_row).data;
+    weight.codebook = expect(context, first + 2, "codebook", kInt8, weight.codebook_per_tensor ? one : one_a_row).data;
   }
   return weight;
 }

@@ -35,9 +35,9 @@ extern "C" {
 
 typedef enum qxc_status {
   QXC_OK = 0,
-  QXC_BAD_FORMAT = 1,    /* the code, bits and group size are no format of this library */
-  QXC_BAD_SIZE = 2,      /* a dimension is not positive, or too large */
-  QXC_BAD_ARGUMENT = 3,  /* a pointer that is needed is null, or an enumerator is unknown */
+  QXC_BAD_FORMAT = 1,   /* the code, bits and group size are no format of this library */
+  QXC_BAD_SIZE = 2,     /* a dimension is not positive, or too large */
+  QXC_BAD_ARGUMENT = 3, /* a pointer that is needed is null, or an enumerator is unknown */
 } qxc_status;
 
 /* How a code becomes a number. */
