@@ -1,11 +1,11 @@
 """Time of one packed matrix product: the bare kernel beside a plain read of as many bytes, and the operator in an ONNX
 Runtime session beside onnxruntime's own `MatMulNBits` and `MatMulBnb4`.
 
-Weights cycle through more memory than any cache holds. Everything is timed in turns, because the memory's speed changes
-within seconds: *share* is the time of a plain read over the kernel's, the median of all pairs; *session* is the operator
-in a session over the bare kernel, and *ratio* the session over the peer's, both medians of rounds.
+Weights cycle through more memory than any cache holds. Everything is timed in turns, because the memory's speed
+changes within seconds: *share* is the time of a plain read over the kernel's, the median of all pairs; *over* is the
+operator in a session over the bare kernel, and *ratio* that session over the peer's, both medians of rounds.
 
-    python benchmarks/kernels.py [--shape 4096 14336] [--rows 1] [--threads 1 2] [--isa avx2] [--schemes int3g128/a8 ...]
+    python benchmarks/kernels.py [--shape 4096 14336] [--rows 1] [--threads 1 2] [--isa avx2] [--schemes int3g128/a8]
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ namespace qxc::ort {
 namespace {
 
 constexpr int64_t kSerialWork = 1 << 16;  // multiplications for which waking a thread costs more than it saves
-constexpr int64_t kTilesPerTask = 2;      // what a call of the kernels is best given
+constexpr int64_t kTasks = 64;            // of equal size: enough to keep any number of threads busy
 
 qxc_activation parse_activation(const WeightInputs& weight, const std::string& name) {
   if (name == "a8") return QXC_A8;
@@ -64,9 +64,10 @@ void MatMulPacked::compute(const KernelContext& context) const {
   }
   const int64_t tiles = qxc_matmul_tiles(&product);
   if (M * K * N < kSerialWork) return qxc_matmul_compute(&product, 0, tiles);
-  context.parallel_for((tiles + kTilesPerTask - 1) / kTilesPerTask, [&](int64_t task) {
-    const int64_t first = task * kTilesPerTask;
-    qxc_matmul_compute(&product, first, std::min(first + kTilesPerTask, tiles));
+  const int64_t tiles_per_task = 2 * ((tiles + 2 * kTasks - 1) / (2 * kTasks));  // even, as the kernels like it best
+  context.parallel_for((tiles + tiles_per_task - 1) / tiles_per_task, [&](int64_t task) {
+    const int64_t first = task * tiles_per_task;
+    qxc_matmul_compute(&product, first, std::min(first + tiles_per_task, tiles));
   });
 }
 
