@@ -70,8 +70,8 @@ struct Workspace {
     rows.columns = ceil_div(weight.columns, kBlockColumns) * kBlockColumns;
     rows.unit = weight.group_size >= weight.columns ? largest_unit : std::min(weight.group_size, largest_unit);
     rows.units = ceil_div(weight.columns, rows.unit);
-    rows.high = reserve<int8_t>(product, M * rows.columns);
-    rows.low = a16 ? reserve<int8_t>(product, M * rows.columns) : nullptr;
+    rows.high = reserve<int8_t>(product, M * rows.units * rows.unit);
+    rows.low = a16 ? reserve<int8_t>(product, M * rows.units * rows.unit) : nullptr;
     rows.high_sums = reserve<int32_t>(product, M * rows.units);
     rows.low_sums = a16 ? reserve<int32_t>(product, M * rows.units) : nullptr;
     rows.scales = reserve<float>(product, a16 ? M * rows.units : M);

@@ -252,16 +252,16 @@ QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a
                               int64_t unit, int64_t columns, const __m256i (*bytes)[kLargestUnit / 4],
                               float (*y)[kTileRows]) {
   const int64_t first_column = unit * a.unit;
-  const int64_t from = row * a.columns + first_column;
+  const int64_t from = unit_offset(a, row, unit);
   const int64_t at = (tile * weight.groups + first_column / weight.group_size) * kTileRows;
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     __m256i high[rows], low[rows];
 #pragma GCC unroll 4
     for (int m = 0; m < rows; ++m) high[m] = low[m] = _mm256_setzero_si256();
-    add_unit<code, bits, rows>(bytes[half], a.high + from, a.columns, columns, high);
+    add_unit<code, bits, rows>(bytes[half], a.high + from, a.unit, columns, high);
     if constexpr (activation == Activation::kA16) {
-      add_unit<code, bits, rows>(bytes[half], a.low + from, a.columns, columns, low);
+      add_unit<code, bits, rows>(bytes[half], a.low + from, a.unit, columns, low);
     }
     const int64_t of_half = at + half * kHalfRows;
     const __m256 scales = load_scales<code>(weight, of_half);

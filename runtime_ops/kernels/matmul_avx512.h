@@ -70,11 +70,11 @@ constexpr int32_t offset_of() {
   return code == Code::kLut || code == Code::kMx ? 128 : 1 << (bits - 1);
 }
 
-// Sums of products over a unit, in several accumulators so that the additions overlap.
-template <class Block>
+// One row's sums of products over a unit; `chains` of additions that overlap, or one for each class if that is more.
+template <class Block, int chains>
 struct Accumulators {
   static constexpr int kClasses = Block::kClasses;
-  static constexpr int kPerClass = 4 > kClasses ? 4 / kClasses : 1;
+  static constexpr int kPerClass = chains > kClasses ? chains / kClasses : 1;
   __m512i sums[kClasses * kPerClass];
 
   QXC_INLINE void clear(int32_t start) {
@@ -115,31 +115,28 @@ QXC_INLINE __m512 subtract_zero_points(__m512 products, const PackedWeight& weig
   return products;
 }
 
-// One unit's sums in both halves of a16, or the one of a8.
-template <class Block, Activation activation>
+// One row's sums in both halves of a16, or the one of a8.
+template <class Block, Activation activation, int chains>
 struct UnitSums {
   static constexpr bool kA16 = activation == Activation::kA16;
   static constexpr int32_t kOffset = offset_of<Block::kCode, Block::kBits>();
-  Accumulators<Block> high, low;
-  const QuantizedRows& a;
+  Accumulators<Block, chains> high, low;
 
-  QXC_INLINE explicit UnitSums(const QuantizedRows& rows) : a(rows) {}
-
-  QXC_INLINE void clear(int64_t at) {
+  QXC_INLINE void clear(const QuantizedRows& a, int64_t at) {
     high.clear(-kOffset * a.high_sums[at]);
     if constexpr (kA16) low.clear(-kOffset * a.low_sums[at]);
   }
 
   template <int first, int last>
-  QXC_INLINE void add(const __m512i* values, int64_t column) {
+  QXC_INLINE void add(const __m512i* values, const QuantizedRows& a, int64_t column) {
     if constexpr (first < last) {
       high.template add<first>(values[first], a.high + column);
       if constexpr (kA16) low.template add<first>(values[first], a.low + column);
-      add<first + 1, last>(values, column);
+      add<first + 1, last>(values, a, column);
     }
   }
 
-  QXC_INLINE __m512 total(const PackedWeight& weight, int64_t tile_group, int64_t at) const {
+  QXC_INLINE __m512 total(const PackedWeight& weight, const QuantizedRows& a, int64_t tile_group, int64_t at) const {
     __m512i total = high.total();
     if constexpr (kA16) total = _mm512_add_epi32(_mm512_slli_epi32(total, 8), low.total());
     __m512 products = _mm512_cvtepi32_ps(total);
@@ -163,14 +160,24 @@ QXC_INLINE void write(__m512 y, const PackedWeight& weight, int64_t tile, int64_
   }
 }
 
-// One row of A: every line of weights is read once, used from registers.
+// How many rows of A the accumulators of one pass hold in registers.
 template <class Block, Activation activation>
-void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
+constexpr int rows_in_registers() {
+  return Block::kClasses * (activation == Activation::kA16 ? 2 : 1) <= 4 ? 4 : 2;
+}
+
+// A few rows of A: every line of weights is read once, used from registers.
+template <class Block, Activation activation, int rows>
+void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row,
+                 const Output& out) {
+  constexpr Code code = Block::kCode;
   const Block block(weight, tile);
   const int64_t first_group = tile * weight.groups;
   const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
-  UnitSums<Block, activation> sums(a);
-  __m512 y = _mm512_setzero_ps();
+  UnitSums<Block, activation, 4 / rows> sums[rows];
+  __m512 y[rows], partial[rows];
+#pragma GCC unroll 4
+  for (int m = 0; m < rows; ++m) y[m] = _mm512_setzero_ps();
   __m512i values[kSteps];
   const auto next_block = [&] {
 #pragma GCC unroll 8
@@ -178,38 +185,58 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
     block.load(lines, values);
     lines += Block::kBits * kLineBytes;
   };
+  // calls body(m, the place of row m's number for a unit)
+  const auto each_row = [&](int64_t unit, const auto& body) {
+#pragma GCC unroll 4
+    for (int m = 0; m < rows; ++m) body(m, (first_row + m) * a.units + unit);
+  };
 
   if (a.unit < kBlockColumns) {
     for (int64_t unit = 0; unit < a.units; ++unit) {
-      sums.clear(unit);
-      if (unit % 2 == 0) {
-        next_block();
-        sums.template add<0, kSteps / 2>(values, unit * a.unit);
-      } else {
-        sums.template add<kSteps / 2, kSteps>(values, (unit - 1) * a.unit);
-      }
-      const int64_t group = unit * a.unit / weight.group_size;
-      const __m512 total = sums.total(weight, first_group + group, unit);
-      y = _mm512_fmadd_ps(total, load_scales<Block::kCode>(weight, first_group + group), y);
+      const int64_t group = first_group + unit * a.unit / weight.group_size;
+      const __m512 scales = load_scales<code>(weight, group);
+      if (unit % 2 == 0) next_block();
+      each_row(unit, [&](int m, int64_t at) {
+        const int64_t from = unit_offset(a, first_row + m, unit);
+        sums[m].clear(a, at);
+        if (unit % 2 == 0) {
+          sums[m].template add<0, kSteps / 2>(values, a, from);
+        } else {
+          sums[m].template add<kSteps / 2, kSteps>(values, a, from - a.unit);
+        }
+        y[m] = _mm512_fmadd_ps(sums[m].total(weight, a, group, at), scales, y[m]);
+      });
     }
   } else {
     const int64_t units_per_group = weight.groups == 1 ? a.units : weight.group_size / a.unit;
-    int64_t unit = 0, column = 0;
-    for (int64_t group = 0; group < weight.groups; ++group) {
-      __m512 partial = _mm512_setzero_ps();
+    int64_t unit = 0, columns_left = a.columns;
+    for (int64_t group = first_group; group < first_group + weight.groups; ++group) {
+#pragma GCC unroll 4
+      for (int m = 0; m < rows; ++m) partial[m] = _mm512_setzero_ps();
       for (const int64_t end = smaller(unit + units_per_group, a.units); unit < end; ++unit) {
-        sums.clear(unit);
-        for (const int64_t last = smaller(column + a.unit, a.columns); column < last; column += kBlockColumns) {
+        each_row(unit, [&](int m, int64_t at) { sums[m].clear(a, at); });
+        const int64_t columns = smaller(a.unit, columns_left);
+        columns_left -= columns;
+        for (int64_t column = 0; column < columns; column += kBlockColumns) {
           next_block();
-          sums.template add<0, kSteps>(values, column);
+          each_row(unit, [&](int m, int64_t) {
+            sums[m].template add<0, kSteps>(values, a, unit_offset(a, first_row + m, unit) + column);
+          });
         }
-        partial = _mm512_add_ps(partial, sums.total(weight, first_group + group, unit));
+        each_row(unit, [&](int m, int64_t at) {
+          partial[m] = _mm512_add_ps(partial[m], sums[m].total(weight, a, group, at));
+        });
       }
-      y = _mm512_fmadd_ps(partial, load_scales<Block::kCode>(weight, first_group + group), y);
+      const __m512 scales = load_scales<code>(weight, group);
+#pragma GCC unroll 4
+      for (int m = 0; m < rows; ++m) y[m] = _mm512_fmadd_ps(partial[m], scales, y[m]);
     }
   }
-  if constexpr (activation == Activation::kA8) y = _mm512_mul_ps(y, _mm512_set1_ps(a.scales[0]));
-  write(y, weight, tile, 0, out);
+#pragma GCC unroll 4
+  for (int m = 0; m < rows; ++m) {
+    if constexpr (activation == Activation::kA8) y[m] = _mm512_mul_ps(y[m], _mm512_set1_ps(a.scales[first_row + m]));
+    write(y[m], weight, tile, first_row + m, out);
+  }
 }
 
 // The bytes of one unit of one tile, not shifted: [columns / 4, 64].
@@ -234,6 +261,13 @@ QXC_INLINE void decode_unit(const Block& block, const PackedWeight& weight, int6
   }
 }
 
+// Adds the products of 64 bytes with 4 numbers of A, in every lane the same, to 16 sums. As intrinsics in
+// this loop, gcc 12 copies sums between registers and spills some.
+QXC_INLINE void add_products(__m512i& sums, __m512i values, const int8_t* a) {
+  typedef int32_t Four __attribute__((may_alias, aligned(1)));
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(values), "m"(*reinterpret_cast<const Four*>(a)));
+}
+
 // `rows` rows of A times `tiles` tiles of one unit.
 template <Code code, int bits, Activation activation, int rows, int tiles>
 QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t row,
@@ -250,25 +284,22 @@ QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a
       if constexpr (kA16) low[m][t] = _mm512_set1_epi32(-offset_of<code, bits>() * a.low_sums[at]);
     }
   }
-  const int64_t first_column = unit * a.unit;
+  const int64_t from = unit_offset(a, row, unit);
   for (int64_t k = 0; k < columns; k += 4) {
     __m512i values[tiles];
 #pragma GCC unroll 2
     for (int t = 0; t < tiles; ++t) values[t] = _mm512_load_si512(bytes[t] + k / 4 * kLineBytes);
 #pragma GCC unroll 8
     for (int m = 0; m < rows; ++m) {
-      const int64_t at = (row + m) * a.columns + first_column + k;
-      const __m512i a_high = broadcast4(a.high + at);
+      const int64_t at = from + m * a.unit + k;
 #pragma GCC unroll 2
-      for (int t = 0; t < tiles; ++t) high[m][t] = _mm512_dpbusd_epi32(high[m][t], values[t], a_high);
-      if constexpr (kA16) {
-        const __m512i a_low = broadcast4(a.low + at);
-#pragma GCC unroll 2
-        for (int t = 0; t < tiles; ++t) low[m][t] = _mm512_dpbusd_epi32(low[m][t], values[t], a_low);
+      for (int t = 0; t < tiles; ++t) {
+        add_products(high[m][t], values[t], a.high + at);
+        if constexpr (kA16) add_products(low[m][t], values[t], a.low + at);
       }
     }
   }
-  const int64_t group = first_column / weight.group_size;
+  const int64_t group = unit * a.unit / weight.group_size;
 #pragma GCC unroll 2
   for (int t = 0; t < tiles; ++t) {
     const int64_t tile_group = (tile + t) * weight.groups + group;
@@ -398,8 +429,16 @@ void matmul_float_tiles(const PackedWeight& weight, const FloatRows& a, int64_t 
 
 template <class Block, Activation activation>
 void matmul_tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last, const Output& out) {
-  if (a.rows == 1) {
-    for (int64_t tile = first; tile < last; ++tile) matvec_tile<Block, activation>(weight, a, tile, out);
+  constexpr int kFew = rows_in_registers<Block, activation>();
+  if (a.rows <= 16) {  // measured: with more rows, decoding a unit once, into L1, is faster
+    for (int64_t tile = first; tile < last; ++tile) {
+      int64_t row = 0;
+      for (; row + kFew <= a.rows; row += kFew) matvec_tile<Block, activation, kFew>(weight, a, tile, row, out);
+      if constexpr (kFew == 4) {
+        for (; row + 2 <= a.rows; row += 2) matvec_tile<Block, activation, 2>(weight, a, tile, row, out);
+      }
+      if (row < a.rows) matvec_tile<Block, activation, 1>(weight, a, tile, row, out);
+    }
     return;
   }
   for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {

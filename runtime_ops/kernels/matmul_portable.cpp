@@ -55,11 +55,11 @@ void matmul_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
     for (int64_t m = 0; m < rows; ++m) {
       const int64_t row = first_row + m;
       int32_t totals[kTileRows] = {};
-      dot(values, a.high + row * a.columns + first_column, columns / 4, totals);
+      dot(values, a.high + unit_offset(a, row, unit), columns / 4, totals);
       float unit_scale = 1;
       if constexpr (activation == Activation::kA16) {
         for (int32_t& total : totals) total *= 256;
-        dot(values, a.low + row * a.columns + first_column, columns / 4, totals);
+        dot(values, a.low + unit_offset(a, row, unit), columns / 4, totals);
         unit_scale = a.scales[row * a.units + unit];
       }
       for (int r = 0; r < kTileRows; ++r) {

@@ -75,45 +75,43 @@ bool quantize_a8_avx2(const float* a, int64_t columns, int64_t row, const Quanti
   // rows of zeros, and rows that do not fit, become zeros
   const __m256 divisor = _mm256_set1_ps(scale > 0 ? scale : 1);
   const int limit = scale > 0 ? 127 : 0;
-  int8_t* q = out.high + row * out.columns;
   for (int64_t unit = 0, k = 0; unit < out.units; ++unit) {
     __m256i sum = _mm256_setzero_si256();
-    for (const int64_t end = smaller(k + out.unit, out.columns); k < end; k += kLanes) {
+    int8_t* q = out.high + unit_offset(out, row, unit);
+    for (const int64_t end = k + out.unit; k < end; k += kLanes, q += kLanes) {
       const __m256i values = nearest(load(a, k, columns), divisor, limit);
-      store(q + k, values);
+      store(q, values);
       sum = _mm256_add_epi32(sum, values);
     }
     const int32_t total = sum_of(sum);
     out.high_sums[row * out.units + unit] = total;
     out.sums[row * out.units + unit] = static_cast<float>(total);
   }
-  // units of 16 may end half a block before the padding does
-  for (int64_t k = out.units * out.unit; k < out.columns; k += kLanes) store(q + k, _mm256_setzero_si256());
   return fits;
 }
 
 bool quantize_a16_avx2(const float* a, int64_t columns, int64_t row, const QuantizedRows& out) {
   const float largest = largest_magnitude(a, 0, columns);
   const bool fits = largest == 0 || largest >= kSmallestA16;
-  int8_t* high = out.high + row * out.columns;
-  int8_t* low = out.low + row * out.columns;
   for (int64_t unit = 0, k = 0; unit < out.units; ++unit) {
-    const int64_t end = smaller(k + out.unit, out.columns);
+    int8_t* high = out.high + unit_offset(out, row, unit);
+    int8_t* low = out.low + unit_offset(out, row, unit);
+    const int64_t end = k + out.unit;
     const float scale = fits ? largest_magnitude(a, k, smaller(end, columns)) / 32512 : 0;
     const bool scaled = scale >= FLT_MIN;
     const __m256 divisor = _mm256_set1_ps(scaled ? scale : 1);
     const int limit = scaled ? 32512 : 0;
     __m256 sum = _mm256_setzero_ps();
     __m256i high_sum = _mm256_setzero_si256(), low_sum = _mm256_setzero_si256();
-    for (; k < end; k += kLanes) {
+    for (; k < end; k += kLanes, high += kLanes, low += kLanes) {
       const __m256 values = load(a, k, columns);
       sum = _mm256_add_ps(sum, values);
       const __m256i q = nearest(values, divisor, limit);
       const __m256i q_high = _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(128)), 8);
       const __m256i q_low =
           _mm256_max_epi32(_mm256_sub_epi32(q, _mm256_slli_epi32(q_high, 8)), _mm256_set1_epi32(-127));
-      store(high + k, q_high);
-      store(low + k, q_low);
+      store(high, q_high);
+      store(low, q_low);
       high_sum = _mm256_add_epi32(high_sum, q_high);
       low_sum = _mm256_add_epi32(low_sum, q_low);
     }
@@ -122,10 +120,6 @@ bool quantize_a16_avx2(const float* a, int64_t columns, int64_t row, const Quant
     out.sums[at] = fits ? sum_of(sum) : 0;
     out.high_sums[at] = sum_of(high_sum);
     out.low_sums[at] = sum_of(low_sum);
-  }
-  for (int64_t k = out.units * out.unit; k < out.columns; k += kLanes) {
-    store(high + k, _mm256_setzero_si256());
-    store(low + k, _mm256_setzero_si256());
   }
   return fits;
 }

@@ -50,45 +50,43 @@ bool quantize_a8_avx512(const float* a, int64_t columns, int64_t row, const Quan
   // rows of zeros, and rows that do not fit, become zeros
   const __m512 divisor = _mm512_set1_ps(scale > 0 ? scale : 1);
   const int limit = scale > 0 ? 127 : 0;
-  int8_t* q = out.high + row * out.columns;
   for (int64_t unit = 0, k = 0; unit < out.units; ++unit) {
     __m512i sum = _mm512_setzero_si512();
-    for (const int64_t end = smaller(k + out.unit, out.columns); k < end; k += 16) {
+    int8_t* q = out.high + unit_offset(out, row, unit);
+    for (const int64_t end = k + out.unit; k < end; k += 16, q += 16) {
       const __m512i values = nearest(load(a, k, columns), divisor, limit);
-      store(q + k, values);
+      store(q, values);
       sum = _mm512_add_epi32(sum, values);
     }
     const int32_t total = _mm512_reduce_add_epi32(sum);
     out.high_sums[row * out.units + unit] = total;
     out.sums[row * out.units + unit] = static_cast<float>(total);
   }
-  // units of 16 may end half a block before the padding does
-  for (int64_t k = out.units * out.unit; k < out.columns; k += 16) store(q + k, _mm512_setzero_si512());
   return fits;
 }
 
 bool quantize_a16_avx512(const float* a, int64_t columns, int64_t row, const QuantizedRows& out) {
   const float largest = largest_magnitude(a, 0, columns);
   const bool fits = largest == 0 || largest >= kSmallestA16;
-  int8_t* high = out.high + row * out.columns;
-  int8_t* low = out.low + row * out.columns;
   for (int64_t unit = 0, k = 0; unit < out.units; ++unit) {
-    const int64_t end = smaller(k + out.unit, out.columns);
+    int8_t* high = out.high + unit_offset(out, row, unit);
+    int8_t* low = out.low + unit_offset(out, row, unit);
+    const int64_t end = k + out.unit;
     const float scale = fits ? largest_magnitude(a, k, smaller(end, columns)) / 32512 : 0;
     const bool scaled = scale >= FLT_MIN;
     const __m512 divisor = _mm512_set1_ps(scaled ? scale : 1);
     const int limit = scaled ? 32512 : 0;
     __m512 sum = _mm512_setzero_ps();
     __m512i high_sum = _mm512_setzero_si512(), low_sum = _mm512_setzero_si512();
-    for (; k < end; k += 16) {
+    for (; k < end; k += 16, high += 16, low += 16) {
       const __m512 values = load(a, k, columns);
       sum = _mm512_add_ps(sum, values);
       const __m512i q = nearest(values, divisor, limit);
       const __m512i q_high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
       const __m512i q_low =
           _mm512_max_epi32(_mm512_sub_epi32(q, _mm512_slli_epi32(q_high, 8)), _mm512_set1_epi32(-127));
-      store(high + k, q_high);
-      store(low + k, q_low);
+      store(high, q_high);
+      store(low, q_low);
       high_sum = _mm512_add_epi32(high_sum, q_high);
       low_sum = _mm512_add_epi32(low_sum, q_low);
     }
@@ -97,10 +95,6 @@ bool quantize_a16_avx512(const float* a, int64_t columns, int64_t row, const Qua
     out.sums[at] = fits ? _mm512_reduce_add_ps(sum) : 0;
     out.high_sums[at] = _mm512_reduce_add_epi32(high_sum);
     out.low_sums[at] = _mm512_reduce_add_epi32(low_sum);
-  }
-  for (int64_t k = out.units * out.unit; k < out.columns; k += 16) {
-    store(high + k, _mm512_setzero_si512());
-    store(low + k, _mm512_setzero_si512());
   }
   return fits;
 }

@@ -29,16 +29,15 @@ inline int nearest(float value, int limit) {
 }
 
 inline void zero_row(int64_t row, const QuantizedRows& out) {
-  std::memset(out.high + row * out.columns, 0, static_cast<size_t>(out.columns));
-  std::memset(out.high_sums + row * out.units, 0, static_cast<size_t>(out.units) * sizeof(int32_t));
-  std::memset(out.sums + row * out.units, 0, static_cast<size_t>(out.units) * sizeof(float));
-  if (!out.low) {
-    out.scales[row] = 0;
-    return;
+  const size_t unit = static_cast<size_t>(out.unit), units = static_cast<size_t>(out.units);
+  for (int64_t u = 0; u < out.units; ++u) {
+    std::memset(out.high + unit_offset(out, row, u), 0, unit);
+    if (out.low) std::memset(out.low + unit_offset(out, row, u), 0, unit);
   }
-  std::memset(out.low + row * out.columns, 0, static_cast<size_t>(out.columns));
-  std::memset(out.low_sums + row * out.units, 0, static_cast<size_t>(out.units) * sizeof(int32_t));
-  std::memset(out.scales + row * out.units, 0, static_cast<size_t>(out.units) * sizeof(float));
+  std::memset(out.high_sums + row * out.units, 0, units * sizeof(int32_t));
+  std::memset(out.sums + row * out.units, 0, units * sizeof(float));
+  if (out.low) std::memset(out.low_sums + row * out.units, 0, units * sizeof(int32_t));
+  std::memset(out.scales + (out.low ? row * out.units : row), 0, (out.low ? units : 1) * sizeof(float));
 }
 
 inline bool quantize_a8_portable(const float* a, int64_t columns, int64_t row, const QuantizedRows& out) {
@@ -50,9 +49,10 @@ inline bool quantize_a8_portable(const float* a, int64_t columns, int64_t row, c
   out.scales[row] = scale;
   for (int64_t k = 0; k < columns; ++k) {
     const int q = nearest(a[k] / scale, 127);
-    out.high[row * out.columns + k] = static_cast<int8_t>(q);
-    out.high_sums[row * out.units + k / out.unit] += q;
-    out.sums[row * out.units + k / out.unit] += static_cast<float>(q);
+    const int64_t unit = k / out.unit;
+    out.high[unit_offset(out, row, unit) + k % out.unit] = static_cast<int8_t>(q);
+    out.high_sums[row * out.units + unit] += q;
+    out.sums[row * out.units + unit] += static_cast<float>(q);
   }
   return true;
 }
@@ -73,8 +73,8 @@ inline bool quantize_a16_portable(const float* a, int64_t columns, int64_t row, 
       const int q = nearest(a[k] / scale, 32512);
       const int high = (q + 128) >> 8;
       const int low = q - 256 * high < -127 ? -127 : q - 256 * high;
-      out.high[row * out.columns + k] = static_cast<int8_t>(high);
-      out.low[row * out.columns + k] = static_cast<int8_t>(low);
+      out.high[unit_offset(out, row, unit) + k - first] = static_cast<int8_t>(high);
+      out.low[unit_offset(out, row, unit) + k - first] = static_cast<int8_t>(low);
       out.high_sums[row * out.units + unit] += high;
       out.low_sums[row * out.units + unit] += low;
     }

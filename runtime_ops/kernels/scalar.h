@@ -11,6 +11,9 @@ namespace {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Where a row's numbers of one unit lie in `high` and `low`.
+inline int64_t unit_offset(const QuantizedRows& a, int64_t row, int64_t unit) { return (unit * a.rows + row) * a.unit; }
+
 inline float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = half & 0x7FFFu;

@@ -36,15 +36,15 @@ struct PackedWeight {
 //   a8:  a = scales[row] * high[k]
 //   a16: a = scales[row, unit of k] * (256 * high[k] + low[k])
 // Neither is ever -128, whose negative is no byte: one in 256 numbers of a16 is a step further off.
-// A unit is the columns whose products are added up as integers. It lies within a weight's group, and the last one
-// may be shorter.
+// A unit is the columns whose products are added up as integers. It lies within a weight's group; what the last one has
+// beyond K is zero. All rows' numbers of a unit lie together, so that a pass over many rows finds them in a few lines.
 struct QuantizedRows {
   int64_t rows;
-  int64_t columns;  // K, padded with zeros to whole blocks
+  int64_t columns;  // K, rounded up to whole blocks
   int64_t unit;     // columns of a unit: 16, 32, 64, 128 or 256
   int64_t units;
-  int8_t* high;        // [rows, columns]
-  int8_t* low;         // [rows, columns]; null in a8
+  int8_t* high;        // [units, rows, unit]
+  int8_t* low;         // [units, rows, unit]; null in a8
   int32_t* high_sums;  // [rows, units]: sums of `high` over a unit
   int32_t* low_sums;   // [rows, units]; null in a8
   float* scales;       // a8: [rows]; a16: [rows, units]
