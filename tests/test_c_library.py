@@ -1,0 +1,231 @@
+"""The C library as an SDK takes it: installed, found by CMake and pkg-config, and cross-built for 64-bit Arm."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from importlib.metadata import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from operator_models import TOLERANCE, expected_matmul, random_rows, random_weight, relative_error
+
+from qxcompiler.formats import parse_format
+from qxcompiler.packing import pack
+
+SOURCE = Path(__file__).parent.parent / "runtime_ops"
+EXAMPLE = SOURCE / "examples" / "multiply.c"
+TOOLCHAIN = SOURCE / "cmake" / "aarch64-linux-gnu.cmake"
+STRICT_C = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+CONSUMER = """
+cmake_minimum_required(VERSION 3.20)
+project(consumer LANGUAGES C)
+find_package(qxc 1 REQUIRED)
+find_package(Threads REQUIRED)
+foreach(library kernels kernels_static)
+  add_executable(multiply_${library} {EXAMPLE})
+  target_link_libraries(multiply_${library} PRIVATE qxc::${library} Threads::Threads)
+endforeach()
+"""
+# format, and how the example is told of it
+FORMATS = {
+    "int3g128": ("int", 3, 128),
+    "lut3g64": ("lut", 3, 64),
+    "lut4g32t": ("lut_per_tensor", 4, 32),
+    "int4g32a": ("uint", 4, 32),
+    "mxfp4": ("mxfp4", 4, 32),
+}
+N, K = 200, 320  # 13 tiles: the threads' halves differ; the last groups of 128 are short
+
+
+def needs(*programs: str):
+    missing = [program for program in programs if not shutil.which(program)]
+    return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)}")
+
+
+def succeed(*command: object, **environment: str) -> str:
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def install(folder: Path, *options: str) -> Path:
+    """Build and install the library, then move it away from where it was told to be."""
+    build, told, prefix = folder / "build", folder / "told", folder / "sdk"
+    succeed("cmake", "-S", SOURCE, "-B", build, f"-DCMAKE_INSTALL_PREFIX={told}", *options)
+    succeed("cmake", "--build", build, "--parallel", "2")
+    succeed("cmake", "--install", build)
+    told.rename(prefix)
+    return prefix
+
+
+def build_consumer(folder: Path, prefix: Path, *options: str) -> list[Path]:
+    """The example, linked to the shared library and to the static one by CMake."""
+    folder.mkdir()
+    (folder / "CMakeLists.txt").write_text(CONSUMER.replace("{EXAMPLE}", str(EXAMPLE)))
+    flags = f"-DCMAKE_C_FLAGS={' '.join(STRICT_C)}"
+    succeed("cmake", "-S", folder, "-B", folder, f"-DCMAKE_PREFIX_PATH={prefix}", flags, *options)
+    succeed("cmake", "--build", folder)
+    return [folder / "multiply_kernels", folder / "multiply_kernels_static"]
+
+
+def write_product(folder: Path, name: str, activation: str) -> tuple[list[str], np.ndarray]:
+    """The example's files for 3 random rows; its arguments, and what it must compute."""
+    weight = random_weight(parse_format(name), N, K, seed=len(name))
+    a = random_rows((3, K), seed=5)
+    for tensor_name, tensor in {**pack(weight).tensors, "a": torch.from_numpy(a)}.items():
+        tensor.numpy().tofile(folder / f"{tensor_name}.bin")
+    code, bits, group_size = FORMATS[name]
+    arguments = [code, str(bits), str(N), str(K), str(group_size), activation, str(folder)]
+    return arguments, expected_matmul(weight, a, 0.0, activation)
+
+
+def check_products(folder: Path, *program: object, **environment: str) -> set[str]:
+    """Multiply with every format and activation; the kernels that did it."""
+    kernels = set()
+    for name in FORMATS:
+        for activation, tolerance in TOLERANCE.items():
+            inputs = folder / f"{name}-{activation}"
+            inputs.mkdir()
+            arguments, expected = write_product(inputs, name, activation)
+            printed = succeed(*program, *arguments, **environment)
+            y = np.fromfile(inputs / "y.bin", np.float32).reshape(3, N)
+            assert relative_error(y, expected) <= tolerance, (name, activation)
+            kernels.add(re.fullmatch(r"\[3, 320\] x \[200, 320\]\^T, (\w+) kernels\n", printed)[1])
+    return kernels
+
+
+@pytest.fixture(scope="session")
+def sdk(tmp_path_factory) -> Path:
+    return install(tmp_path_factory.mktemp("sdk"), "-DQXC_WARNINGS_ARE_ERRORS=ON")
+
+
+@pytest.fixture(scope="session")
+def multiply(sdk, tmp_path_factory) -> Path:
+    """The example, with the static library."""
+    return build_consumer(tmp_path_factory.mktemp("consumer") / "project", sdk)[1]
+
+
+def test_python_package_holds_no_part_of_the_c_library():
+    installed = {str(file) for file in files("qxcompiler") or []}
+    assert "qxcompiler/runtime_ops/libqxc_ops.so" in installed
+    assert not [file for file in installed if re.search(r"\.(a|c|h|pc|in|cmake)$|libqxc_kernels", file)]
+
+
+@needs("cc", "c++")
+@pytest.mark.parametrize("compiler", [["cc", "-xc", "-std=c99"], ["c++", "-xc++", "-std=c++11"]], ids=["c", "c++"])
+def test_header_compiles_alone(compiler):
+    header = SOURCE / "include" / "qxc" / "kernels.h"
+    flags = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-fdiagnostics-color=never"]
+    main = "int main(void) { return qxc_kernels_version() - 256 * QXC_KERNELS_VERSION_MAJOR; }\n"
+    source = f'#include "{header}"\n#include "{header}"\n{main}'
+    done = subprocess.run([*compiler, *flags, "-"], input=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@needs("cmake", "cc", "c++")
+def test_cmake_finds_it_shared_and_static(sdk, tmp_path):
+    for program in build_consumer(tmp_path / "project", sdk):
+        outputs = tmp_path / program.name
+        outputs.mkdir()
+        assert len(check_products(outputs, program)) == 1
+
+
+@pytest.mark.slow
+@needs("cmake", "cc", "c++")
+@pytest.mark.parametrize(("wanted", "found"), [("1", True), ("1.0", True), ("2", False), ("1.99", False)])
+def test_cmake_takes_no_other_version(sdk, tmp_path, wanted, found):
+    script = f"cmake_minimum_required(VERSION 3.20)\nproject(c LANGUAGES C)\nfind_package(qxc {wanted} REQUIRED)\n"
+    (tmp_path / "CMakeLists.txt").write_text(script)
+    command = ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / "build"), f"-DCMAKE_PREFIX_PATH={sdk}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is found, done.stderr
+
+
+@pytest.mark.slow
+@needs("cmake", "cc", "c++", "pkg-config")
+@pytest.mark.parametrize("static", [False, True], ids=["shared", "static"])
+def test_pkg_config_finds_it(sdk, tmp_path, static):
+    search = {"PKG_CONFIG_PATH": str(next(sdk.glob("lib*/**/pkgconfig")))}
+    mode = ["--static"] if static else []
+    flags = succeed("pkg-config", *mode, "--cflags", "--libs", "qxc_kernels >= 1.0", **search).split()
+    program = tmp_path / "multiply"
+    succeed("cc", *STRICT_C, *(["-static"] if static else []), "-pthread", EXAMPLE, "-o", program, *flags)
+    library = next(sdk.glob("lib*/**/libqxc_kernels.so")).parent
+    assert len(check_products(tmp_path, program, LD_LIBRARY_PATH=str(library))) == 1
+
+
+@pytest.mark.slow
+@needs("cmake", "cc", "c++", "nm", "readelf")
+def test_library_exports_the_header_and_needs_no_cpp_runtime(sdk):
+    header = (sdk / "include" / "qxc" / "kernels.h").read_text()
+    declared = set(re.findall(r"\b(qxc_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
+    assert "qxc_matmul_compute" in declared
+    library = next(sdk.glob("lib*/**/libqxc_kernels.so"))
+    exported = {line.split()[-1] for line in succeed("nm", "-D", "--defined-only", library).splitlines()}
+    assert exported == declared
+    dynamic = succeed("readelf", "-d", library)
+    needed = {name.split(".")[0] for name in re.findall(r"NEEDED.*\[(.*)\]", dynamic)}
+    assert needed <= {"libc", "libm"}
+    major, minor = (re.search(rf"VERSION_{part} (\d+)", header)[1] for part in ("MAJOR", "MINOR"))
+    assert f"SONAME             Library soname: [libqxc_kernels.so.{major}]" in dynamic.replace("(", "").replace(
+        ")", ""
+    )
+    assert library.resolve().name == f"libqxc_kernels.so.{major}.{minor}"
+
+
+@pytest.mark.slow
+@needs("cmake", "cc", "c++")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"packed.bin": -1}, "FOLDER/packed.bin: has 24959 bytes, but the sizes given take 24960"),
+        ({"scales.bin": 2}, "FOLDER/scales.bin: has 1250 bytes, but the sizes given take 1248"),
+        ({"a.bin": -4}, "FOLDER/a.bin: has 3836 bytes, not rows of 1280"),
+        ({"a.bin": -3840}, "FOLDER/a.bin: has 0 bytes, not rows of 1280"),
+        ({"packed.bin": None}, "FOLDER/packed.bin: No such file or directory"),
+        ({0: "fp"}, "CODE: fp is unknown"),
+        ({1: "7"}, "the library has no format of this code, bits and group size"),
+        ({4: "100"}, "the library has no format of this code, bits and group size"),
+        ({2: "many"}, "N: many is no size"),
+        ({3: "-1"}, "K: -1 is no size"),
+        ({5: "a4"}, "ACTIVATION: a4 is unknown"),
+        ({6: "/nowhere"}, "/nowhere/packed.bin: No such file or directory"),
+    ],
+    ids=str,
+)
+def test_example_refuses_in_one_line(multiply, tmp_path, change, message):
+    arguments, _ = write_product(tmp_path, "int3g128", "a8")
+    for what, new in change.items():
+        if isinstance(what, int):
+            arguments[what] = new
+        elif new is None:
+            (tmp_path / what).unlink()
+        else:
+            file = tmp_path / what
+            data = file.read_bytes()
+            file.write_bytes(data[:new] if new < 0 else data + bytes(new))
+    done = subprocess.run([str(multiply), *arguments], capture_output=True, text=True, check=False)
+    message = message.replace("FOLDER", str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"multiply: error: {message}\n")
+    assert not (tmp_path / "y.bin").exists()
+
+
+@pytest.mark.slow
+@needs("cmake", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-g++", "qemu-aarch64")
+def test_cross_built_for_arm_it_computes_the_same(tmp_path):
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={TOOLCHAIN}"
+    prefix = install(tmp_path, toolchain, "-DQXC_WARNINGS_ARE_ERRORS=ON")
+    root = "/usr/aarch64-linux-gnu"
+    for program in build_consumer(tmp_path / "project", prefix, toolchain):
+        outputs = tmp_path / program.name
+        outputs.mkdir()
+        kernels = check_products(outputs, "qemu-aarch64", "-cpu", "max", "-L", root, program)
+        assert not any(name.startswith("avx") for name in kernels)
