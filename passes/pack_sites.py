@@ -102,8 +102,12 @@ class _SiteRewriter:
     def replace_linear(self, operator: str, tensors: list[ir.Value]) -> None:
         site = self._site
         there, back = _feature_permutations(site)
-        X = self._transpose(self._cast(site.input, site.operand_dtype, ir.DataType.FLOAT), there)
         bias = self._constant_bias()
+        nothing_follows = site.alpha == 1 and (site.bias is None or bias is not None)
+        # the operator takes float16 as it is; what is computed after it is computed in float32
+        as_it_is = site.operand_dtype == ir.DataType.FLOAT16 and nothing_follows
+        dtype = site.operand_dtype if as_it_is else ir.DataType.FLOAT
+        X = self._transpose(self._cast(site.input, site.operand_dtype, dtype), there)
         fused = bias if bias is not None else self._initializers.add(_NO_BIAS, torch.zeros(1))
         Y = self._packed_node(operator, [X, *tensors, fused])
         if site.alpha != 1:
@@ -113,7 +117,7 @@ class _SiteRewriter:
             if site.beta != 1:
                 added = self._node("Mul", [added, self._scalar(site.beta)])
             Y = self._node("Add", [Y, added])
-        self._finish(self._cast(self._transpose(Y, back), ir.DataType.FLOAT, site.operand_dtype))
+        self._finish(self._cast(self._transpose(Y, back), dtype, site.operand_dtype))
 
     def _constant_bias(self) -> ir.Value | None:
         """The bias as the operator takes it, where it is constant and the same for every row."""

@@ -19,16 +19,16 @@ def matmul_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value
         body: where the nodes go.
         family: of the weight's format, as `decoded_weight` takes it.
         bits: bits of a code.
-        inputs: `A` float32 [..., K], `packed`, `scales`, `zero_points` or `codebook` where the format has them,
+        inputs: `A` float32 or float16 [..., K], `packed`, `scales`, `zero_points` or `codebook` where the format has them,
             `bias` float32 [N] or [1].
 
     Returns:
-        float32 [..., N].
+        [..., N], of A's type; computed in float32.
     """
     weight = decoded_weight(body, family, bits, inputs)
-    a = _as_activation(body, inputs["A"])
+    a = _as_activation(body, body.cast(inputs["A"], ir.DataType.FLOAT))
     product = body.op("MatMul", [a, body.op("Transpose", [weight], {"perm": [1, 0]})])
-    return body.op("Add", [product, inputs["bias"]])
+    return body.op("CastLike", [body.op("Add", [product, inputs["bias"]]), inputs["A"]])
 
 
 def _as_activation(body: Body, a: ir.Value) -> ir.Value:

@@ -6,6 +6,7 @@ import itertools
 from functools import partial
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import operator_models
 import pytest
@@ -113,6 +114,21 @@ def test_shapes_of_a(isa: str, activation: str) -> None:
         y = session.run(None, {"data": a})[0]
         assert y.shape == (*shape[:-1], 72)
         assert relative_error(y, expected_matmul(weight, a, 0, activation)) <= TOLERANCE[activation]
+
+
+@pytest.mark.parametrize("with_body", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_float16_in_and_out(isa: str, activation: str, with_body: bool) -> None:
+    """What float32 gives for the same numbers, rounded once; the function body beside it must not mind."""
+    weight = random_weight(format_of("int3", 32), N=72, K=100, seed=4)
+    model = onnx.load_from_string(operator_models.matmul_model(weight, activation, with_body=with_body))
+    a = np.random.default_rng(5).standard_normal((3, 100)).astype(np.float16)
+    expected = session_of(model.SerializeToString(), isa).run(None, {"data": a.astype(np.float32)})[0]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    y = session_of(model.SerializeToString(), isa).run(None, {"data": a})[0]
+    np.testing.assert_array_equal(y, expected.astype(np.float16))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -54,12 +54,12 @@ Tensor KernelContext::input(size_t index) const {
   return {static_cast<ElementType>(type), std::move(shape), data};
 }
 
-float* KernelContext::float_output(const Shape& shape) const {
+void* KernelContext::output(const Shape& shape) const {
   OrtValue* value = nullptr;
   check(KernelContextGetOutput::call(api_, context_, static_cast<size_t>(0), shape.data(), shape.size(), &value));
   void* data = nullptr;
   check(GetTensorMutableData::call(api_, value, &data));
-  return static_cast<float*>(data);
+  return data;
 }
 
 }  // namespace qxc::ort

@@ -77,7 +77,7 @@ class KernelContext {
   KernelContext(Table api, OrtKernelContext* context) : api_(api), context_(context) {}
 
   Tensor input(size_t index) const;
-  float* float_output(const Shape& shape) const;
+  void* output(const Shape& shape) const;  // of the type that the operator declares
 
   // Calls body(i) for i in 0..count-1 on the session's threads. `body` must not throw.
   template <class Body>

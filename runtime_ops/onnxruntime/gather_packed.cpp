@@ -26,7 +26,7 @@ void GatherPacked::compute(const KernelContext& context) const {
   }
   Shape shape = indices.shape;
   shape.push_back(K);
-  float* y = context.float_output(shape);
+  float* y = static_cast<float*>(context.output(shape));
   if (count == 0) return;
   context.parallel_for(
       count, [&](int64_t i) { qxc_weight_decode_row(&weight, rows[static_cast<size_t>(i)], 0, K, y + i * K); });

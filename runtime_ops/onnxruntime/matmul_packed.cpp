@@ -33,9 +33,10 @@ void MatMulPacked::compute(const KernelContext& context) const {
   const Tensor a = context.input(0);
   const qxc_weight weight = weight_inputs_.read(context, 1);
   const Tensor bias = context.input(1 + weight_inputs_.count());
-  if (a.type != kFloat || a.shape.empty() || a.shape.back() != K) {
+  const bool is_half = a.type == kFloat16;
+  if ((a.type != kFloat && !is_half) || a.shape.empty() || a.shape.back() != K) {
     throw weight_inputs_.error(kInvalidArgument, "input 'A' has shape " + to_string(a.shape) +
-                                                     " instead of float32 [..., " + std::to_string(K) + "]");
+                                                     " instead of float32 or float16 [..., " + std::to_string(K) + "]");
   }
   if (bias.type != kFloat || (bias.shape != Shape{N} && bias.shape != Shape{1})) {
     throw weight_inputs_.error(kInvalidArgument, "input 'bias' has shape " + to_string(bias.shape) +
@@ -43,13 +44,14 @@ void MatMulPacked::compute(const KernelContext& context) const {
   }
   Shape shape = a.shape;
   shape.back() = N;
-  float* y = context.float_output(shape);
+  void* y = context.output(shape);
   int64_t M = 1;
   for (size_t i = 0; i + 1 < a.shape.size(); ++i) M *= a.shape[i];
   if (M == 0) return;
 
   const int64_t bias_stride = bias.shape[0] == 1 ? 0 : 1;
-  qxc_matmul product{&kernels_, weight, activation_, QXC_FLOAT32, M, a.data, y, bias.as<float>(), bias_stride, nullptr};
+  qxc_matmul product{&kernels_,        weight,      activation_, is_half ? QXC_FLOAT16 : QXC_FLOAT32, M, a.data, y,
+                     bias.as<float>(), bias_stride, nullptr};
   size_t bytes = 0;
   if (qxc_matmul_check(&product, &bytes)) {
     throw weight_inputs_.error(kInvalidArgument, "input 'A' has shape " + to_string(a.shape) + ", which is too large");

@@ -15,6 +15,7 @@ Table g_api = nullptr;  // set once, by RegisterCustomOps; the runtime's table n
 struct Operator : OrtCustomOp {
   std::string name;
   std::vector<ElementType> inputs;
+  ElementType output;
   WeightFormat format;
   const qxc_kernels* kernels;
 };
@@ -32,17 +33,18 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
 }
 
 template <class Kernel>
-Operator make_operator(std::string name, std::vector<ElementType> inputs, WeightFormat format) {
+Operator make_operator(std::string name, std::vector<ElementType> inputs, ElementType output, WeightFormat format) {
   Operator op{};
   op.version = kApiVersion;
   op.name = std::move(name);
   op.inputs = std::move(inputs);
+  op.output = output;
   op.format = format;
   op.GetName = [](const OrtCustomOp* op) { return self(op).name.c_str(); };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU
   op.GetInputType = [](const OrtCustomOp* op, size_t i) { return static_cast<int>(self(op).inputs[i]); };
   op.GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).inputs.size(); };
-  op.GetOutputType = [](const OrtCustomOp*, size_t) { return static_cast<int>(kFloat); };
+  op.GetOutputType = [](const OrtCustomOp* op, size_t) { return static_cast<int>(self(op).output); };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   op.GetInputCharacteristic = op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };
   op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
@@ -72,12 +74,16 @@ std::vector<Operator> make_operators() {
   for (const Family& family : families) {
     for (const int bits : family.bits) {
       const std::string suffix = family.name + std::to_string(bits);
-      std::vector<ElementType> matmul{kFloat}, gather{kAny};
-      matmul.insert(matmul.end(), family.tensors.begin(), family.tensors.end());
-      matmul.push_back(kFloat);
+      const WeightFormat format{family.code, bits};
+      std::vector<ElementType> gather{kAny};
       gather.insert(gather.end(), family.tensors.begin(), family.tensors.end());
-      operators.push_back(make_operator<MatMulPacked>("MatMul" + suffix, std::move(matmul), {family.code, bits}));
-      operators.push_back(make_operator<GatherPacked>("Gather" + suffix, std::move(gather), {family.code, bits}));
+      operators.push_back(make_operator<GatherPacked>("Gather" + suffix, std::move(gather), kFloat, format));
+      for (const ElementType element : {kFloat, kFloat16}) {
+        std::vector<ElementType> matmul{element};
+        matmul.insert(matmul.end(), family.tensors.begin(), family.tensors.end());
+        matmul.push_back(kFloat);
+        operators.push_back(make_operator<MatMulPacked>("MatMul" + suffix, std::move(matmul), element, format));
+      }
     }
   }
   return operators;
