@@ -210,13 +210,13 @@ def main() -> None:
         name, activation = scheme.split("/")
         fmt = parse_format(name)
         weight_bytes = packed_bytes(fmt, N, K)
-        copies = max(2, round(WORKING_SET / weight_bytes)) if M == 1 else 2
+        copies = max(2, round(WORKING_SET / weight_bytes)) if M <= 16 else 2
         tensors = [random_tensors(fmt, N, K, rng) for _ in range(copies)]
         made = [library.product(kernels, fmt, activation, a, each, N) for each in tensors]
         products = [product for product, _ in made]
         read_bytes = min(weight_bytes, tensors[0]["packed"].nbytes)  # what lies in one piece
         for threads in arguments.threads:
-            pairs = arguments.pairs if M == 1 else 10
+            pairs = arguments.pairs if M <= 16 else 10
             seconds, reads = library.time_pairs(products, read_bytes, threads, pairs)
             reads = reads * weight_bytes / read_bytes
             kernel = float(np.median(seconds))
@@ -232,7 +232,7 @@ def main() -> None:
             if not arguments.kernels_only:
                 ours = TimedSession(packed_model(fmt, activation, N, K, tensors), threads, copies)
                 peer_name = peer_of(fmt, activation)
-                peer = peer_session(peer_name, threads, N, K, copies=copies if M > 1 or K * N < 1e6 else 8)
+                peer = peer_session(peer_name, threads, N, K, copies=copies if M > 16 or K * N < 1e6 else 8)
                 ours.seconds(a), peer.seconds(a)  # warms up
                 rounds = []
                 for _ in range(ROUNDS):

@@ -9,7 +9,7 @@ struct Integer4 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 4;
   static constexpr int kClasses = classes_of<code, kBits>();
-  static constexpr bool kDecodesFast = true;
+  static constexpr int kLinesPerFarPrefetch = 4;
 
   Integer4(const PackedWeight&, int64_t) {}
 
@@ -29,7 +29,7 @@ struct OneTable4 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
-  static constexpr bool kDecodesFast = true;
+  static constexpr int kLinesPerFarPrefetch = 4;
 
   __m512i table;  // four times over: permutes read 6 bits of an index
 
@@ -56,7 +56,7 @@ struct PerRow4 {
   static constexpr Code kCode = Code::kLut;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
-  static constexpr bool kDecodesFast = false;
+  static constexpr int kLinesPerFarPrefetch = 1;
 
   // a 128-bit lane is four rows, whose codebooks are four vectors: `vpshufb` looks up a lane's 16 entries
   __m512i row_of_four[4];

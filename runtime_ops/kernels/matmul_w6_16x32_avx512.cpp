@@ -9,7 +9,7 @@ struct Integer6 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 6;
   static constexpr int kClasses = classes_of<code, kBits>();
-  static constexpr bool kDecodesFast = false;
+  static constexpr int kLinesPerFarPrefetch = 1;
 
   Integer6(const PackedWeight&, int64_t) {}
 
