@@ -24,14 +24,14 @@ import onnx_ir as ir
 import onnxruntime
 from native import Library
 from onnx_ir.convenience import convert_attributes
+from packed_models import packed_operator, random_tensors
 from rich.console import Console
 from rich.table import Table
 
-from qxcompiler.formats import Format, parse_format
-from qxcompiler.packing import LAYOUT, packed_bytes
-from qxcompiler.packing.tile16 import BLOCK_COLUMNS, LINE_BYTES, TILE_ROWS
+from qxcompiler.formats import Format, Scheme, parse_format
+from qxcompiler.packing import packed_bytes
 from qxcompiler.runtime_ops import ops_library
-from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, VERSION, operator_name
+from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, VERSION
 
 WORKING_SET = 200e6  # bytes of weights that are read in turn
 FORMATS = (
@@ -45,23 +45,6 @@ FORMATS = (
 SCHEMES = [f"{fmt}/{activation}" for fmt in FORMATS for activation in ("a8", "a16")]
 ROUNDS, RUNS = 7, 3  # of sessions: rounds, and runs in each
 NodeOf = Callable[[ir.Value], tuple[ir.Node, list[ir.Value]]]
-
-
-def random_tensors(fmt: Format, N: int, K: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The tensors of a packed weight with random codes."""
-    tiles, per_group = -(-N // TILE_ROWS), (-(-N // TILE_ROWS), fmt.groups(K), TILE_ROWS)
-    lines = (tiles, -(-K // BLOCK_COLUMNS), fmt.bits, LINE_BYTES)
-    tensors = {"packed": rng.integers(0, 256, lines, dtype=np.uint8)}
-    if fmt.name == "mxfp4":
-        tensors["scales"] = rng.integers(110, 118, per_group, dtype=np.uint8)
-    else:
-        tensors["scales"] = (rng.standard_normal(per_group) / K).astype(np.float16)
-    if fmt.has_zero_points:
-        tensors["zero_points"] = rng.integers(0, 2**fmt.bits, per_group, dtype=np.uint8)
-    if rows := fmt.codebook_rows(N):
-        shape = (1, 1) if rows == 1 else (tiles, TILE_ROWS)
-        tensors["codebook"] = rng.integers(-127, 128, (*shape, 2**fmt.bits), dtype=np.int8)
-    return tensors
 
 
 def _initializer(name: str, array: np.ndarray) -> ir.Value:
@@ -89,13 +72,13 @@ def _model(K: int, copies: int, node_of: NodeOf) -> bytes:
 
 def packed_model(fmt: Format, activation: str, N: int, K: int, tensors: list[dict[str, np.ndarray]]) -> bytes:
     """Our operator, once for each weight."""
-    attributes = {"K": K, "N": N, "group_size": fmt.group_length(K), "layout": LAYOUT, "activation": activation}
+    operator, attributes = packed_operator(Scheme(fmt, activation), N, K)
     weights = iter(tensors)
 
     def node_of(a: ir.Value) -> tuple[ir.Node, list[ir.Value]]:
         arrays = {**next(weights), "bias": np.zeros(1, np.float32)}
         inputs = [_initializer(name, array) for name, array in arrays.items()]
-        return ir.Node(DOMAIN, operator_name(fmt, "MatMul"), [a, *inputs], convert_attributes(attributes)), inputs
+        return ir.Node(DOMAIN, operator, [a, *inputs], convert_attributes(attributes)), inputs
 
     return _model(K, len(tensors), node_of)
 

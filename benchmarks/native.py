@@ -136,3 +136,15 @@ class Library:
             ctypes.c_void_p(reads.ctypes.data),
         )
         return seconds, reads
+
+    def time_in_turn(self, products: list[MatMul], threads: int, rounds: int) -> np.ndarray:
+        """Seconds of all products, one after the other, `rounds` times over: float64 [rounds, products]."""
+        seconds = np.empty((rounds, len(products)))
+        self._library.time_in_turn(
+            (MatMul * len(products))(*products),
+            ctypes.c_int64(len(products)),
+            ctypes.c_int32(threads),
+            ctypes.c_int32(rounds),
+            ctypes.c_void_p(seconds.ctypes.data),
+        )
+        return seconds

@@ -116,3 +116,13 @@ extern "C" QXC_API void time_pairs(const qxc_matmul* products, int64_t count, si
     read_seconds[i] = (before + after) / 2;
   }
 }
+
+// Seconds of each of `count` products in turn, `rounds` times over: [rounds, count].
+extern "C" QXC_API void time_in_turn(const qxc_matmul* products, int64_t count, int32_t threads, int32_t rounds,
+                                     double* seconds) {
+  Team team(threads);
+  for (int64_t i = -count; i < rounds * count; ++i) {  // the first round warms up
+    const double product = time_product(team, products[(i + count) % count]);
+    if (i >= 0) seconds[i] = product;
+  }
+}
