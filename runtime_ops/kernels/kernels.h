@@ -42,5 +42,8 @@ void decode_row(const PackedWeight& weight, Code code, int bits, int64_t row, in
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
+const Kernels* neon_dotprod_kernels();
+const Kernels* neon_i8mm_kernels();
 
 }  // namespace qxc
