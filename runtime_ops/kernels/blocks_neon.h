@@ -92,7 +92,7 @@ struct PerTensor : Table<code, bits> {
   static constexpr int kTablesPerQuarter = 0;
   using Table<code, bits>::kEntries;
 
-  int8x16_t table;  // indices may have more bits than codes: the entries repeat
+  int8x16_t table;  // 2 bits: by the lower of two codes
   int8x16_t upper;  // 2 bits: by the upper of two codes
 
   PerTensor(const PackedWeight& weight, int64_t) {
@@ -120,10 +120,11 @@ struct PerTensor : Table<code, bits> {
     } else if constexpr (bits == 3) {
       uint8x16_t pairs[4];
       load_pairs(lines, pairs);
-      const int8x16x2_t twice = {{table, table}};
-      unrolled<4>([&](auto p) {
-        values[2 * p.value] = vqtbl1q_s8(table, vandq_u8(pairs[p.value], vdupq_n_u8(0x07)));
-        values[2 * p.value + 1] = vqtbl2q_s8(twice, vshrq_n_u8(pairs[p.value], 3));  // five bits
+      const uint8x16_t mask = vdupq_n_u8(0x07);
+      unrolled<kSteps>([&](auto step) {
+        constexpr int q = step.value;
+        const uint8x16_t codes = q % 2 ? vshrq_n_u8(pairs[q / 2], 3) : pairs[q / 2];
+        values[q] = vqtbl1q_s8(table, q == 7 ? codes : vandq_u8(codes, mask));
       });
     } else {
       unrolled<kSteps>([&](auto step) {

@@ -63,8 +63,8 @@ QXC_INLINE void multiply_block(const BlockWeights& weights, const float* const* 
 }
 
 template <class Block>
-void matmul_rows(const PackedWeight& weight, const FloatRows& a, int64_t tile, int64_t first_row, int64_t last_row,
-                 const Output& out) {
+QXC_FLATTEN void matmul_rows(const PackedWeight& weight, const FloatRows& a, int64_t tile, int64_t first_row,
+                             int64_t last_row, const Output& out) {
   const float* rows[kRowsPerPass];
   int64_t indices[kRowsPerPass];
   int64_t count = 0;

@@ -21,6 +21,7 @@ namespace qxc {
 namespace {
 
 #define QXC_INLINE inline __attribute__((always_inline))
+#define QXC_FLATTEN __attribute__((flatten))  // lambdas too
 
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int kRowsPerPass = 64;
@@ -181,7 +182,7 @@ QXC_INLINE void multiply_lines(const Block& block, const uint8_t* lines, int64_t
 
 // One row of A, in units of whole blocks.
 template <class Block, class Dot, Activation activation>
-void matmul_row(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
+QXC_FLATTEN void matmul_row(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
   constexpr int kCount = quarters_at_once<Block, Dot, activation>();
   const Block block(weight, tile);
   const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
@@ -250,8 +251,8 @@ QXC_INLINE void multiply_bytes(const Group<Block::kCode, Block::kBits>& group, c
 
 // Up to kRowsPerPass rows of A.
 template <class Block, class Dot, Activation activation>
-void matmul_rows(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
-                 const Output& out) {
+QXC_FLATTEN void matmul_rows(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row,
+                             int64_t rows, const Output& out) {
   const Block block(weight, tile);
   alignas(16) int8_t bytes[kLargestUnit * kTileRows];
   float32x4_t y[kRowsPerPass][kQuarters];
