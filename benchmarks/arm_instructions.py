@@ -3,7 +3,7 @@
 Every product runs under qemu, which logs each instruction, with one call and with two; the difference is one call:
 everything for K = 1024 inputs and N = 64 outputs but the rounding of A. A block is 32 inputs of 16 outputs.
 
-    python benchmarks/arm_instructions.py [--isas neon neon_dotprod neon_i8mm] [--rows 1]
+    python benchmarks/arm_instructions.py [--isas neon neon_dotprod neon_i8mm] [--formats int3g128 ...] [--rows 1]
 """
 
 from __future__ import annotations
@@ -37,8 +37,15 @@ def build(folder: Path) -> Path:
     for command in (
         ["cmake", "-S", source, "-B", folder, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"],
         ["cmake", "--build", folder, "--target", "qxc_kernels"],
-        ["aarch64-linux-gnu-g++", "-O2", "-static", f"-I{source / 'include'}", main, folder / "libqxc_kernels.a"]
-        + ["-o", program],
+        [
+            "aarch64-linux-gnu-g++",
+            "-static",
+            f"-I{source / 'include'}",
+            main,
+            folder / "libqxc_kernels.a",
+            "-o",
+            program,
+        ],
     ):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return program
@@ -49,8 +56,8 @@ def executed(program: Path, isa: str, fmt: str, activation: str, rows: int, repe
     code, bits, per_tensor = FORMATS[fmt]
     numbers = (code, bits, per_tensor, ACTIVATIONS.index(activation), rows, OUTPUTS, INPUTS, repeats)
     with tempfile.NamedTemporaryFile() as log:
-        options = ["-cpu", "max", "-singlestep", "-d", "exec,nochain", "-D", log.name]
-        subprocess.run(["qemu-aarch64", *options, program, isa, *map(str, numbers)], check=True)
+        emulator = ["qemu-aarch64", "-cpu", "max", "-singlestep", "-d", "exec,nochain", "-D", log.name]
+        subprocess.run([*emulator, program, isa, *map(str, numbers)], check=True)
         return sum(line.startswith(b"Trace") for line in log)
 
 

@@ -51,7 +51,7 @@ struct Integer {
   QXC_INLINE void load(const uint8_t* lines, int8x16_t* values) const {
     [[maybe_unused]] uint8x16_t pairs[4];
     if constexpr (bits == 3) load_pairs(lines, pairs);
-    unrolled<kSteps>([&](auto step) {
+    unrolled<kSteps>([&](auto step) QXC_LAMBDA {
       constexpr int q = step.value;
       uint8x16_t value;
       if constexpr (bits == 2) {
@@ -109,10 +109,10 @@ struct PerTensor : Table<code, bits> {
   template <int quarter>
   QXC_INLINE void load(const uint8_t* lines, int8x16_t* values) const {
     if constexpr (bits == 2) {
-      unrolled<2>([&](auto line) {
+      unrolled<2>([&](auto line) QXC_LAMBDA {
         const uint8x16_t z = load_line(lines, line.value);
         const uint8x16_t nibbles[2] = {vandq_u8(z, vdupq_n_u8(0x0F)), vshrq_n_u8(z, 4)};
-        unrolled<2>([&](auto i) {
+        unrolled<2>([&](auto i) QXC_LAMBDA {
           values[4 * line.value + 2 * i.value] = vqtbl1q_s8(table, nibbles[i.value]);
           values[4 * line.value + 2 * i.value + 1] = vqtbl1q_s8(upper, nibbles[i.value]);
         });
@@ -121,13 +121,13 @@ struct PerTensor : Table<code, bits> {
       uint8x16_t pairs[4];
       load_pairs(lines, pairs);
       const uint8x16_t mask = vdupq_n_u8(0x07);
-      unrolled<kSteps>([&](auto step) {
+      unrolled<kSteps>([&](auto step) QXC_LAMBDA {
         constexpr int q = step.value;
         const uint8x16_t codes = q % 2 ? vshrq_n_u8(pairs[q / 2], 3) : pairs[q / 2];
         values[q] = vqtbl1q_s8(table, q == 7 ? codes : vandq_u8(codes, mask));
       });
     } else {
-      unrolled<kSteps>([&](auto step) {
+      unrolled<kSteps>([&](auto step) QXC_LAMBDA {
         values[step.value] = vqtbl1q_s8(table, low_nibble<step.value>(load_line(lines, step.value / 2)));
       });
     }
@@ -171,7 +171,7 @@ struct PerRow : Table<Code::kLut, bits> {
     } else {
       for (int line = 0; line < bits; ++line) bytes[line] = load_line(lines, line);
     }
-    unrolled<kSteps>([&](auto step) {
+    unrolled<kSteps>([&](auto step) QXC_LAMBDA {
       constexpr int q = step.value;
       values[q] = entries<quarter>(shift<-(q % kCodes) * bits>(bytes[q / kCodes]));
     });

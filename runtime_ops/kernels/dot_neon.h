@@ -20,7 +20,8 @@ struct DotNeon {
     int8x16_t steps[kSteps];
 
     QXC_INLINE explicit Inputs(const int8_t* a) {
-      unrolled<kSteps>([&](auto q) { steps[q.value] = broadcast<q.value % 4>(vld1q_s8(a + q.value / 4 * 16)); });
+      unrolled<kSteps>([&](auto q)
+                           QXC_LAMBDA { steps[q.value] = broadcast<q.value % 4>(vld1q_s8(a + q.value / 4 * 16)); });
     }
   };
 
@@ -60,9 +61,9 @@ struct DotNeon {
 
   template <class Block>
   static QXC_INLINE void add(const int8x16_t* values, const Inputs& inputs, Sum* sums) {
-    unrolled<Block::kClasses>([&](auto c) {
+    unrolled<Block::kClasses>([&](auto c) QXC_LAMBDA {
       Chain chain;
-      unrolled<kSteps>([&](auto q) {
+      unrolled<kSteps>([&](auto q) QXC_LAMBDA {
         if constexpr (Block::class_of(q.value) == c.value) {
           chain.add(values[q.value], inputs.steps[q.value], longest_chain<Block>(c.value), sums[c.value]);
         }
@@ -76,7 +77,8 @@ struct DotNeon {
   // Bytes of a unit: [steps, 4 quarters, 16].
   template <int steps>
   static QXC_INLINE void store(const int8x16_t* values, int quarter, int8_t* to) {
-    unrolled<steps>([&](auto q) { vst1q_s8(to + (q.value * kQuarters + quarter) * kQuarterBytes, values[q.value]); });
+    unrolled<steps>(
+        [&](auto q) QXC_LAMBDA { vst1q_s8(to + (q.value * kQuarters + quarter) * kQuarterBytes, values[q.value]); });
   }
 
   template <class Block, int rows>
@@ -85,14 +87,14 @@ struct DotNeon {
     Sum sums[rows][kQuarters] = {};
     for (int64_t k = 0; k < columns; k += 16) {
       int8x16_t inputs[rows][kHalfSteps];
-      unrolled<rows * kHalfSteps>([&](auto i) {
+      unrolled<rows * kHalfSteps>([&](auto i) QXC_LAMBDA {
         constexpr int m = i.value / kHalfSteps, q = i.value % kHalfSteps;
         inputs[m][q] = broadcast<q>(vld1q_s8(a + m * stride + k));
       });
-      unrolled<kQuarters>([&](auto quarter) {
-        unrolled<rows>([&](auto m) {
+      unrolled<kQuarters>([&](auto quarter) QXC_LAMBDA {
+        unrolled<rows>([&](auto m) QXC_LAMBDA {
           Chain chain;
-          unrolled<kHalfSteps>([&](auto q) {
+          unrolled<kHalfSteps>([&](auto q) QXC_LAMBDA {
             const int8x16_t values = vld1q_s8(bytes + k * kTileRows + q.value * kLineBytes + quarter.value * 16);
             // one step's class is as good as another's: they have been shifted back
             chain.add(values, inputs[m.value][q.value], longest_chain<Block>(0), sums[m.value][quarter.value]);
@@ -101,7 +103,7 @@ struct DotNeon {
         });
       });
     }
-    unrolled<rows * kQuarters>([&](auto i) {
+    unrolled<rows * kQuarters>([&](auto i) QXC_LAMBDA {
       constexpr int m = i.value / kQuarters, quarter = i.value % kQuarters;
       totals[m][quarter] = vaddq_s32(totals[m][quarter], total(sums[m][quarter]));
     });

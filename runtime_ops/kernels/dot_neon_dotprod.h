@@ -21,7 +21,7 @@ struct DotProduct {
 
   template <class Block>
   static QXC_INLINE void add(const int8x16_t* values, const Inputs& inputs, Sum* sums) {
-    unrolled<kSteps>([&](auto q) {
+    unrolled<kSteps>([&](auto q) QXC_LAMBDA {
       Sum& sum = sums[Block::class_of(q.value)];
       sum = vdotq_laneq_s32(sum, values[q.value], inputs.halves[q.value / 4], q.value % 4);
     });
@@ -32,7 +32,8 @@ struct DotProduct {
   // Bytes of a unit: [steps, 4 quarters, 16].
   template <int steps>
   static QXC_INLINE void store(const int8x16_t* values, int quarter, int8_t* to) {
-    unrolled<steps>([&](auto q) { vst1q_s8(to + (q.value * kQuarters + quarter) * kQuarterBytes, values[q.value]); });
+    unrolled<steps>(
+        [&](auto q) QXC_LAMBDA { vst1q_s8(to + (q.value * kQuarters + quarter) * kQuarterBytes, values[q.value]); });
   }
 
   template <class Block, int rows>
@@ -40,11 +41,11 @@ struct DotProduct {
                                   int32x4_t (*totals)[kQuarters]) {
     for (int64_t k = 0; k < columns; k += 16) {
       int8x16_t inputs[rows];
-      unrolled<rows>([&](auto m) { inputs[m.value] = vld1q_s8(a + m.value * stride + k); });
-      unrolled<kHalfSteps * kQuarters>([&](auto i) {
+      unrolled<rows>([&](auto m) QXC_LAMBDA { inputs[m.value] = vld1q_s8(a + m.value * stride + k); });
+      unrolled<kHalfSteps * kQuarters>([&](auto i) QXC_LAMBDA {
         constexpr int q = i.value / kQuarters, quarter = i.value % kQuarters;
         const int8x16_t values = vld1q_s8(bytes + k * kTileRows + i.value * kQuarterBytes);
-        unrolled<rows>([&](auto m) {
+        unrolled<rows>([&](auto m) QXC_LAMBDA {
           int32x4_t& sum = totals[m.value][quarter];
           sum = vdotq_laneq_s32(sum, values, inputs[m.value], q);
         });

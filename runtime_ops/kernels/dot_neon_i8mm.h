@@ -11,7 +11,7 @@ struct DotMatrix : DotProduct {
   // Bytes of a unit: [steps / 2, 8 pairs of rows, 2 rows, 8 inputs].
   template <int steps>
   static QXC_INLINE void store(const int8x16_t* values, int quarter, int8_t* to) {
-    unrolled<steps / 2>([&](auto i) {
+    unrolled<steps / 2>([&](auto i) QXC_LAMBDA {
       const int32x4_t first = vreinterpretq_s32_s8(values[2 * i.value]);
       const int32x4_t second = vreinterpretq_s32_s8(values[2 * i.value + 1]);
       int8_t* pairs = to + (i.value * kQuarters + quarter) * 2 * kQuarterBytes;
@@ -28,19 +28,19 @@ struct DotMatrix : DotProduct {
     int32x4_t sums[kPairs][kWeightPairs] = {};
     for (int64_t k = 0; k < columns; k += 8) {
       int8x16_t inputs[kPairs];
-      unrolled<kPairs>([&](auto p) {
+      unrolled<kPairs>([&](auto p) QXC_LAMBDA {
         const int8_t* first = a + 2 * p.value * stride + k;
         inputs[p.value] = vcombine_s8(vld1_s8(first), vld1_s8(rows == 1 ? first : first + stride));
       });
-      unrolled<kWeightPairs>([&](auto w) {
+      unrolled<kWeightPairs>([&](auto w) QXC_LAMBDA {
         const int8x16_t values = vld1q_s8(bytes + k * kTileRows + w.value * kQuarterBytes);
-        unrolled<kPairs>([&](auto p) {
+        unrolled<kPairs>([&](auto p) QXC_LAMBDA {
           int32x4_t& sum = sums[p.value][w.value];
           sum = vmmlaq_s32(sum, inputs[p.value], values);
         });
       });
     }
-    unrolled<rows * kQuarters>([&](auto i) {
+    unrolled<rows * kQuarters>([&](auto i) QXC_LAMBDA {
       constexpr int m = i.value / kQuarters, quarter = i.value % kQuarters;
       const int64x2_t first = vreinterpretq_s64_s32(sums[m / 2][2 * quarter]);
       const int64x2_t second = vreinterpretq_s64_s32(sums[m / 2][2 * quarter + 1]);

@@ -18,7 +18,7 @@ QXC_INLINE void decode_step(int8x16_t bytes, const Group<Block::kCode, Block::kB
   const int16x8_t low = vmovl_s8(vget_low_s8(by_input)), high = vmovl_high_s8(by_input);
   const int32x4_t inputs[4] = {vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)),
                                vmovl_high_s16(high)};
-  unrolled<4>([&](auto j) {
+  unrolled<4>([&](auto j) QXC_LAMBDA {
     float32x4_t value = vcvtq_f32_s32(inputs[j.value]);
     if constexpr (Block::kCode == Code::kUInt) value = vsubq_f32(value, group.zeros[quarter]);
     weights[j.value][quarter] = vmulq_f32(value, group.scales[quarter]);
@@ -33,12 +33,13 @@ QXC_INLINE void decode_block(const Block& block, const PackedWeight& weight, int
   // a group is 16 columns or whole blocks; the second half may lie beyond the last
   const BlockGroup groups[2] = {{weight, tile, column},
                                 {weight, tile, smaller(column + kBlockColumns / 2, weight.columns - 1)}};
-  unrolled<kQuarters>([&](auto quarter) {
+  unrolled<kQuarters>([&](auto quarter) QXC_LAMBDA {
     constexpr int r = quarter.value;
     int8x16_t values[kSteps];
     load_bytes<Block, r>(block, lines, values);
-    unrolled<kSteps>(
-        [&](auto q) { decode_step<Block, r>(values[q.value], groups[q.value / kHalfSteps], weights + 4 * q.value); });
+    unrolled<kSteps>([&](auto q) QXC_LAMBDA {
+      decode_step<Block, r>(values[q.value], groups[q.value / kHalfSteps], weights + 4 * q.value);
+    });
   });
 }
 
@@ -48,23 +49,23 @@ QXC_INLINE void multiply_block(const BlockWeights& weights, const float* const* 
                                float32x4_t (*y)[kQuarters]) {
   float32x4_t sums[count][kQuarters] = {};
   for (int64_t k = 0; k < columns; ++k) {
-    unrolled<kQuarters>([&](auto quarter) {
+    unrolled<kQuarters>([&](auto quarter) QXC_LAMBDA {
       const float32x4_t values = weights[k][quarter.value];
-      unrolled<count>([&](auto m) {
+      unrolled<count>([&](auto m) QXC_LAMBDA {
         float32x4_t& sum = sums[m.value][quarter.value];
         sum = vfmaq_n_f32(sum, values, rows[m.value][column + k]);
       });
     });
   }
-  unrolled<count * kQuarters>([&](auto i) {
+  unrolled<count * kQuarters>([&](auto i) QXC_LAMBDA {
     constexpr int m = i.value / kQuarters, quarter = i.value % kQuarters;
     y[m][quarter] = vaddq_f32(y[m][quarter], sums[m][quarter]);
   });
 }
 
 template <class Block>
-QXC_FLATTEN void matmul_rows(const PackedWeight& weight, const FloatRows& a, int64_t tile, int64_t first_row,
-                             int64_t last_row, const Output& out) {
+void matmul_rows(const PackedWeight& weight, const FloatRows& a, int64_t tile, int64_t first_row, int64_t last_row,
+                 const Output& out) {
   const float* rows[kRowsPerPass];
   int64_t indices[kRowsPerPass];
   int64_t count = 0;

@@ -21,7 +21,7 @@ namespace qxc {
 namespace {
 
 #define QXC_INLINE inline __attribute__((always_inline))
-#define QXC_FLATTEN __attribute__((flatten))  // lambdas too
+#define QXC_LAMBDA __attribute__((always_inline))
 
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int kRowsPerPass = 64;
@@ -51,7 +51,7 @@ struct Group {
     if constexpr (code == Code::kMx) {
       load_exponents(vld1q_u8(weight.exponents + at));
     } else {
-      unrolled<kQuarters>([&](auto q) {
+      unrolled<kQuarters>([&](auto q) QXC_LAMBDA {
         const uint16x4_t halves = vld1_u16(weight.scales + at + q.value * kQuarterRows);
         scales[q.value] = vcvt_f32_f16(vreinterpret_f16_u16(halves));
       });
@@ -78,7 +78,8 @@ struct Group {
     const uint16x8_t high = vaddw_u8(vshll_n_u8(vget_high_u8(exponents), 7), vget_high_u8(fraction));
     const uint32x4_t powers[kQuarters] = {vshll_n_u16(vget_low_u16(low), 16), vshll_n_u16(vget_high_u16(low), 16),
                                           vshll_n_u16(vget_low_u16(high), 16), vshll_n_u16(vget_high_u16(high), 16)};
-    unrolled<kQuarters>([&](auto q) { scales[q.value] = vmulq_n_f32(vreinterpretq_f32_u32(powers[q.value]), 0.5f); });
+    unrolled<kQuarters>(
+        [&](auto q) QXC_LAMBDA { scales[q.value] = vmulq_n_f32(vreinterpretq_f32_u32(powers[q.value]), 0.5f); });
   }
 };
 
@@ -89,7 +90,7 @@ QXC_INLINE void add_unit(const Group<Block::kCode, Block::kBits>& group, const Q
   int32_t sum = a.high_sums[at];
   if constexpr (activation == Activation::kA16) sum = 256 * sum + a.low_sums[at];
   const int32x4_t offset = vdupq_n_s32(Block::kOffset * sum);
-  unrolled<kQuarters>([&](auto q) {
+  unrolled<kQuarters>([&](auto q) QXC_LAMBDA {
     float32x4_t product = vcvtq_f32_s32(Block::kOffset ? vsubq_s32(totals[q.value], offset) : totals[q.value]);
     if constexpr (activation == Activation::kA16) product = vmulq_n_f32(product, a.scales[at]);
     if constexpr (Block::kCode == Code::kUInt) product = vfmsq_n_f32(product, group.zeros[q.value], a.sums[at]);
@@ -104,11 +105,11 @@ QXC_INLINE void write(const float32x4_t* y, float row_scale, const PackedWeight&
   if (weight.rows - n < kTileRows) {
     float values[kTileRows];
     unrolled<kQuarters>(
-        [&](auto q) { vst1q_f32(values + q.value * kQuarterRows, vmulq_n_f32(y[q.value], row_scale)); });
+        [&](auto q) QXC_LAMBDA { vst1q_f32(values + q.value * kQuarterRows, vmulq_n_f32(y[q.value], row_scale)); });
     for (int64_t r = 0; r < weight.rows - n; ++r) store_output(out, row, n + r, values[r]);
     return;
   }
-  unrolled<kQuarters>([&](auto q) {
+  unrolled<kQuarters>([&](auto q) QXC_LAMBDA {
     const int64_t column = n + q.value * kQuarterRows;
     const float32x4_t bias = out.bias_stride ? vld1q_f32(out.bias + column) : vdupq_n_f32(out.bias[0]);
     const float32x4_t value = vaddq_f32(vmulq_n_f32(y[q.value], row_scale), bias);
@@ -138,8 +139,9 @@ QXC_INLINE void prefetch(const uint8_t* lines) {
 template <class Block, class Dot>
 QXC_INLINE int32x4_t total_of(const typename Dot::Sum* sums) {
   int32x4_t total = Dot::total(sums[0]);
-  unrolled<Block::kClasses - 1>(
-      [&](auto c) { total = vsraq_n_s32(total, Dot::total(sums[c.value + 1]), (c.value + 1) * Block::kBits); });
+  unrolled<Block::kClasses - 1>([&](auto c) QXC_LAMBDA {
+    total = vsraq_n_s32(total, Dot::total(sums[c.value + 1]), (c.value + 1) * Block::kBits);
+  });
   return total;
 }
 
@@ -163,7 +165,7 @@ QXC_INLINE void multiply_lines(const Block& block, const uint8_t* lines, int64_t
     if constexpr (first == 0) prefetch<Block::kBits>(lines);
     const typename Dot::Inputs high_inputs(a.high + column);
     [[maybe_unused]] const typename Dot::Inputs low_inputs((kA16 ? a.low : a.high) + column);
-    unrolled<kCount>([&](auto q) {
+    unrolled<kCount>([&](auto q) QXC_LAMBDA {
       constexpr int kQuarter = first + q.value;
       int8x16_t values[kSteps];
       block.template load<kQuarter>(lines + kQuarter * kQuarterBytes, values);
@@ -173,7 +175,7 @@ QXC_INLINE void multiply_lines(const Block& block, const uint8_t* lines, int64_t
     lines += Block::kBits * kLineBytes;
     column += kBlockColumns;
   }
-  unrolled<kCount>([&](auto q) {
+  unrolled<kCount>([&](auto q) QXC_LAMBDA {
     int32x4_t total = total_of<Block, Dot>(high_sums[q.value]);
     if constexpr (kA16) total = vaddq_s32(vshlq_n_s32(total, 8), total_of<Block, Dot>(low_sums[q.value]));
     totals[first + q.value] = total;
@@ -182,7 +184,7 @@ QXC_INLINE void multiply_lines(const Block& block, const uint8_t* lines, int64_t
 
 // One row of A, in units of whole blocks.
 template <class Block, class Dot, Activation activation>
-QXC_FLATTEN void matmul_row(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
+void matmul_row(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
   constexpr int kCount = quarters_at_once<Block, Dot, activation>();
   const Block block(weight, tile);
   const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
@@ -190,7 +192,7 @@ QXC_FLATTEN void matmul_row(const PackedWeight& weight, const QuantizedRows& a, 
   for (int64_t unit = 0, column = 0; unit < a.units; ++unit, column += a.unit) {
     const int64_t blocks = smaller(a.unit, a.columns - column) / kBlockColumns;
     int32x4_t totals[kQuarters];
-    unrolled<kQuarters / kCount>([&](auto pass) {
+    unrolled<kQuarters / kCount>([&](auto pass) QXC_LAMBDA {
       multiply_lines<Block, Dot, activation, pass.value * kCount>(block, lines, blocks, a, column, totals);
     });
     add_unit<Block, activation>({weight, tile, column}, a, unit, totals, y);
@@ -203,7 +205,7 @@ QXC_FLATTEN void matmul_row(const PackedWeight& weight, const QuantizedRows& a, 
 template <class Block, int quarter>
 QXC_INLINE void load_bytes(const Block& block, const uint8_t* lines, int8x16_t* values) {
   block.template load<quarter>(lines + quarter * kQuarterBytes, values);
-  unrolled<kSteps>([&](auto step) {
+  unrolled<kSteps>([&](auto step) QXC_LAMBDA {
     constexpr int kShift = Block::class_of(step.value) * Block::kBits;
     if constexpr (kShift > 0) values[step.value] = vshrq_n_s8(values[step.value], kShift);
   });
@@ -217,7 +219,7 @@ QXC_INLINE void decode_unit(const Block& block, const PackedWeight& weight, int6
       weight.packed + (tile * weight.blocks + first_column / kBlockColumns) * Block::kBits * kLineBytes;
   for (int64_t column = 0; column < columns; column += kBlockColumns) {
     prefetch<Block::kBits>(lines);
-    unrolled<kQuarters>([&](auto q) {
+    unrolled<kQuarters>([&](auto q) QXC_LAMBDA {
       int8x16_t values[kSteps];
       load_bytes<Block, q.value>(block, lines, values);
       int8_t* to = bytes + column * kTileRows;
@@ -238,21 +240,21 @@ QXC_INLINE void multiply_bytes(const Group<Block::kCode, Block::kBits>& group, c
   int32x4_t totals[rows][kQuarters] = {};
   Dot::template multiply<Block, rows>(bytes, a.high + from, a.columns, columns, totals);
   if constexpr (activation == Activation::kA16) {
-    unrolled<rows * kQuarters>([&](auto i) {
+    unrolled<rows * kQuarters>([&](auto i) QXC_LAMBDA {
       int32x4_t& total = totals[i.value / kQuarters][i.value % kQuarters];
       total = vshlq_n_s32(total, 8);
     });
     Dot::template multiply<Block, rows>(bytes, a.low + from, a.columns, columns, totals);
   }
-  unrolled<rows>([&](auto m) {
+  unrolled<rows>([&](auto m) QXC_LAMBDA {
     add_unit<Block, activation>(group, a, (row + m.value) * a.units + unit, totals[m.value], y[m.value]);
   });
 }
 
 // Up to kRowsPerPass rows of A.
 template <class Block, class Dot, Activation activation>
-QXC_FLATTEN void matmul_rows(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row,
-                             int64_t rows, const Output& out) {
+void matmul_rows(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
+                 const Output& out) {
   const Block block(weight, tile);
   alignas(16) int8_t bytes[kLargestUnit * kTileRows];
   float32x4_t y[kRowsPerPass][kQuarters];
@@ -263,7 +265,7 @@ QXC_FLATTEN void matmul_rows(const PackedWeight& weight, const QuantizedRows& a,
     const Group<Block::kCode, Block::kBits> group(weight, tile, first_column);
     decode_unit<Block, Dot>(block, weight, tile, first_column, columns, bytes);
     int64_t m = 0;
-    const auto multiply = [&](auto count) {
+    const auto multiply = [&](auto count) QXC_LAMBDA {
       multiply_bytes<Block, Dot, activation, count.value>(group, a, first_row + m, unit, columns, bytes, y + m);
       m += count.value;
     };
