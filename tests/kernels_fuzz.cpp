@@ -1,5 +1,5 @@
-// Runs the kernels of every instruction set of this processor on random shapes, beside a plain computation. Every
-// buffer starts at an odd address and ends right before a page that must not be touched.
+// Runs the kernels of every instruction set of this processor on random shapes, beside a plain computation and beside
+// each other. Every buffer starts at an odd address and ends right before a page that must not be touched.
 //
 //     kernels_fuzz TRIALS SEED
 #include <sys/mman.h>
@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -57,12 +58,21 @@ class Guarded {
 
 // Written apart from the library's: by the definition of float16.
 double half_value(uint16_t half) {
-  const int exponent = half >> 10 & 31;
-  const double mantissa = exponent ? 1024 + (half & 1023) : half & 1023;
-  return (half & 0x8000 ? -1 : 1) * std::ldexp(mantissa, std::max(exponent, 1) - 25);
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const double sign = half & 0x8000 ? -1 : 1;
+  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
+  return sign * std::ldexp(exponent ? 1024 + fraction : fraction, std::max(exponent, 1) - 25);
 }
 
+enum class Kind {
+  kPlain,
+  kExtreme,    // the largest integers that there are, all of one sign: they overflow what is too narrow
+  kNotFinite,  // A holds NaN or infinity
+};
+
 struct Trial {
+  Kind kind;
+  bool unit_scales;  // sums of integers stay integers, and must come out the same everywhere
   qxc_weight weight;
   qxc_activation activation;
   qxc_element element;
@@ -71,12 +81,16 @@ struct Trial {
 
 Trial draw_trial() {
   Trial trial{};
+  const Kind kinds[] = {Kind::kExtreme, Kind::kNotFinite};
+  const int64_t kind = uniform(0, 7);
+  trial.kind = kind < 2 ? kinds[kind] : Kind::kPlain;
+  trial.unit_scales = uniform(0, 1) != 0;
   qxc_weight& weight = trial.weight;
   weight.code = static_cast<qxc_code>(uniform(0, 3));
   const int widths[] = {2, 3, 4, 5, 6, 8};
   weight.bits = weight.code == QXC_MXFP4 ? 4 : widths[uniform(0, weight.code == QXC_LUT ? 2 : 5)];
   weight.rows = uniform(1, 100);
-  weight.columns = uniform(1, 700);
+  weight.columns = uniform(0, 3) ? uniform(1, 700) : uniform(1, 128);
   const int64_t sizes[] = {16, 32, 64, 128, 256, weight.columns};
   weight.group_size = weight.code == QXC_MXFP4 ? 32 : sizes[uniform(0, 5)];
   weight.codebook_per_tensor = uniform(0, 1) != 0;
@@ -86,90 +100,174 @@ Trial draw_trial() {
   return trial;
 }
 
-double largest(const std::vector<double>& values, int64_t first, int64_t last) {
-  double magnitude = 0;
-  for (int64_t k = first; k < last; ++k) magnitude = std::max(magnitude, std::fabs(values[static_cast<size_t>(k)]));
-  return magnitude;
-}
+// A trial's weight, A and bias.
+struct Tensors {
+  qxc_weight weight;
+  bool is_half;
+  int64_t M;
+  std::unique_ptr<Guarded> packed, scales, zero_points, codebook, a, bias;
 
-// How far Y may be from the product with the decoded weights: what rounding A loses, and float's own errors.
-double bound(const Trial& t, const std::vector<double>& a, const std::vector<float>& w) {
-  const int64_t K = t.weight.columns;
-  double bound = 0, magnitude = 0;
-  for (int64_t k = 0; k < K; ++k) {
-    const double weight = std::fabs(w[static_cast<size_t>(k)]);
-    magnitude += weight * std::fabs(a[static_cast<size_t>(k)]);
-    // a8 rounds to half a step; a16 within its unit of at most 128 to at most a step
-    if (t.activation == QXC_A8) bound += weight * largest(a, 0, K) / 127 * 0.5001;
-    if (t.activation == QXC_A16) bound += weight * largest(a, k / 128 * 128, std::min(K, k / 128 * 128 + 128)) / 32512;
+  explicit Tensors(const Trial& t) : weight(t.weight), is_half(t.element == QXC_FLOAT16), M(t.M) {
+    qxc_weight_bytes bytes;
+    if (qxc_weight_check(&weight, &bytes)) std::exit(3);
+    const bool is_extreme = t.kind == Kind::kExtreme;
+    const int64_t same = uniform(0, 1) * 255;
+    const auto byte = [&] { return is_extreme ? same : uniform(0, 255); };
+    packed = std::make_unique<Guarded>(bytes.packed);
+    packed->fill<uint8_t>(byte);
+    zero_points = std::make_unique<Guarded>(bytes.zero_points);
+    zero_points->fill<uint8_t>(byte);
+    codebook = std::make_unique<Guarded>(bytes.codebook);
+    codebook->fill<uint8_t>([&] { return is_extreme ? 128 : uniform(0, 255); });
+    scales = std::make_unique<Guarded>(bytes.scales);
+    if (weight.code == QXC_MXFP4) {
+      scales->fill<uint8_t>([&] { return t.unit_scales ? 127 : uniform(120, 128); });
+    } else {
+      scales->fill<uint16_t>([&] { return t.unit_scales ? 0x3C00 : uniform(0x2000, 0x3FFF); });  // 2^-7 to 2
+    }
+    const size_t count = static_cast<size_t>(M * weight.columns);
+    a = std::make_unique<Guarded>(count * (is_half ? 2 : 4));
+    std::normal_distribution<float> normal;
+    if (is_half) {
+      const int64_t sign = uniform(0, 1) << 15;
+      a->fill<uint16_t>([&] {
+        return is_extreme ? 0x3C00 | sign : uniform(0x2C00, 0x3FFF) | uniform(0, 1) << 15;  // 2^-4 to 2
+      });
+    } else {
+      const float same_a = uniform(0, 1) ? 1.0f : -1.0f;
+      a->fill<float>([&] { return is_extreme ? same_a : normal(g_random); });
+    }
+    if (t.kind == Kind::kNotFinite) {
+      const size_t at = static_cast<size_t>(uniform(0, static_cast<int64_t>(count) - 1));
+      const bool nan = uniform(0, 1) != 0;
+      if (is_half) {
+        a->as<uint16_t>()[at] = nan ? 0x7E00 : 0xFC00;
+      } else {
+        a->as<float>()[at] = nan ? NAN : -INFINITY;
+      }
+    }
+    bias = std::make_unique<Guarded>(static_cast<size_t>(weight.rows) * 4);
+    bias->fill<float>([&] { return normal(g_random); });
+    weight.packed = packed->as<void>();
+    weight.scales = scales->as<void>();
+    weight.zero_points = zero_points->as<void>();
+    weight.codebook = codebook->as<void>();
   }
-  return bound + magnitude * 3e-6;
-}
 
-// Largest |y - reference| over what is allowed.
-double worst_error(Trial t, const qxc_kernels* kernels) {
-  qxc_weight& weight = t.weight;
-  const int64_t M = t.M, N = weight.rows, K = weight.columns;
-  qxc_weight_bytes bytes;
-  if (qxc_weight_check(&weight, &bytes)) std::exit(3);
-  Guarded packed(bytes.packed), scales(bytes.scales), zero_points(bytes.zero_points), codebook(bytes.codebook);
-  const auto any_byte = [] { return uniform(0, 255); };
-  packed.fill<uint8_t>(any_byte);
-  zero_points.fill<uint8_t>(any_byte);
-  codebook.fill<uint8_t>(any_byte);
-  if (weight.code == QXC_MXFP4) {
-    scales.fill<uint8_t>([] { return uniform(120, 128); });
-  } else {
-    scales.fill<uint16_t>([] { return uniform(0x2000, 0x3FFF); });  // 2^-7 to 2
+  double element(int64_t m, int64_t k) const {
+    const int64_t at = m * weight.columns + k;
+    return is_half ? half_value(a->as<uint16_t>()[at]) : a->as<float>()[at];
   }
-  weight.packed = packed.as<void>();
-  weight.scales = scales.as<void>();
-  weight.zero_points = zero_points.as<void>();
-  weight.codebook = codebook.as<void>();
+};
 
-  const bool is_half = t.element == QXC_FLOAT16;
-  const size_t element_bytes = is_half ? 2 : 4;
-  Guarded a(static_cast<size_t>(M * K) * element_bytes), y(static_cast<size_t>(M * N) * element_bytes);
-  Guarded bias(static_cast<size_t>(N) * 4);
-  std::normal_distribution<float> normal;
-  if (is_half) {
-    a.fill<uint16_t>([] { return uniform(0x2C00, 0x3FFF) | uniform(0, 1) << 15; });  // 2^-4 to 2, of either sign
-  } else {
-    a.fill<float>([&] { return normal(g_random); });
-  }
-  bias.fill<float>([&] { return normal(g_random); });
-  qxc_matmul product{kernels,      weight,       t.activation,     t.element, M,
-                     a.as<void>(), y.as<void>(), bias.as<float>(), 1,         nullptr};
+// Numbers beyond float16 are as good as infinite.
+double held(double value, bool is_half) { return is_half ? std::clamp(value, -65536.0, 65536.0) : value; }
+
+// Y, by the kernels of one instruction set.
+std::vector<double> product(const Trial& t, const Tensors& tensors, const qxc_kernels* kernels) {
+  const int64_t N = t.weight.rows;
+  const Guarded y(static_cast<size_t>(t.M * N) * (tensors.is_half ? 2 : 4));
+  qxc_matmul product{kernels,
+                     tensors.weight,
+                     t.activation,
+                     t.element,
+                     t.M,
+                     tensors.a->as<void>(),
+                     y.as<void>(),
+                     tensors.bias->as<float>(),
+                     1,
+                     nullptr};
   size_t workspace_bytes = 0;
   if (qxc_matmul_check(&product, &workspace_bytes)) std::exit(3);
   const Guarded workspace(workspace_bytes, QXC_ALIGNMENT);
   product.workspace = workspace.as<void>();
-  qxc_matmul_prepare(&product, 0, M);
+  qxc_matmul_prepare(&product, 0, t.M);
   const int64_t tiles = qxc_matmul_tiles(&product);
   for (int64_t tile = 0; tile < tiles;) {
     const int64_t end = std::min(tile + uniform(1, 3), tiles);
     qxc_matmul_compute(&product, tile, end);
     tile = end;
   }
+  std::vector<double> values(static_cast<size_t>(t.M * N));
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = held(tensors.is_half ? half_value(y.as<uint16_t>()[i]) : y.as<float>()[i], tensors.is_half);
+  }
+  return values;
+}
 
-  double worst = 0;
-  std::vector<float> decoded(static_cast<size_t>(K));
-  std::vector<double> row(static_cast<size_t>(K));
-  for (int64_t m = 0; m < M; ++m) {
+double largest(const std::vector<double>& values, int64_t first, int64_t last) {
+  double magnitude = 0;
+  for (int64_t k = first; k < last; ++k) magnitude = std::max(magnitude, std::fabs(values[static_cast<size_t>(k)]));
+  return magnitude;
+}
+
+// One number of Y as it should be.
+struct Expected {
+  int64_t at;        // in Y
+  double value;      // of the product with the decoded weights
+  double magnitude;  // sum of the magnitudes of what is added up
+  double bound;      // how far Y may be from it: what rounding A loses, and float's own errors
+};
+
+std::vector<Expected> expected_product(const Trial& t, const Tensors& tensors) {
+  const int64_t N = t.weight.rows, K = t.weight.columns;
+  std::vector<Expected> all;
+  std::vector<float> w(static_cast<size_t>(K));
+  std::vector<double> a(static_cast<size_t>(K)), lost(static_cast<size_t>(K));
+  for (int64_t m = 0; m < t.M; ++m) {
+    if (m == 4) m = std::max<int64_t>(m, t.M - 4);  // the first rows and the last
+    for (size_t k = 0; k < a.size(); ++k) a[k] = tensors.element(m, static_cast<int64_t>(k));
     for (int64_t k = 0; k < K; ++k) {
-      row[static_cast<size_t>(k)] = is_half ? half_value(a.as<uint16_t>()[m * K + k]) : a.as<float>()[m * K + k];
+      // a8 rounds to half a step; a16 within its unit of at most 128 to at most a step
+      const int64_t unit = k / 128 * 128;
+      lost[static_cast<size_t>(k)] = t.activation == QXC_A8    ? largest(a, 0, K) / 127 * 0.5001
+                                     : t.activation == QXC_A16 ? largest(a, unit, std::min(K, unit + 128)) / 32512
+                                                               : 0;
     }
     for (int64_t n = 0; n < N; ++n) {
-      qxc_weight_decode_row(&weight, n, 0, K, decoded.data());
-      double sum = bias.as<float>()[n];
-      for (size_t k = 0; k < decoded.size(); ++k) sum += row[k] * decoded[k];
-      const double value = is_half ? half_value(y.as<uint16_t>()[m * N + n]) : y.as<float>()[m * N + n];
-      const double of_element = is_half ? std::fabs(sum) / 2048 + 0x1p-25 : 0;
-      worst = std::max(worst, std::fabs(value - sum) / (bound(t, row, decoded) + 1e-6 + of_element));
+      qxc_weight_decode_row(&tensors.weight, n, 0, K, w.data());
+      const double bias = tensors.bias->as<float>()[n];
+      double sum = bias, magnitude = std::fabs(bias), rounding = 0;
+      for (size_t k = 0; k < w.size(); ++k) {
+        sum += a[k] * w[k];
+        magnitude += std::fabs(a[k] * w[k]);
+        rounding += lost[k] * std::fabs(w[k]);
+      }
+      const double of_element = tensors.is_half ? std::fabs(sum) / 2048 + 0x1p-25 : 0;
+      all.push_back(
+          {m * N + n, held(sum, tensors.is_half), magnitude, rounding + magnitude * 3e-6 + 1e-6 + of_element});
     }
-    if (m == 3) m = std::max<int64_t>(m, M - 5);  // the first rows and the last
   }
-  return worst;
+  return all;
+}
+
+bool is_near(double value, double expected, double bound) {
+  if (!std::isfinite(expected) || !std::isfinite(bound)) {
+    return std::isnan(expected) ? std::isnan(value) : value == expected;
+  }
+  return std::fabs(value - expected) <= bound;
+}
+
+// Whether no number that is added up is ever rounded, so that no order of additions matters.
+bool is_exact(const Trial& t) {
+  if (!t.unit_scales || t.kind == Kind::kNotFinite) return false;
+  if (t.activation == QXC_A8) return true;
+  const bool one_unit = t.weight.columns <= std::min<int64_t>(t.weight.group_size, 128);
+  return t.activation == QXC_A16 && t.weight.rows >= 64 && t.weight.code != QXC_UINT && one_unit;
+}
+
+// What is wrong with Y; null where nothing is. `portable` is another instruction set's, which may differ by the order
+// in which floats are added up only.
+const char* fault(const Trial& t, const std::vector<Expected>& expected, const std::vector<double>& y,
+                  const std::vector<double>& portable) {
+  for (const Expected& e : expected) {
+    const size_t at = static_cast<size_t>(e.at);
+    if (!is_near(y[at], e.value, e.bound)) return "far from the product";
+    const double of_element = t.element == QXC_FLOAT16 ? std::fabs(e.value) / 1024 + 0x1p-24 : 0;
+    const double bound = is_exact(t) ? 0 : 1e-6 * e.magnitude + of_element;
+    if (!is_near(y[at], portable[at], bound)) return "not what portable kernels give";
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -178,23 +276,30 @@ int main(int argc, char** argv) {
   if (argc != 3) return 2;
   const int64_t trials = std::atoll(argv[1]);
   g_random.seed(static_cast<uint64_t>(std::atoll(argv[2])));
+  std::vector<const qxc_kernels*> all;
   for (const char* name : {"portable", "avx2", "avx_vnni", "avx512", "neon", "neon_dotprod", "neon_i8mm"}) {
-    const qxc_kernels* kernels = qxc_kernels_for(name);
-    if (!kernels) continue;
-    for (int64_t i = 0; i < trials; ++i) {
-      const Trial t = draw_trial();
-      const double error = worst_error(t, kernels);
-      if (!(error <= 1)) {
-        const qxc_weight& w = t.weight;
-        std::printf(
-            "%s: code %d bits %d activation %d element %d M %ld N %ld K %ld group %ld per_tensor %d: %g times the "
-            "bound\n",
-            name, w.code, w.bits, t.activation, t.element, static_cast<long>(t.M), static_cast<long>(w.rows),
-            static_cast<long>(w.columns), static_cast<long>(w.group_size), w.codebook_per_tensor, error);
-        return 1;
-      }
+    if (const qxc_kernels* kernels = qxc_kernels_for(name)) all.push_back(kernels);
+  }
+  for (int64_t i = 0; i < trials; ++i) {
+    const Trial t = draw_trial();
+    const Tensors tensors(t);
+    const std::vector<Expected> expected = expected_product(t, tensors);
+    const std::vector<double> portable = product(t, tensors, all[0]);
+    for (const qxc_kernels* kernels : all) {
+      const char* wrong = fault(t, expected, product(t, tensors, kernels), portable);
+      if (!wrong) continue;
+      const qxc_weight& w = t.weight;
+      std::printf(
+          "%s: trial %ld kind %d unit scales %d code %d bits %d activation %d element %d M %ld N %ld K %ld group %ld "
+          "per_tensor %d: %s\n",
+          qxc_kernels_name(kernels), static_cast<long>(i), static_cast<int>(t.kind), t.unit_scales, w.code, w.bits,
+          t.activation, t.element, static_cast<long>(t.M), static_cast<long>(w.rows), static_cast<long>(w.columns),
+          static_cast<long>(w.group_size), w.codebook_per_tensor, wrong);
+      return 1;
     }
-    std::printf("%s: %ld trials\n", name, static_cast<long>(trials));
+  }
+  for (const qxc_kernels* kernels : all) {
+    std::printf("%s: %ld trials\n", qxc_kernels_name(kernels), static_cast<long>(trials));
   }
   return 0;
 }

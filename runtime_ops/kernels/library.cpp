@@ -98,7 +98,8 @@ int32_t qxc_kernels_version(void) { return 256 * QXC_KERNELS_VERSION_MAJOR + QXC
 
 const qxc_kernels* qxc_kernels_for(const char* instruction_set) {
   // best first
-  for (const Kernels* kernels : {avx512_kernels(), avx_vnni_kernels(), avx2_kernels(), portable_kernels()}) {
+  for (const Kernels* kernels : {avx512_kernels(), avx_vnni_kernels(), avx2_kernels(), neon_i8mm_kernels(),
+                                 neon_dotprod_kernels(), neon_kernels(), portable_kernels()}) {
     if (kernels && (!instruction_set || std::strcmp(instruction_set, kernels->name) == 0)) {
       return kernels;
     }

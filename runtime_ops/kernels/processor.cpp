@@ -7,6 +7,11 @@
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
 #include "kernels_avx_vnni.h"
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+#include "kernels_neon.h"
 #endif
 
 namespace qxc {
@@ -39,6 +44,30 @@ const Kernels* avx512_kernels() {
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
   return has ? &kAvx512 : nullptr;
+#else
+  return nullptr;
+#endif
+}
+
+const Kernels* neon_kernels() {
+#if defined(__aarch64__)
+  return &kNeon;  // every such processor has it
+#else
+  return nullptr;
+#endif
+}
+
+const Kernels* neon_dotprod_kernels() {
+#if defined(__aarch64__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &kNeonDotprod : nullptr;
+#else
+  return nullptr;
+#endif
+}
+
+const Kernels* neon_i8mm_kernels() {
+#if defined(__aarch64__)
+  return neon_dotprod_kernels() && getauxval(AT_HWCAP2) & HWCAP2_I8MM ? &kNeonI8mm : nullptr;
 #else
   return nullptr;
 #endif

@@ -1,0 +1,91 @@
+"""Instructions that the Arm kernels execute, as their speed cannot be measured on another machine.
+
+Every product runs under qemu, which logs each instruction, with one call and with two; the difference is one call:
+everything for K = 1024 inputs and N = 64 outputs but the rounding of A. A block is 32 inputs of 16 outputs.
+
+    python benchmarks/arm_instructions.py [--isas neon neon_dotprod neon_i8mm] [--formats int3g128 ...] [--rows 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+INPUTS, OUTPUTS = 1024, 64
+INT, UINT, LUT, MXFP4 = range(4)  # qxc_code
+FORMATS = {
+    **{f"int{bits}g128": (INT, bits, 0) for bits in (2, 3, 4, 5, 6, 8)},
+    **{f"int{bits}g128a": (UINT, bits, 0) for bits in (3, 4)},
+    **{f"lut{bits}g128t": (LUT, bits, 1) for bits in (2, 3, 4)},
+    **{f"lut{bits}g128": (LUT, bits, 0) for bits in (2, 3, 4)},
+    "mxfp4": (MXFP4, 4, 0),
+}
+ACTIVATIONS = ("a8", "a16", "a32")  # qxc_activation
+
+
+def build(folder: Path) -> Path:
+    """The program that multiplies, linked statically."""
+    source, program = ROOT / "runtime_ops", folder / "arm_instructions"
+    toolchain = source / "cmake" / "aarch64-linux-gnu.cmake"
+    main = ROOT / "benchmarks" / "arm_instructions.cpp"
+    for command in (
+        ["cmake", "-S", source, "-B", folder, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"],
+        ["cmake", "--build", folder, "--target", "qxc_kernels"],
+        [
+            "aarch64-linux-gnu-g++",
+            "-static",
+            f"-I{source / 'include'}",
+            main,
+            folder / "libqxc_kernels.a",
+            "-o",
+            program,
+        ],
+    ):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return program
+
+
+def executed(program: Path, isa: str, fmt: str, activation: str, rows: int, repeats: int) -> int:
+    """Instructions of a whole run."""
+    code, bits, per_tensor = FORMATS[fmt]
+    numbers = (code, bits, per_tensor, ACTIVATIONS.index(activation), rows, OUTPUTS, INPUTS, repeats)
+    with tempfile.NamedTemporaryFile() as log:
+        emulator = ["qemu-aarch64", "-cpu", "max", "-singlestep", "-d", "exec,nochain", "-D", log.name]
+        subprocess.run([*emulator, program, isa, *map(str, numbers)], check=True)
+        return sum(line.startswith(b"Trace") for line in log)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--isas", nargs="+", default=["neon", "neon_dotprod"])
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS))
+    parser.add_argument("--activations", nargs="+", default=["a8", "a16"])
+    parser.add_argument("--rows", type=int, default=1, help="M")
+    arguments = parser.parse_args()
+    weights = INPUTS * OUTPUTS
+    table = Table(title=f"M = {arguments.rows}: instructions a block of 512 weights (a weight)")
+    table.add_column("format")
+    columns = [(isa, activation) for isa in arguments.isas for activation in arguments.activations]
+    for isa, activation in columns:
+        table.add_column(f"{isa} {activation}", justify="right")
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(Path(folder))
+        for fmt in arguments.formats:
+            cells = []
+            for isa, activation in columns:
+                once, twice = (executed(program, isa, fmt, activation, arguments.rows, n) for n in (1, 2))
+                each = (twice - once) / weights
+                cells.append(f"{512 * each:.0f} ({each:.3f})")
+            table.add_row(fmt, *cells)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

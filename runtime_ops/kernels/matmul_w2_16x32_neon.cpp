@@ -1,0 +1,8 @@
+// 2-bit weights, with NEON.
+#include "dot_neon.h"
+
+namespace qxc {
+
+MatMulTiles matmul_w2_16x32_neon(Code code, Activation activation) { return matmul_of<2, DotNeon>(code, activation); }
+
+}  // namespace qxc

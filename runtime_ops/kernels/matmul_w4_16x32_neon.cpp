@@ -1,0 +1,8 @@
+// 4-bit weights, with NEON.
+#include "dot_neon.h"
+
+namespace qxc {
+
+MatMulTiles matmul_w4_16x32_neon(Code code, Activation activation) { return matmul_of<4, DotNeon>(code, activation); }
+
+}  // namespace qxc

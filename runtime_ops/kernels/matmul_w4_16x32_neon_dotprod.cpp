@@ -1,0 +1,10 @@
+// 4-bit weights, with NEON and dot products.
+#include "dot_neon_dotprod.h"
+
+namespace qxc {
+
+MatMulTiles matmul_w4_16x32_neon_dotprod(Code code, Activation activation) {
+  return matmul_of<4, DotProduct>(code, activation);
+}
+
+}  // namespace qxc

@@ -1,0 +1,10 @@
+// 5-bit weights, with NEON and dot products.
+#include "dot_neon_dotprod.h"
+
+namespace qxc {
+
+MatMulTiles matmul_w5_16x32_neon_dotprod(Code code, Activation activation) {
+  return matmul_of<5, DotProduct>(code, activation);
+}
+
+}  // namespace qxc

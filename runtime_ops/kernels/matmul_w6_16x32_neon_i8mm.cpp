@@ -1,0 +1,10 @@
+// 6-bit weights, with NEON and matrix products of bytes.
+#include "dot_neon_i8mm.h"
+
+namespace qxc {
+
+MatMulTiles matmul_w6_16x32_neon_i8mm(Code code, Activation activation) {
+  return matmul_of<6, DotMatrix>(code, activation);
+}
+
+}  // namespace qxc
