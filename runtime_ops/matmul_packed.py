@@ -19,8 +19,8 @@ def matmul_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value
         body: where the nodes go.
         family: of the weight's format, as `decoded_weight` takes it.
         bits: bits of a code.
-        inputs: `A` float32 or float16 [..., K], `packed`, `scales`, `zero_points` or `codebook` where the format has them,
-            `bias` float32 [N] or [1].
+        inputs: `A` float32 or float16 [..., K]; `packed`, `scales`, `zero_points` or `codebook` where the format has
+            them; `bias` float32 [N] or [1].
 
     Returns:
         [..., N], of A's type; computed in float32.
