@@ -66,6 +66,7 @@ struct Trial {
   qxc_weight weight;
   qxc_activation activation;
   qxc_element element;
+  qxc_epilogue epilogue;
   int64_t M;
 };
 
@@ -75,7 +76,8 @@ Trial draw_trial() {
   weight.code = static_cast<qxc_code>(uniform(0, 3));
   const int widths[] = {2, 3, 4, 5, 6, 8};
   weight.bits = weight.code == QXC_MXFP4 ? 4 : widths[uniform(0, weight.code == QXC_LUT ? 2 : 5)];
-  weight.rows = uniform(1, 100);
+  trial.epilogue = uniform(0, 3) ? QXC_NO_EPILOGUE : QXC_SILU_GATE;
+  weight.rows = trial.epilogue == QXC_SILU_GATE ? 32 * uniform(1, 4) : uniform(1, 100);
   weight.columns = uniform(1, 700);
   const int64_t sizes[] = {16, 32, 64, 128, 256, weight.columns};
   weight.group_size = weight.code == QXC_MXFP4 ? 32 : sizes[uniform(0, 5)];
@@ -106,10 +108,24 @@ double bound(const Trial& t, const std::vector<double>& a, const std::vector<flo
   return bound + magnitude * 3e-6;
 }
 
+// A number of the reference, and how far from it a kernel may be.
+struct Bounded {
+  double value, bound;
+};
+
+// |silu'| is at most 1.1, and |silu(x)| at most |x|.
+Bounded silu_gate(const Bounded& gate, const Bounded& up) {
+  const double silu = gate.value / (1 + std::exp(-gate.value));
+  const double of_gate = 1.1 * gate.bound;
+  return {silu * up.value, of_gate * (std::fabs(up.value) + up.bound) + std::fabs(silu) * up.bound};
+}
+
 // Largest |y - reference| over what is allowed.
 double worst_error(Trial t, const qxc_kernels* kernels) {
   qxc_weight& weight = t.weight;
   const int64_t M = t.M, N = weight.rows, K = weight.columns;
+  const bool gated = t.epilogue == QXC_SILU_GATE;
+  const int64_t outputs = gated ? N / 2 : N;
   qxc_weight_bytes bytes;
   if (qxc_weight_check(&weight, &bytes)) std::exit(3);
   Guarded packed(bytes.packed), scales(bytes.scales), zero_points(bytes.zero_points), codebook(bytes.codebook);
@@ -129,7 +145,7 @@ double worst_error(Trial t, const qxc_kernels* kernels) {
 
   const bool is_half = t.element == QXC_FLOAT16;
   const size_t element_bytes = is_half ? 2 : 4;
-  Guarded a(static_cast<size_t>(M * K) * element_bytes), y(static_cast<size_t>(M * N) * element_bytes);
+  Guarded a(static_cast<size_t>(M * K) * element_bytes), y(static_cast<size_t>(M * outputs) * element_bytes);
   Guarded bias(static_cast<size_t>(N) * 4);
   std::normal_distribution<float> normal;
   if (is_half) {
@@ -138,7 +154,7 @@ double worst_error(Trial t, const qxc_kernels* kernels) {
     a.fill<float>([&] { return normal(g_random); });
   }
   bias.fill<float>([&] { return normal(g_random); });
-  qxc_matmul product{kernels,      weight,       t.activation,     t.element, M,
+  qxc_matmul product{kernels,      weight,       t.activation,     t.element, t.epilogue, M,
                      a.as<void>(), y.as<void>(), bias.as<float>(), 1,         nullptr};
   size_t workspace_bytes = 0;
   if (qxc_matmul_check(&product, &workspace_bytes)) std::exit(3);
@@ -147,7 +163,7 @@ double worst_error(Trial t, const qxc_kernels* kernels) {
   qxc_matmul_prepare(&product, 0, M);
   const int64_t tiles = qxc_matmul_tiles(&product);
   for (int64_t tile = 0; tile < tiles;) {
-    const int64_t end = std::min(tile + uniform(1, 3), tiles);
+    const int64_t end = std::min(tile + (gated ? 2 * uniform(1, 2) : uniform(1, 3)), tiles);
     qxc_matmul_compute(&product, tile, end);
     tile = end;
   }
@@ -159,13 +175,21 @@ double worst_error(Trial t, const qxc_kernels* kernels) {
     for (int64_t k = 0; k < K; ++k) {
       row[static_cast<size_t>(k)] = is_half ? half_value(a.as<uint16_t>()[m * K + k]) : a.as<float>()[m * K + k];
     }
-    for (int64_t n = 0; n < N; ++n) {
+    const auto linear = [&](int64_t n) {
       qxc_weight_decode_row(&weight, n, 0, K, decoded.data());
       double sum = bias.as<float>()[n];
       for (size_t k = 0; k < decoded.size(); ++k) sum += row[k] * decoded[k];
-      const double value = is_half ? half_value(y.as<uint16_t>()[m * N + n]) : y.as<float>()[m * N + n];
-      const double of_element = is_half ? std::fabs(sum) / 2048 + 0x1p-25 : 0;
-      worst = std::max(worst, std::fabs(value - sum) / (bound(t, row, decoded) + 1e-6 + of_element));
+      return Bounded{sum, bound(t, row, decoded) + 1e-6};
+    };
+    for (int64_t n = 0; n < outputs; ++n) {
+      const int64_t gate = n / 16 * 32 + n % 16;
+      Bounded expected = gated ? silu_gate(linear(gate), linear(gate + 16)) : linear(n);
+      if (is_half) {
+        expected.value = std::clamp(expected.value, -65536.0, 65536.0);  // half_value of the infinities
+        expected.bound += std::fabs(expected.value) / 2048 + 0x1p-25;
+      }
+      const double value = is_half ? half_value(y.as<uint16_t>()[m * outputs + n]) : y.as<float>()[m * outputs + n];
+      worst = std::max(worst, std::fabs(value - expected.value) / expected.bound);
     }
     if (m == 3) m = std::max<int64_t>(m, M - 5);  // the first rows and the last
   }
@@ -187,10 +211,12 @@ int main(int argc, char** argv) {
       if (!(error <= 1)) {
         const qxc_weight& w = t.weight;
         std::printf(
-            "%s: code %d bits %d activation %d element %d M %ld N %ld K %ld group %ld per_tensor %d: %g times the "
+            "%s: code %d bits %d activation %d element %d epilogue %d M %ld N %ld K %ld group %ld per_tensor %d: %g "
+            "times the "
             "bound\n",
-            name, w.code, w.bits, t.activation, t.element, static_cast<long>(t.M), static_cast<long>(w.rows),
-            static_cast<long>(w.columns), static_cast<long>(w.group_size), w.codebook_per_tensor, error);
+            name, w.code, w.bits, t.activation, t.element, t.epilogue, static_cast<long>(t.M),
+            static_cast<long>(w.rows), static_cast<long>(w.columns), static_cast<long>(w.group_size),
+            w.codebook_per_tensor, error);
         return 1;
       }
     }

@@ -76,7 +76,8 @@ std::vector<Operator> make_operators() {
       matmul.insert(matmul.end(), family.tensors.begin(), family.tensors.end());
       matmul.push_back(kFloat);
       gather.insert(gather.end(), family.tensors.begin(), family.tensors.end());
-      operators.push_back(make_operator<MatMulPacked>("MatMul" + suffix, std::move(matmul), {family.code, bits}));
+      operators.push_back(make_operator<MatMulPacked>("MatMul" + suffix, matmul, {family.code, bits}));
+      operators.push_back(make_operator<SwiGluPacked>("SwiGlu" + suffix, std::move(matmul), {family.code, bits}));
       operators.push_back(make_operator<GatherPacked>("Gather" + suffix, std::move(gather), {family.code, bits}));
     }
   }
