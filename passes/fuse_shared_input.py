@@ -50,9 +50,8 @@ def _fuse(nodes: Sequence[ir.Node], first: ir.Node, initializers: Initializers) 
     fused = fused_node(nodes, nodes[0].op_type, _role(nodes), initializers)
     sizes = [out_features(node) for node in nodes]
     lengths = initializers.add(f"qxc.split.{'.'.join(map(str, sizes))}", torch.tensor(sizes))
-    split = ir.node(
-        "Split", [fused.outputs[0], lengths], {"axis": -1}, num_outputs=len(nodes), name=f"{fused.name}.split"
-    )
+    name = f"{fused.name}.split" if fused.name else None
+    split = ir.node("Split", [fused.outputs[0], lengths], {"axis": -1}, num_outputs=len(nodes), name=name)
     assert first.graph is not None
     first.graph.insert_before(first, [fused, split])
     joined, part_of_it = fused.outputs[0], nodes[0].outputs[0]

@@ -74,9 +74,9 @@ def _data(value: ir.Value) -> np.ndarray:
 
 
 def _is_per_tensor(value: ir.Value) -> bool:
-    """Whether a weight's tensor is a codebook for all of its tiles."""
+    """Whether a weight's tensor is a codebook, which alone is int8, for all tiles instead of one a row."""
     assert value.shape is not None
-    return value.shape[:2] == (1, 1) and len(value.shape) == 3
+    return value.dtype == ir.DataType.INT8 and value.shape[:2] == (1, 1)
 
 
 def _in_order(tiles: Sequence[np.ndarray], interleaved: bool) -> np.ndarray:

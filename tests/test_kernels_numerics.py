@@ -91,7 +91,8 @@ def gate_of(x: np.ndarray, up: int, isa: str) -> np.ndarray:
 @pytest.mark.parametrize("isa", ISAS)
 def test_silu_is_exact_to_some_ulp(isa: str) -> None:
     spread = np.float32(2.0) ** np.linspace(-126, 126, 20_001, dtype=np.float32)
-    x = np.concatenate([np.linspace(-87, 90, 40_001, dtype=np.float32), spread, -spread[spread < 87], [-0.0, 0.0]])
+    near, zeros = np.linspace(-87, 90, 40_001, dtype=np.float32), np.float32([-0.0, 0.0])
+    x = np.concatenate([near, zeros, spread, -spread[spread < 87]])
     exact = x / (1 + np.exp(-x.astype(np.float64)))
     ulp = np.spacing(np.abs(exact).astype(np.float32))
     y = gate_of(x, 0, isa)
@@ -102,7 +103,8 @@ def test_silu_is_exact_to_some_ulp(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_silu_far_out(isa: str) -> None:
     x = np.float32([-100, -104, -110, -1e4, -3e38])
-    exact = x / (1 + np.exp(-x.astype(np.longdouble)))
+    with np.errstate(over="ignore"):
+        exact = x / (1 + np.exp(-x.astype(np.longdouble)))
     assert np.abs(gate_of(x, 0, isa) - exact[:, None]).max() <= 1e-41
     y = gate_of(np.float32([np.inf, np.nan, -np.inf, 3e38]), 1, isa)
     assert (y[[0, 3]] == np.inf).all()
