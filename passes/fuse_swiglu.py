@@ -41,7 +41,7 @@ class FuseSwiGlu(ir.passes.InPlacePass):
             model.functions[function.identifier()] = function
         if operators:
             ir.passes.common.RemoveUnusedNodesPass()(model)
-            ir.passes.common.RemoveUnusedFunctionsPass()(model)
+            ir.passes.common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         return ir.passes.PassResult(model, modified=bool(operators))
 
 

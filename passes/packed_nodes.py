@@ -24,7 +24,7 @@ def fusion_key(node: ir.Node) -> Hashable | None:
     if node.domain != DOMAIN or not node.op_type.startswith("MatMul"):
         return None
     constants = [None if value is None else value.const_value for value in node.inputs[1:]]
-    if None in constants or any(len(value.uses()) > 1 for value in _weight_inputs(node)):
+    if any(constant is None for constant in constants) or any(len(value.uses()) > 1 for value in _weight_inputs(node)):
         return None
     attributes = tuple((name, node.attributes[name].value) for name in sorted(node.attributes) if name != "N")
     tables = tuple(_data(value).tobytes() for value in _weight_inputs(node) if _is_per_tensor(value))
@@ -85,13 +85,13 @@ def _in_order(tiles: Sequence[np.ndarray], interleaved: bool) -> np.ndarray:
 
 def _joined(values: Sequence[ir.Value], initializers: Initializers, interleaved: bool) -> ir.Value:
     tensors = [value.const_value for value in values if value.const_value is not None]
-    tiles = sum(tensor.shape[0] for tensor in tensors)
+    shapes = [tensor.shape.numpy() for tensor in tensors]
     name = "+".join(str(value.name) for value in values)
     return initializers.add_constant(
         ir.LazyTensor(
             lambda: ir.tensor(_in_order([tensor.numpy() for tensor in tensors], interleaved)),
             dtype=tensors[0].dtype,
-            shape=ir.Shape([tiles, *tensors[0].shape[1:]]),
+            shape=ir.Shape([sum(shape[0] for shape in shapes), *shapes[0][1:]]),
             name=name,
         )
     )

@@ -22,9 +22,8 @@ class Initializers:
 
     def add_constant(self, constant: ir.TensorProtocol) -> ir.Value:
         """A new initializer, of the tensor's name."""
-        value = ir.Value(
-            name=constant.name, type=ir.TensorType(constant.dtype), shape=constant.shape, const_value=constant
-        )
+        shape = ir.Shape(constant.shape.numpy())
+        value = ir.Value(name=constant.name, type=ir.TensorType(constant.dtype), shape=shape, const_value=constant)
         self._graph.register_initializer(value)
         return value
 
