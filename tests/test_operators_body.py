@@ -273,14 +273,18 @@ def run_in(
 @pytest.mark.parametrize("with_library", [True, False])
 @pytest.mark.parametrize("family", ["int3", "int8@a", "lut4", "mxfp4"])
 def test_onnxruntime_1_20(family: str, with_library: bool, tmp_path: Path) -> None:
-    weight = random_weight(format_of(family, 32), 70, 100, 9)
+    weight = random_weight(format_of(family, 32), 96, 100, 9)
     a = random_rows((3, 100), 10)
+    library = str(ops_library()) if with_library else ""
     for activation in ("a16", "a8"):
-        library = str(ops_library()) if with_library else ""
-        done = run_in("1.20.1", library, matmul_model(weight, activation), a, tmp_path)
-        assert done.returncode == 0, done.stderr
-        reference = expected_matmul(weight, a, 0, activation)
-        assert relative_error(np.load(tmp_path / "y.npy"), reference) <= TOLERANCE[activation]
+        for model, expected, tolerance in (
+            (matmul_model, expected_matmul, TOLERANCE),
+            (swiglu_model, expected_swiglu, SWIGLU_TOLERANCE),
+        ):
+            done = run_in("1.20.1", library, model(weight, activation), a, tmp_path)
+            assert done.returncode == 0, done.stderr
+            error = relative_error(np.load(tmp_path / "y.npy"), expected(weight, a, 0, activation))
+            assert error <= tolerance[activation]
 
 
 def test_too_old_onnxruntime_says_what_is_needed(tmp_path: Path) -> None:
