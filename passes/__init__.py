@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qxcompiler.passes.fuse_shared_input import FuseSharedInput
+from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
 from qxcompiler.passes.pack_sites import PackSites
 
-__all__ = ["PackSites"]
+__all__ = ["FuseSharedInput", "FuseSwiGlu", "PackSites"]

@@ -10,6 +10,7 @@ import torch
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import LAYOUT, PackedWeight
+from qxcompiler.passes.rewriting import Initializers, replace_value
 from qxcompiler.runtime_ops.operators import DOMAIN, function_for, operator_name
 
 __all__ = ["BLOCK", "ROLE", "SCHEME", "PackSites"]
@@ -45,7 +46,7 @@ class PackSites(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the model in place."""
-        initializers = _Initializers(model)
+        initializers = Initializers(model)
         tensors = {
             weight: [initializers.add(f"{weight.name}.{name}", tensor) for name, tensor in packed.tensors.items()]
             for weight, packed in self._weights.items()
@@ -69,27 +70,10 @@ class PackSites(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(self._schemes))
 
 
-class _Initializers:
-    """The main graph's initializers, each added once."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._graph = model.graph
-
-    def add(self, name: str, tensor: torch.Tensor) -> ir.Value:
-        if name in self._graph.initializers:
-            return self._graph.initializers[name]
-        constant = ir.tensor(tensor.cpu().contiguous().numpy(), name=name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(constant.dtype), shape=ir.Shape(tensor.shape), const_value=constant
-        )
-        self._graph.register_initializer(value)
-        return value
-
-
 class _SiteRewriter:
     """Builds the nodes that take the place of one site's node."""
 
-    def __init__(self, site: Site, scheme: Scheme, packed: PackedWeight, initializers: _Initializers) -> None:
+    def __init__(self, site: Site, scheme: Scheme, packed: PackedWeight, initializers: Initializers) -> None:
         self._site = site
         self._scheme = scheme
         self._packed = packed
@@ -173,9 +157,7 @@ class _SiteRewriter:
         node = self._site.node
         old = node.outputs[0]
         assert node.graph is not None
-        result.type, result.shape = old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-        result.name, old.name = old.name, None
+        replace_value(old, result)
         producer = result.producer()
         assert producer is not None
         producer.name = node.name

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from qxcompiler.runtime_ops.unpack import Body, decoded_weight
 
-__all__ = ["matmul_packed"]
+__all__ = ["float_product", "matmul_packed"]
 
 _LARGEST_FLOAT = 3.4028234663852886e38
 _LARGEST_INT8 = 127.0
@@ -23,12 +23,17 @@ def matmul_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value
             them; `bias` float32 [N] or [1].
 
     Returns:
-        [..., N], of A's type; computed in float32.
+        [..., N], of A's type.
     """
+    return body.op("CastLike", [float_product(body, family, bits, inputs), inputs["A"]])
+
+
+def float_product(body: Body, family: str, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
+    """The same as float32 [..., N], whatever A's type."""
     weight = decoded_weight(body, family, bits, inputs)
     a = _as_activation(body, body.cast(inputs["A"], ir.DataType.FLOAT))
     product = body.op("MatMul", [a, body.op("Transpose", [weight], {"perm": [1, 0]})])
-    return body.op("CastLike", [body.op("Add", [product, inputs["bias"]]), inputs["A"]])
+    return body.op("Add", [product, inputs["bias"]])
 
 
 def _as_activation(body: Body, a: ir.Value) -> ir.Value:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from qxcompiler.formats import CODEBOOK_BITS, INTEGER_BITS, Format
 from qxcompiler.runtime_ops.gather_packed import gather_packed
 from qxcompiler.runtime_ops.matmul_packed import matmul_packed
+from qxcompiler.runtime_ops.swiglu_packed import swiglu_packed
 from qxcompiler.runtime_ops.unpack import ATTRIBUTES, Body
 
 __all__ = ["DOMAIN", "MINIMUM_OPSET", "OPERATORS", "VERSION", "function_for", "operator_name"]
@@ -48,8 +49,10 @@ class _Operator:
     weight_inputs: tuple[str, ...]
 
 
+_LINEAR_ATTRIBUTES = ATTRIBUTES | {"activation": ir.AttributeType.STRING}
 _KINDS = {
-    "MatMul": Kind(("A",), ("bias",), ATTRIBUTES | {"activation": ir.AttributeType.STRING}, matmul_packed),
+    "MatMul": Kind(("A",), ("bias",), _LINEAR_ATTRIBUTES, matmul_packed),
+    "SwiGlu": Kind(("A",), ("bias",), _LINEAR_ATTRIBUTES, swiglu_packed),
     "Gather": Kind(("indices",), (), ATTRIBUTES, gather_packed),
 }
 _FAMILIES: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
@@ -72,7 +75,7 @@ def operator_name(fmt: Format, kind: str) -> str:
 
     Args:
         fmt: the weight's format.
-        kind: `MatMul` or `Gather`.
+        kind: `MatMul`, `SwiGlu` or `Gather`.
     """
     name = f"{kind}{fmt.operator_suffix}"
     if name not in _OPERATORS:

@@ -96,15 +96,15 @@ class Builder:
 IDS = (TensorProto.INT64, ["batch", "length"])
 
 
-def llama(layers: int = 2, tied: bool = True, width: int = 16, vocabulary: int = 40):
+def llama(layers: int = 2, tied: bool = True, width: int = 16, vocabulary: int = 40, hidden: int = 24):
     """Decoder: RMS norms, rotary positions, grouped-query attention with past, SwiGLU; unhelpful names."""
-    b, heads, kv_heads, hidden = Builder(), 4, 2, 24
+    b, heads, kv_heads = Builder(), 4, 2
     head = width // heads
     table = b.weight(vocabulary, width, name="table")
     inputs, outputs = {"ids": IDS, "positions": IDS}, []
     x = b.op("Gather", table, "ids")
     # Rotary angles: an outer product with a constant, and tables looked up by position.
-    frequencies = b.constant(np.array([[1.0], [0.1]], np.float32).reshape(1, head // 2, 1))
+    frequencies = b.constant((0.1 ** np.arange(head // 2)).astype(np.float32).reshape(1, head // 2, 1))
     row = b.op("Cast", b.op("Unsqueeze", "positions", b.ints(1)), to=TensorProto.FLOAT)
     angles = b.op("Transpose", b.op("MatMul", frequencies, row), perm=[0, 2, 1])
     angles = b.op("Unsqueeze", b.op("Concat", angles, angles, axis=-1), b.ints(1))

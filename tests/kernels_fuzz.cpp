@@ -89,7 +89,7 @@ Trial draw_trial() {
   weight.code = static_cast<qxc_code>(uniform(0, 3));
   const int widths[] = {2, 3, 4, 5, 6, 8};
   weight.bits = weight.code == QXC_MXFP4 ? 4 : widths[uniform(0, weight.code == QXC_LUT ? 2 : 5)];
-  weight.rows = uniform(1, 100);
+  weight.rows = uniform(0, 3) ? uniform(1, 100) : 32 * uniform(1, 4);
   weight.columns = uniform(0, 3) ? uniform(1, 700) : uniform(1, 128);
   const int64_t sizes[] = {16, 32, 64, 128, 256, weight.columns};
   weight.group_size = weight.code == QXC_MXFP4 ? 32 : sizes[uniform(0, 5)];
@@ -164,13 +164,16 @@ struct Tensors {
 double held(double value, bool is_half) { return is_half ? std::clamp(value, -65536.0, 65536.0) : value; }
 
 // Y, by the kernels of one instruction set.
-std::vector<double> product(const Trial& t, const Tensors& tensors, const qxc_kernels* kernels) {
-  const int64_t N = t.weight.rows;
+std::vector<double> product(const Trial& t, const Tensors& tensors, const qxc_kernels* kernels,
+                            qxc_epilogue epilogue = QXC_NO_EPILOGUE) {
+  const bool is_gated = epilogue == QXC_SILU_GATE;
+  const int64_t N = is_gated ? t.weight.rows / 2 : t.weight.rows;
   const Guarded y(static_cast<size_t>(t.M * N) * (tensors.is_half ? 2 : 4));
   qxc_matmul product{kernels,
                      tensors.weight,
                      t.activation,
                      t.element,
+                     epilogue,
                      t.M,
                      tensors.a->as<void>(),
                      y.as<void>(),
@@ -184,7 +187,7 @@ std::vector<double> product(const Trial& t, const Tensors& tensors, const qxc_ke
   qxc_matmul_prepare(&product, 0, t.M);
   const int64_t tiles = qxc_matmul_tiles(&product);
   for (int64_t tile = 0; tile < tiles;) {
-    const int64_t end = std::min(tile + uniform(1, 3), tiles);
+    const int64_t end = std::min(tile + (is_gated ? 2 * uniform(1, 2) : uniform(1, 3)), tiles);
     qxc_matmul_compute(&product, tile, end);
     tile = end;
   }
@@ -270,6 +273,24 @@ const char* fault(const Trial& t, const std::vector<Expected>& expected, const s
   return nullptr;
 }
 
+// What is wrong with the gated product of pairs of tiles, beside what the product without a gate gives; null where
+// nothing is.
+const char* gate_fault(const Trial& t, const Tensors& tensors, const qxc_kernels* kernels,
+                       const std::vector<double>& y) {
+  if (t.weight.rows % 32) return nullptr;
+  const std::vector<double> gated = product(t, tensors, kernels, QXC_SILU_GATE);
+  for (size_t i = 0; i < gated.size(); ++i) {
+    const size_t gate = i / 16 * 32 + i % 16;
+    const double up = y[gate + 16], silu = y[gate] / (1 + std::exp(-y[gate]));
+    // float16 has rounded gate and up before they were multiplied here
+    const double bound = t.element == QXC_FLOAT16 ? std::fabs(silu * up) / 256 + std::fabs(up) / 1024 + 0x1p-20
+                                                  : std::fabs(silu * up) * 2e-6 + 1e-30;
+    const double expected = held(silu * up, tensors.is_half);
+    if (t.kind == Kind::kPlain && !is_near(gated[i], expected, bound)) return "the gate is wrong";
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -286,7 +307,9 @@ int main(int argc, char** argv) {
     const std::vector<Expected> expected = expected_product(t, tensors);
     const std::vector<double> portable = product(t, tensors, all[0]);
     for (const qxc_kernels* kernels : all) {
-      const char* wrong = fault(t, expected, product(t, tensors, kernels), portable);
+      const std::vector<double> y = product(t, tensors, kernels);
+      const char* wrong = fault(t, expected, y, portable);
+      if (!wrong) wrong = gate_fault(t, tensors, kernels, y);
       if (!wrong) continue;
       const qxc_weight& w = t.weight;
       std::printf(

@@ -127,6 +127,14 @@ def matmul_model(
     return _model(weight, "MatMul", data, np.zeros(1, np.float32) if bias is None else bias, activation, opset, **wrong)
 
 
+def swiglu_model(
+    weight: QuantizedWeight, activation: str, bias: np.ndarray | None = None, opset: int = 18, **wrong: object
+) -> bytes:
+    """One SwiGlu, of a weight whose tiles of 16 rows are gate and up in turn; `wrong` as for a MatMul."""
+    data = ir.Value(name="data", type=ir.TensorType(ir.DataType.FLOAT))
+    return _model(weight, "SwiGlu", data, np.zeros(1, np.float32) if bias is None else bias, activation, opset, **wrong)
+
+
 def gather_model(
     weight: QuantizedWeight, dtype: ir.DataType = ir.DataType.INT64, opset: int = 18, **wrong: object
 ) -> bytes:
@@ -194,6 +202,14 @@ def expected_matmul(weight: QuantizedWeight, a: np.ndarray, bias: np.ndarray | f
     return as_activation(a, activation) @ weight.decode().double().numpy().T + bias
 
 
+def expected_swiglu(weight: QuantizedWeight, a: np.ndarray, bias: np.ndarray | float, activation: str) -> np.ndarray:
+    """Float64 reference: silu(gate) * up."""
+    pairs = expected_matmul(weight, a, bias, activation).reshape(*a.shape[:-1], -1, 2, 16)
+    gate, up = pairs[..., 0, :], pairs[..., 1, :]
+    with np.errstate(over="ignore"):
+        return (gate / (1 + np.exp(-gate)) * up).reshape(*a.shape[:-1], -1)
+
+
 def relative_error(y: np.ndarray, reference: np.ndarray) -> float:
     """L2, over the whole tensor."""
     assert y.shape == reference.shape
@@ -202,3 +218,4 @@ def relative_error(y: np.ndarray, reference: np.ndarray) -> float:
 
 
 TOLERANCE = {"a32": 2e-6, "a16": 5e-5, "a8": 2e-6}
+SWIGLU_TOLERANCE = {"a32": 4e-6, "a16": 1e-4, "a8": 4e-6}  # of a product of two

@@ -115,12 +115,39 @@ def test_inspect_reads_original_and_compiled_alike(tiny):
     out = tiny.folder / "out"
     report = qxcompiler.compile(tiny.model, "cpu-x86", out, weights="lut3g16", calibration=tiny.calibration, **QUICK)
     before, after = qxcompiler.inspect(tiny.model), qxcompiler.inspect(out / "model.onnx")
-    for row in ("role", "block", "in_features", "out_features", "name"):
-        assert [getattr(site, row) for site in before.sites] == [getattr(site, row) for site in after.sites], row
-    assert [site.format for site in after.sites] == [site.scheme for site in report.sites]
-    assert [site.bytes for site in after.sites] == [site.bytes for site in report.sites]
+    assert [site.name for site in before.sites] == [site.name for site in report.sites]
+    floats, reported = ({site.name: site for site in sites} for sites in (before.sites, report.sites))
+    parts = [site.name.split("+") for site in after.sites]  # query and key are fused
+    assert sorted(name for names in parts for name in names) == sorted(floats)
+    assert [site.role for site in after.sites].count("query_key_value") == 2
+    for site, names in zip(after.sites, parts, strict=True):
+        assert len(names) == (2 if site.role == "query_key_value" else 1)
+        assert {floats[name].in_features for name in names} == {site.in_features}
+        assert {floats[name].block for name in names} == {site.block}
+        assert {reported[name].scheme for name in names} == {site.format}
+        assert sum(floats[name].out_features for name in names) == site.out_features
+        assert sum(reported[name].bytes for name in names) == site.bytes
+        assert len(names) > 1 or floats[names[0]].role == site.role
     assert after.bits_per_weight == pytest.approx(report.bits_per_weight)
     assert {site.format for site in before.sites} == {"float"}
+
+
+def test_a_gated_block_becomes_four_operators(tmp_path):
+    model, feeds = feeds_of(tmp_path, width=32, hidden=48)
+    samples = {name: np.concatenate([array, array]) for name, array in feeds.items()}
+    np.savez(tmp_path / "samples.npz", **samples)
+    out = tmp_path / "out"
+    report = qxcompiler.compile(model, "cpu-x86", out, weights="int8g16", calibration=tmp_path / "samples.npz")
+    after = qxcompiler.inspect(out / "model.onnx")
+    layer = [("query_key_value", 64), ("attention_output", 32), ("gate_up", 96), ("down", 32)]
+    assert [(site.role, site.out_features) for site in after.sites[1:-1]] == layer * 2
+    assert [site.operator for site in after.sites if site.role == "gate_up"] == ["SwiGluInt8"] * 2
+    assert len(report.sites) == 2 * 7 + 2
+    assert after.bits_per_weight == pytest.approx(report.bits_per_weight)
+    expected = run(stock_session(model), feeds)
+    for session in (qxcompiler.session(out / "model.onnx"), stock_session(out / "model.onnx")):
+        for y, reference in zip(run(session, feeds), expected, strict=True):
+            assert relative_error(y, reference) < 0.02
 
 
 def test_kept_sites_stay_bit_for_bit(tiny):

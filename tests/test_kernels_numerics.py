@@ -10,13 +10,16 @@ import onnx
 import onnx_ir as ir
 import operator_models
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_models import (
     FAMILIES,
+    SWIGLU_TOLERANCE,
     TOLERANCE,
     available_isas,
     expected_matmul,
+    expected_swiglu,
     format_of,
     gather_model,
     random_rows,
@@ -26,11 +29,12 @@ from operator_models import (
     session_of,
 )
 
-from qxcompiler.formats import ACTIVATIONS, GROUP_SIZES
+from qxcompiler.formats import ACTIVATIONS, GROUP_SIZES, IntegerGrid, QuantizedWeight, parse_format
 
 SIZES = (1, 7, 31, 64, 100, 576, 1536, 4096)
 ISAS = available_isas()
 matmul_model = partial(operator_models.matmul_model, with_body=False)
+swiglu_model = partial(operator_models.swiglu_model, with_body=False)
 
 
 def check(family: str, group_size: int | None, N: int, K: int, M: int, activation: str, isa: str, seed: int) -> None:
@@ -63,6 +67,49 @@ def test_random_shapes(
     family: str, group_size: int | None, N: int, K: int, M: int, activation: str, isa: str, seed: int
 ) -> None:
     check(family, group_size, N, K, M, activation, isa, seed)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_gate_of_every_format(isa: str, family: str, activation: str) -> None:
+    for seed, (group_size, M) in enumerate(zip((*GROUP_SIZES, None), (1, 3, 1, 2, 40, 1), strict=True)):
+        weight = random_weight(format_of(family, group_size), 96, 300, seed)
+        a, bias = random_rows((M, 300), seed), np.random.default_rng(seed).standard_normal(96).astype(np.float32)
+        y = run(swiglu_model(weight, activation, bias), a, isa)
+        assert relative_error(y, expected_swiglu(weight, a, bias, activation)) <= SWIGLU_TOLERANCE[activation]
+
+
+def gate_of(x: np.ndarray, up: int, isa: str) -> np.ndarray:
+    """silu(x) * (up * x + 1 - up), for up of 0 or 1, in every lane."""
+    codes = torch.full((32, 1), 129, dtype=torch.uint8)
+    codes[16:] = 128 + up
+    grid = IntegerGrid(parse_format("int8"), 1, torch.ones(32, 1), torch.full((32, 1), 128.0))
+    bias = np.repeat(np.float32([0, 1 - up]), 16)
+    return run(swiglu_model(QuantizedWeight(grid, codes), "a32", bias), x.reshape(-1, 1), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_silu_is_exact_to_some_ulp(isa: str) -> None:
+    spread = np.float32(2.0) ** np.linspace(-126, 126, 20_001, dtype=np.float32)
+    near, zeros = np.linspace(-87, 90, 40_001, dtype=np.float32), np.float32([-0.0, 0.0])
+    x = np.concatenate([near, zeros, spread, -spread[spread < 87]])
+    exact = x / (1 + np.exp(-x.astype(np.float64)))
+    ulp = np.spacing(np.abs(exact).astype(np.float32))
+    y = gate_of(x, 0, isa)
+    assert np.abs((y - exact[:, None]) / ulp[:, None]).max() <= 3.5
+    assert (y == y[:, :1]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_silu_far_out(isa: str) -> None:
+    x = np.float32([-100, -104, -110, -1e4, -3e38])
+    with np.errstate(over="ignore"):
+        exact = x / (1 + np.exp(-x.astype(np.longdouble)))
+    assert np.abs(gate_of(x, 0, isa) - exact[:, None]).max() <= 1e-41
+    y = gate_of(np.float32([np.inf, np.nan, -np.inf, 3e38]), 1, isa)
+    assert (y[[0, 3]] == np.inf).all()
+    assert np.isnan(y[[1, 2]]).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -171,8 +218,9 @@ def test_instruction_sets_agree() -> None:
 def test_threads_do_not_change_the_result(threads: int) -> None:
     weight = random_weight(format_of("lut3", 128), N=333, K=576, seed=12)
     a = random_rows((5, 576), 13)
-    model = matmul_model(weight, "a16")
-    np.testing.assert_array_equal(run(model, a, ISAS[-1], threads), run(model, a, ISAS[-1], 1))
+    gated = random_weight(format_of("lut3", 128), N=352, K=576, seed=12)
+    for model in (matmul_model(weight, "a16"), swiglu_model(gated, "a16")):
+        np.testing.assert_array_equal(run(model, a, ISAS[-1], threads), run(model, a, ISAS[-1], 1))
 
 
 @pytest.mark.slow

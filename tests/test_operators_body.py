@@ -14,9 +14,11 @@ import pytest
 import torch
 from operator_models import (
     FAMILIES,
+    SWIGLU_TOLERANCE,
     TOLERANCE,
     available_isas,
     expected_matmul,
+    expected_swiglu,
     format_of,
     gather_model,
     matmul_model,
@@ -24,6 +26,7 @@ from operator_models import (
     random_weight,
     relative_error,
     run,
+    swiglu_model,
 )
 
 import qxcompiler.runtime_ops as runtime_ops
@@ -42,14 +45,16 @@ def test_names_carry_the_format() -> None:
     assert operator_name(parse_format("nf4g64"), "MatMul") == "MatMulLut4"
     assert operator_name(parse_format("ternaryg64"), "MatMul") == "MatMulLut2"
     assert operator_name(parse_format("mxfp4"), "Gather") == "GatherMxFp4"
-    assert len(OPERATORS) == len(set(OPERATORS)) == 32
+    assert operator_name(parse_format("int4g32a"), "SwiGlu") == "SwiGluUInt4"
+    assert len(OPERATORS) == len(set(OPERATORS)) == 48
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_functions_are_valid_onnx(family: str) -> None:
-    weight = random_weight(format_of(family, 32), 40, 100, 0)
+    weight = random_weight(format_of(family, 32), 64, 100, 0)
     for opset in (MINIMUM_OPSET, 21, 23):
-        for model in (matmul_model(weight, "a8", opset=opset), gather_model(weight, opset=opset)):
+        linear = [model(weight, "a8", opset=opset) for model in (matmul_model, swiglu_model)]
+        for model in (*linear, gather_model(weight, opset=opset)):
             proto = onnx.load_model_from_string(model)
             for value in (proto.graph.input[0], proto.graph.output[0]):
                 value.type.tensor_type.shape.dim.add().dim_param = "M"  # the checker wants some shape
@@ -76,6 +81,35 @@ def test_stock_session_computes_what_the_kernel_does(family: str, activation: st
         stock = run(model, a, None)
         assert relative_error(stock, expected_matmul(weight, a, bias, activation)) <= 2e-6
         assert relative_error(run(model, a, BEST), stock) <= TOLERANCE[activation]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_session_gates_as_the_kernel_does(family: str, activation: str) -> None:
+    for seed, (group_size, N, K, M) in enumerate(
+        [(16, 32, 7, 1), (32, 96, 300, 3), (None, 64, 100, 2), (128, 64, 31, 0)]
+    ):
+        weight = random_weight(format_of(family, group_size), N, K, seed)
+        a, bias = random_rows((M, K), seed), np.random.default_rng(seed).standard_normal(N).astype(np.float32)
+        model = swiglu_model(weight, activation, bias)
+        stock = run(model, a, None)
+        assert relative_error(stock, expected_swiglu(weight, a, bias, activation)) <= 4e-6
+        assert relative_error(run(model, a, BEST), stock) <= SWIGLU_TOLERANCE[activation]
+
+
+@pytest.mark.parametrize("shape", [(100,), (1, 100), (0, 100), (2, 0, 100), (2, 3, 100)])
+def test_gate_in_a_stock_session_for_any_shape(shape: tuple[int, ...]) -> None:
+    weight = random_weight(format_of("int3", 32), 96, 100, 2)
+    a = random_rows(shape, 3)
+    y = run(swiglu_model(weight, "a32"), a, None)
+    assert y.shape == (*shape[:-1], 48)
+    assert relative_error(y, expected_swiglu(weight, a, 0, "a32")) <= 4e-6
+
+
+def test_gate_without_whole_pairs_of_tiles_is_an_error() -> None:
+    weight = random_weight(format_of("int3", 32), 48, 100, 2)
+    with pytest.raises(Exception, match="'the_node': N = 48 is no multiple of 32"):
+        run(swiglu_model(weight, "a32"), random_rows((1, 100), 3), BEST)
 
 
 @pytest.mark.parametrize("opset", [19, 21, 23])
@@ -239,14 +273,18 @@ def run_in(
 @pytest.mark.parametrize("with_library", [True, False])
 @pytest.mark.parametrize("family", ["int3", "int8@a", "lut4", "mxfp4"])
 def test_onnxruntime_1_20(family: str, with_library: bool, tmp_path: Path) -> None:
-    weight = random_weight(format_of(family, 32), 70, 100, 9)
+    weight = random_weight(format_of(family, 32), 96, 100, 9)
     a = random_rows((3, 100), 10)
+    library = str(ops_library()) if with_library else ""
     for activation in ("a16", "a8"):
-        library = str(ops_library()) if with_library else ""
-        done = run_in("1.20.1", library, matmul_model(weight, activation), a, tmp_path)
-        assert done.returncode == 0, done.stderr
-        reference = expected_matmul(weight, a, 0, activation)
-        assert relative_error(np.load(tmp_path / "y.npy"), reference) <= TOLERANCE[activation]
+        for model, expected, tolerance in (
+            (matmul_model, expected_matmul, TOLERANCE),
+            (swiglu_model, expected_swiglu, SWIGLU_TOLERANCE),
+        ):
+            done = run_in("1.20.1", library, model(weight, activation), a, tmp_path)
+            assert done.returncode == 0, done.stderr
+            error = relative_error(np.load(tmp_path / "y.npy"), expected(weight, a, 0, activation))
+            assert error <= tolerance[activation]
 
 
 def test_too_old_onnxruntime_says_what_is_needed(tmp_path: Path) -> None:

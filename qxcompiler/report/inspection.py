@@ -120,7 +120,7 @@ def _packed_row(path: Path, node: ir.Node) -> tuple[InspectedSite, ir.Value]:
     packed = node.inputs[1] if len(node.inputs) > 2 else None
     if packed is None or K < 1 or N < 1:
         raise ModelError(path, f"node {node.name} is not a packed operator as qxc writes it", "compile the model again")
-    bias = node.op_type.startswith("MatMul")
+    bias = not node.op_type.startswith("Gather")
     stored = sum(tensor.nbytes for tensor in (tensors[:-1] if bias else tensors))
     block = node.metadata_props.get(BLOCK, "")
     return InspectedSite(

@@ -33,6 +33,8 @@ struct qxc_kernels {
   qxc::QuantizeRow quantize_a16;
   qxc::MatMulFamily (*matmul)(qxc::Code code, int bits);
   void (*widen)(const uint16_t* halves, int64_t count, float* values);
+  // silu(gate) * up for pairs of tiles of a row of products, [pairs, 2, 16], as float32 or float16 [pairs, 16].
+  void (*silu_gate)(const float* products, int64_t pairs, bool is_half, void* y);
 };
 
 namespace qxc {

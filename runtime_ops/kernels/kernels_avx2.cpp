@@ -3,6 +3,7 @@
 
 #include "matmul_avx2.h"
 #include "quantize_avx2.h"
+#include "silu_gate.h"
 
 namespace qxc {
 namespace {
@@ -20,6 +21,6 @@ MatMulFamily matmul(Code code, int bits) {
 
 }  // namespace
 
-const Kernels kAvx2{"avx2", quantize_a8_avx2, quantize_a16_avx2, matmul, widen_avx2};
+const Kernels kAvx2{"avx2", quantize_a8_avx2, quantize_a16_avx2, matmul, widen_avx2, silu_gate};
 
 }  // namespace qxc

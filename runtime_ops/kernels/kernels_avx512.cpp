@@ -3,6 +3,7 @@
 
 #include "matmul_avx512.h"
 #include "quantize_avx512.h"
+#include "silu_gate.h"
 
 namespace qxc {
 namespace {
@@ -20,6 +21,6 @@ MatMulFamily matmul(Code code, int bits) {
 
 }  // namespace
 
-const Kernels kAvx512{"avx512", quantize_a8_avx512, quantize_a16_avx512, matmul, widen_avx512};
+const Kernels kAvx512{"avx512", quantize_a8_avx512, quantize_a16_avx512, matmul, widen_avx512, silu_gate};
 
 }  // namespace qxc

@@ -1,6 +1,8 @@
 // What NEON offers.
 #include "kernels_neon.h"
 
+#include "silu_gate.h"
+
 namespace qxc {
 namespace {
 
@@ -24,6 +26,6 @@ MatMulFamily matmul(Code code, int bits) {
 
 }  // namespace
 
-const Kernels kNeon{"neon", quantize_a8_neon, quantize_a16_neon, matmul, widen_neon};
+const Kernels kNeon{"neon", quantize_a8_neon, quantize_a16_neon, matmul, widen_neon, silu_gate};
 
 }  // namespace qxc

@@ -1,5 +1,6 @@
 // What NEON with dot products (Armv8.2-A) offers.
 #include "kernels_neon.h"
+#include "silu_gate.h"
 
 namespace qxc {
 namespace {
@@ -24,6 +25,6 @@ MatMulFamily matmul(Code code, int bits) {
 
 }  // namespace
 
-const Kernels kNeonDotprod{"neon_dotprod", quantize_a8_neon, quantize_a16_neon, matmul, widen_neon};
+const Kernels kNeonDotprod{"neon_dotprod", quantize_a8_neon, quantize_a16_neon, matmul, widen_neon, silu_gate};
 
 }  // namespace qxc

@@ -1,5 +1,6 @@
 // What NEON with dot products and matrix products of bytes (Armv8.6-A) offers.
 #include "kernels_neon.h"
+#include "silu_gate.h"
 
 namespace qxc {
 namespace {
@@ -24,6 +25,6 @@ MatMulFamily matmul(Code code, int bits) {
 
 }  // namespace
 
-const Kernels kNeonI8mm{"neon_i8mm", quantize_a8_neon, quantize_a16_neon, matmul, widen_neon};
+const Kernels kNeonI8mm{"neon_i8mm", quantize_a8_neon, quantize_a16_neon, matmul, widen_neon, silu_gate};
 
 }  // namespace qxc

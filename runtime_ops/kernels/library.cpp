@@ -46,6 +46,8 @@ PackedWeight packed_weight(const qxc_weight& weight) {
 
 Code code_of(const qxc_weight& weight) { return static_cast<Code>(weight.code); }
 
+bool is_gated(const qxc_matmul& product) { return product.epilogue == QXC_SILU_GATE; }
+
 bool uses_integers(const qxc_matmul& product) {
   return product.activation == QXC_A8 || (product.activation == QXC_A16 && product.weight.rows >= kFewestOutputsA16);
 }
@@ -53,8 +55,9 @@ bool uses_integers(const qxc_matmul& product) {
 // The parts of a product's workspace.
 struct Workspace {
   QuantizedRows rows{};
-  bool* is_done;   // [M]: rows that the integers hold
-  float* widened;  // [M, K]: A, where it is float16
+  bool* is_done;    // [M]: rows that the integers hold
+  float* widened;   // [M, K]: A, where it is float16
+  float* products;  // [M, N]: gate and up, before the epilogue
   size_t bytes = 0;
 
   explicit Workspace(const qxc_matmul& product) {
@@ -64,6 +67,7 @@ struct Workspace {
     const int64_t largest_unit = a16 ? kLargestUnitA16 : kLargestUnitA8;
     is_done = reserve<bool>(product, M);
     widened = reserve<float>(product, product.element == QXC_FLOAT16 ? M * weight.columns : 0);
+    products = reserve<float>(product, is_gated(product) ? M * weight.rows : 0);
     if (!uses_integers(product)) return;
     rows.rows = M;
     rows.columns = ceil_div(weight.columns, kBlockColumns) * kBlockColumns;
@@ -84,6 +88,17 @@ struct Workspace {
     return reinterpret_cast<T*>(at);
   }
 };
+
+// Gate and up of tiles [first, last), which lie in the workspace, become Y.
+void combine(const qxc_matmul& product, const float* products, int64_t first, int64_t last) {
+  const int64_t N = product.weight.rows;
+  const bool is_half = product.element == QXC_FLOAT16;
+  const int64_t element_bytes = is_half ? 2 : 4;
+  for (int64_t m = 0; m < product.rows; ++m) {
+    char* y = static_cast<char*>(product.y) + (m * N + first * kTileRows) / 2 * element_bytes;
+    product.kernels->silu_gate(products + m * N + first * kTileRows, (last - first) / 2, is_half, y);
+  }
+}
 
 bool all(const bool* first, int64_t count, bool value) {
   return std::all_of(first, first + count, [value](bool each) { return each == value; });
@@ -138,8 +153,10 @@ qxc_status qxc_matmul_check(const qxc_matmul* product, size_t* workspace_bytes) 
   const bool known_activation =
       product->activation == QXC_A8 || product->activation == QXC_A16 || product->activation == QXC_A32;
   const bool known_element = product->element == QXC_FLOAT32 || product->element == QXC_FLOAT16;
+  const bool known_epilogue = product->epilogue == QXC_NO_EPILOGUE || is_gated(*product);
   const bool known_stride = product->bias_stride == 0 || product->bias_stride == 1;
-  if (!known_activation || !known_element || !known_stride) return QXC_BAD_ARGUMENT;
+  if (!known_activation || !known_element || !known_epilogue || !known_stride) return QXC_BAD_ARGUMENT;
+  if (is_gated(*product) && weight.rows % (2 * kTileRows) != 0) return QXC_BAD_SIZE;
   *workspace_bytes = Workspace(*product).bytes;
   return QXC_OK;
 }
@@ -167,8 +184,9 @@ void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t l
   const PackedWeight weight = packed_weight(product->weight);
   const MatMulFamily kernels = product->kernels->matmul(code_of(product->weight), product->weight.bits);
   const bool is_half = product->element == QXC_FLOAT16;
-  const Output out{product->y, is_half, weight.rows, product->bias ? product->bias : &no_bias,
-                   product->bias ? product->bias_stride : 0};
+  const bool gated = is_gated(*product);
+  const Output out{gated ? workspace.products : product->y, is_half && !gated, weight.rows,
+                   product->bias ? product->bias : &no_bias, product->bias ? product->bias_stride : 0};
   if (!all(workspace.is_done, product->rows, false)) {
     const MatMulTiles matmul = product->activation == QXC_A8 ? kernels.a8 : kernels.a16;
     matmul(weight, workspace.rows, first_tile, last_tile, out);
@@ -177,6 +195,7 @@ void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t l
     const float* a = is_half ? workspace.widened : static_cast<const float*>(product->a);
     kernels.a32(weight, {product->rows, a, workspace.is_done}, first_tile, last_tile, out);
   }
+  if (gated) combine(*product, workspace.products, first_tile, last_tile);
 }
 
 void qxc_weight_decode_row(const qxc_weight* weight, int64_t row, int64_t first_column, int64_t last_column,

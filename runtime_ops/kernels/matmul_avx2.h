@@ -337,6 +337,7 @@ void matvec_float_tile(const PackedWeight& weight, const float* a, int64_t row, 
       __m256i values[kSteps];
       block.load(lines + half * kHalfBytes, half, values);
       __m256 zeros = _mm256_set1_ps(static_cast<float>(offset_of<code, bits>())), scales = zeros;
+      __m256 sum = _mm256_setzero_ps();  // of a block by itself, which keeps rounding errors small
       int64_t group = -1;
       const int64_t last = smaller(first + kBlockColumns, weight.columns);
       for (int64_t k = first; k < last; ++k) {
@@ -351,8 +352,9 @@ void matvec_float_tile(const PackedWeight& weight, const float* a, int64_t row, 
         }
         const int within = static_cast<int>(k - first);
         const __m256 weights = decode_input<code, bits>(values[within / 4], within % 4, zeros, scales);
-        y[half] = _mm256_fmadd_ps(weights, _mm256_set1_ps(a[k]), y[half]);
+        sum = _mm256_fmadd_ps(weights, _mm256_set1_ps(a[k]), sum);
       }
+      y[half] = _mm256_add_ps(y[half], sum);
     }
     lines += bits * kLineBytes;
   }

@@ -410,11 +410,16 @@ void matmul_float_tile(const PackedWeight& weight, const float* a, const int64_t
       }
       const __m512 scales = load_scales<Block::kCode>(weight, tile_group);
       const int64_t end = smaller(column + part, weight.columns);
+      __m512 sums[rows];  // of a block by itself, which keeps rounding errors small
+#pragma GCC unroll 4
+      for (int m = 0; m < rows; ++m) sums[m] = _mm512_setzero_ps();
       if (column == first) {
-        add_float_steps<Block, rows, 0>(values, a_rows, first, end, zeros, scales, y);
+        add_float_steps<Block, rows, 0>(values, a_rows, first, end, zeros, scales, sums);
       } else {
-        add_float_steps<Block, rows, kSteps / 2>(values, a_rows, first, end, zeros, scales, y);
+        add_float_steps<Block, rows, kSteps / 2>(values, a_rows, first, end, zeros, scales, sums);
       }
+#pragma GCC unroll 4
+      for (int m = 0; m < rows; ++m) y[m] = _mm512_add_ps(y[m], sums[m]);
     }
   }
   for (int m = 0; m < rows; ++m) write(y[m], weight, tile, row[m], out);

@@ -1,6 +1,7 @@
 // y[M, 16] = a8, a16 or float [M, K] x codes [16, K], any format, in portable C++.
 #include "decode_portable.h"
 #include "quantize_portable.h"
+#include "silu_gate.h"
 
 namespace qxc {
 namespace {
@@ -164,7 +165,7 @@ void widen(const uint16_t* halves, int64_t count, float* values) {
   for (int64_t i = 0; i < count; ++i) values[i] = half_to_float(halves[i]);
 }
 
-constexpr Kernels kPortable{"portable", quantize_a8_portable, quantize_a16_portable, matmul, widen};
+constexpr Kernels kPortable{"portable", quantize_a8_portable, quantize_a16_portable, matmul, widen, silu_gate};
 
 }  // namespace
 

@@ -8,6 +8,7 @@ namespace qxc::ort {
 namespace {
 
 constexpr int64_t kSerialWork = 1 << 16;  // multiplications for which waking a thread costs more than it saves
+constexpr int64_t kTilePair = 32;         // rows of W: a tile of gate and one of up
 constexpr int64_t kTasks = 64;            // of equal size: enough to keep any number of threads busy
 
 qxc_activation parse_activation(const WeightInputs& weight, const std::string& name) {
@@ -23,10 +24,17 @@ struct Free {
 
 }  // namespace
 
-MatMulPacked::MatMulPacked(WeightFormat format, const qxc_kernels& kernels, const KernelInfo& info)
+MatMulPacked::MatMulPacked(WeightFormat format, const qxc_kernels& kernels, const KernelInfo& info,
+                           qxc_epilogue epilogue)
     : weight_inputs_(format, info),
       activation_(parse_activation(weight_inputs_, info.attribute_string("activation"))),
-      kernels_(kernels) {}
+      epilogue_(epilogue),
+      kernels_(kernels) {
+  if (epilogue == QXC_SILU_GATE && weight_inputs_.rows() % kTilePair != 0) {
+    throw weight_inputs_.error(kInvalidGraph, "N = " + std::to_string(weight_inputs_.rows()) + " is no multiple of " +
+                                                  std::to_string(kTilePair) + ", as tiles of gate and up in turn have");
+  }
+}
 
 void MatMulPacked::compute(const KernelContext& context) const {
   const int64_t K = weight_inputs_.columns(), N = weight_inputs_.rows();
@@ -43,15 +51,16 @@ void MatMulPacked::compute(const KernelContext& context) const {
                                                      " instead of float32 [1] or [" + std::to_string(N) + "]");
   }
   Shape shape = a.shape;
-  shape.back() = N;
+  shape.back() = epilogue_ == QXC_SILU_GATE ? N / 2 : N;
   void* y = context.output(shape);
   int64_t M = 1;
   for (size_t i = 0; i + 1 < a.shape.size(); ++i) M *= a.shape[i];
   if (M == 0) return;
 
   const int64_t bias_stride = bias.shape[0] == 1 ? 0 : 1;
-  qxc_matmul product{&kernels_,        weight,      activation_, is_half ? QXC_FLOAT16 : QXC_FLOAT32, M, a.data, y,
-                     bias.as<float>(), bias_stride, nullptr};
+  const qxc_element element = is_half ? QXC_FLOAT16 : QXC_FLOAT32;
+  qxc_matmul product{&kernels_, weight, activation_,      element,     epilogue_, M,
+                     a.data,    y,      bias.as<float>(), bias_stride, nullptr};
   size_t bytes = 0;
   if (qxc_matmul_check(&product, &bytes)) {
     throw weight_inputs_.error(kInvalidArgument, "input 'A' has shape " + to_string(a.shape) + ", which is too large");
@@ -66,7 +75,7 @@ void MatMulPacked::compute(const KernelContext& context) const {
   }
   const int64_t tiles = qxc_matmul_tiles(&product);
   if (M * K * N < kSerialWork) return qxc_matmul_compute(&product, 0, tiles);
-  const int64_t tiles_per_task = 2 * ((tiles + 2 * kTasks - 1) / (2 * kTasks));  // even, as the kernels like it best
+  const int64_t tiles_per_task = 2 * ((tiles + 2 * kTasks - 1) / (2 * kTasks));  // even, as the epilogue needs it
   context.parallel_for((tiles + tiles_per_task - 1) / tiles_per_task, [&](int64_t task) {
     const int64_t first = task * tiles_per_task;
     qxc_matmul_compute(&product, first, std::min(first + tiles_per_task, tiles));

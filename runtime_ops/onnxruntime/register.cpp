@@ -82,7 +82,8 @@ std::vector<Operator> make_operators() {
         std::vector<ElementType> matmul{element};
         matmul.insert(matmul.end(), family.tensors.begin(), family.tensors.end());
         matmul.push_back(kFloat);
-        operators.push_back(make_operator<MatMulPacked>("MatMul" + suffix, std::move(matmul), element, format));
+        operators.push_back(make_operator<MatMulPacked>("MatMul" + suffix, matmul, element, format));
+        operators.push_back(make_operator<SwiGluPacked>("SwiGlu" + suffix, std::move(matmul), element, format));
       }
     }
   }

@@ -57,6 +57,12 @@ typedef enum qxc_activation {
 
 typedef enum qxc_element { QXC_FLOAT32 = 0, QXC_FLOAT16 = 1 } qxc_element;
 
+/* What becomes of A W^T + bias. */
+typedef enum qxc_epilogue {
+  QXC_NO_EPILOGUE = 0,
+  QXC_SILU_GATE = 1, /* silu(gate) * up: tiles of W are gate and up in turn, and N is a multiple of 32 */
+} qxc_epilogue;
+
 /* W [N, K]. No pointer needs an alignment; 64 bytes are best for `packed`. */
 typedef struct qxc_weight {
   qxc_code code;
@@ -84,10 +90,11 @@ typedef struct qxc_matmul {
   qxc_weight weight;
   qxc_activation activation;
   qxc_element element; /* of A and Y */
-  int64_t rows;        /* M, at least 1 */
-  const void* a;       /* [M, K] */
-  void* y;             /* [M, N] */
-  const float* bias;   /* [N] with bias_stride 1; one number for all with bias_stride 0; or null */
+  qxc_epilogue epilogue;
+  int64_t rows;      /* M, at least 1 */
+  const void* a;     /* [M, K] */
+  void* y;           /* [M, N]; QXC_SILU_GATE: [M, N / 2] */
+  const float* bias; /* [N] with bias_stride 1; one number for all with bias_stride 0; or null */
   int64_t bias_stride;
   void* workspace; /* as many bytes as qxc_matmul_check says, aligned to QXC_ALIGNMENT */
 } qxc_matmul;
@@ -113,7 +120,8 @@ QXC_API void qxc_matmul_prepare(const qxc_matmul* product, int64_t first_row, in
 /* Tiles, of 16 rows of W, of a product. */
 QXC_API int64_t qxc_matmul_tiles(const qxc_matmul* product);
 
-/* Computes the columns of Y that belong to tiles [first, last); even numbers of tiles are fastest. */
+/* Computes the columns of Y that belong to tiles [first, last). Even numbers of tiles are fastest; with
+ * QXC_SILU_GATE, both `first` and `last` must be even. */
 QXC_API void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t last_tile);
 
 /* Decodes columns [first, last) of one row of a weight. */
