@@ -24,7 +24,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p qxcompiler
-	$(BIN)/clang-format --dry-run --Werror $(shell find runtime_ops tests -name '*.cpp' -o -name '*.h' -o -name '*.c')
+	$(BIN)/clang-format --dry-run --Werror $(shell find runtime_ops tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/kernels.py

@@ -32,20 +32,13 @@ ACTIVATIONS = ("a8", "a16", "a32")  # qxc_activation
 def build(folder: Path) -> Path:
     """The program that multiplies, linked statically."""
     source, program = ROOT / "runtime_ops", folder / "arm_instructions"
-    toolchain = source / "cmake" / "aarch64-linux-gnu.cmake"
-    main = ROOT / "benchmarks" / "arm_instructions.cpp"
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={source / 'cmake' / 'aarch64-linux-gnu.cmake'}"
+    compiler = ["aarch64-linux-gnu-g++", "-O2", "-static", f"-I{source / 'include'}", "-o", str(program)]
+    inputs = [str(ROOT / "benchmarks" / "arm_instructions.cpp"), str(folder / "libqxc_kernels.a")]
     for command in (
-        ["cmake", "-S", source, "-B", folder, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"],
-        ["cmake", "--build", folder, "--target", "qxc_kernels"],
-        [
-            "aarch64-linux-gnu-g++",
-            "-static",
-            f"-I{source / 'include'}",
-            main,
-            folder / "libqxc_kernels.a",
-            "-o",
-            program,
-        ],
+        ["cmake", "-S", str(source), "-B", str(folder), toolchain],
+        ["cmake", "--build", str(folder), "--target", "qxc_kernels"],
+        [*compiler, *inputs],
     ):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return program
@@ -57,7 +50,7 @@ def executed(program: Path, isa: str, fmt: str, activation: str, rows: int, repe
     numbers = (code, bits, per_tensor, ACTIVATIONS.index(activation), rows, OUTPUTS, INPUTS, repeats)
     with tempfile.NamedTemporaryFile() as log:
         emulator = ["qemu-aarch64", "-cpu", "max", "-singlestep", "-d", "exec,nochain", "-D", log.name]
-        subprocess.run([*emulator, program, isa, *map(str, numbers)], check=True)
+        subprocess.run([*emulator, str(program), isa, *map(str, numbers)], check=True)
         return sum(line.startswith(b"Trace") for line in log)
 
 
