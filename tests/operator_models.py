@@ -204,10 +204,11 @@ def expected_matmul(weight: QuantizedWeight, a: np.ndarray, bias: np.ndarray | f
 
 def expected_swiglu(weight: QuantizedWeight, a: np.ndarray, bias: np.ndarray | float, activation: str) -> np.ndarray:
     """Float64 reference: silu(gate) * up."""
-    pairs = expected_matmul(weight, a, bias, activation).reshape(*a.shape[:-1], -1, 2, 16)
+    N = weight.codes.shape[0]
+    pairs = expected_matmul(weight, a, bias, activation).reshape(*a.shape[:-1], N // 32, 2, 16)
     gate, up = pairs[..., 0, :], pairs[..., 1, :]
     with np.errstate(over="ignore"):
-        return (gate / (1 + np.exp(-gate)) * up).reshape(*a.shape[:-1], -1)
+        return (gate / (1 + np.exp(-gate)) * up).reshape(*a.shape[:-1], N // 2)
 
 
 def relative_error(y: np.ndarray, reference: np.ndarray) -> float:
