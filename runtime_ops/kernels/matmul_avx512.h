@@ -57,8 +57,9 @@ QXC_INLINE __m512 load_scales(const PackedWeight& weight, int64_t tile_group) {
   if constexpr (code == Code::kMx) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.exponents + at));
     __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
-    bits = _mm512_mask_mov_epi32(bits, _mm_testn_epi8_mask(bytes, bytes), _mm512_set1_epi32(0x00400000));
-    bits = _mm512_mask_mov_epi32(bits, _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(-1)), _mm512_set1_epi32(0x7FC00000));
+    // 0 is subnormal and 255 NaN: both have the first bit of the fraction set
+    const __mmask16 is_special = _mm_cmple_epu8_mask(_mm_add_epi8(bytes, _mm_set1_epi8(1)), _mm_set1_epi8(1));
+    bits = _mm512_mask_or_epi32(bits, is_special, bits, _mm512_set1_epi32(0x00400000));
     return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0.5f));
   } else {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight.scales + at)));
@@ -185,7 +186,9 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   const Block block(weight, tile);
   const int64_t first_group = tile * weight.groups;
   const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
-  UnitSums<Block, activation, 4 / rows> sums[rows];
+  // of one row, four sums overlap; in groups of 32, adding them up would take longer
+  constexpr int kChains = (code == Code::kMx ? 2 : 4) / rows;
+  UnitSums<Block, activation, kChains> sums[rows];
   __m512 y[rows], partial[rows];
 #pragma GCC unroll 4
   for (int m = 0; m < rows; ++m) y[m] = _mm512_setzero_ps();

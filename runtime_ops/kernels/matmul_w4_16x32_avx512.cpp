@@ -29,7 +29,7 @@ struct OneTable4 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
-  static constexpr int kLinesPerFarPrefetch = 4;
+  static constexpr int kLinesPerFarPrefetch = code == Code::kMx ? 1 : 4;
 
   __m512i table;  // four times over: permutes read 6 bits of an index
 
