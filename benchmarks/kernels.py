@@ -215,7 +215,9 @@ def main() -> None:
             if not arguments.kernels_only:
                 ours = TimedSession(packed_model(fmt, activation, N, K, tensors), threads, copies)
                 peer_name = peer_of(fmt, activation)
-                peer = peer_session(peer_name, threads, N, K, copies=copies if M > 16 or K * N < 1e6 else 8)
+                peer_bytes = N * K * (2 if fmt.bits == 2 else 4) / 8
+                peer_copies = max(2, round(WORKING_SET / peer_bytes)) if M <= 16 else 2
+                peer = peer_session(peer_name, threads, N, K, peer_copies)
                 ours.seconds(a), peer.seconds(a)  # warms up
                 rounds = []
                 for _ in range(ROUNDS):
