@@ -37,7 +37,7 @@ def build(folder: Path) -> Path:
     inputs = [str(ROOT / "benchmarks" / "arm_instructions.cpp"), str(folder / "libqxc_kernels.a")]
     for command in (
         ["cmake", "-S", str(source), "-B", str(folder), toolchain],
-        ["cmake", "--build", str(folder), "--target", "qxc_kernels"],
+        ["cmake", "--build", str(folder), "--target", "qxc_kernels_static"],
         [*compiler, *inputs],
     ):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
