@@ -238,7 +238,7 @@ std::vector<Expected> expected_product(const Trial& t, const Tensors& tensors) {
       }
       const double of_element = tensors.is_half ? std::fabs(sum) / 2048 + 0x1p-25 : 0;
       all.push_back(
-          {m * N + n, held(sum, tensors.is_half), magnitude, rounding + magnitude * 3e-6 + 1e-6 + of_element});
+          {m * N + n, held(sum, tensors.is_half), magnitude, rounding + magnitude * 5e-6 + 1e-6 + of_element});
     }
   }
   return all;
@@ -259,6 +259,11 @@ bool is_exact(const Trial& t) {
   return t.activation == QXC_A16 && t.weight.rows >= 64 && t.weight.code != QXC_UINT && one_unit;
 }
 
+// Whether every product is added up in float: equal numbers, as of kExtreme, are all rounded the same way.
+bool adds_floats(const Trial& t) {
+  return t.activation == QXC_A32 || t.kind == Kind::kNotFinite || (t.activation == QXC_A16 && t.weight.rows < 64);
+}
+
 // What is wrong with Y; null where nothing is. `portable` is another instruction set's, which may differ by the order
 // in which floats are added up only.
 const char* fault(const Trial& t, const std::vector<Expected>& expected, const std::vector<double>& y,
@@ -267,7 +272,7 @@ const char* fault(const Trial& t, const std::vector<Expected>& expected, const s
     const size_t at = static_cast<size_t>(e.at);
     if (!is_near(y[at], e.value, e.bound)) return "far from the product";
     const double of_element = t.element == QXC_FLOAT16 ? std::fabs(e.value) / 1024 + 0x1p-24 : 0;
-    const double bound = is_exact(t) ? 0 : 1e-6 * e.magnitude + of_element;
+    const double bound = is_exact(t) ? 0 : (adds_floats(t) ? 5e-6 : 1e-6) * e.magnitude + of_element;
     if (!is_near(y[at], portable[at], bound)) return "not what portable kernels give";
   }
   return nullptr;

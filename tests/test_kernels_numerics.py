@@ -244,4 +244,6 @@ def test_full_sweep(family: str) -> None:
                 for session, add in ((biased, bias), (plain, np.float32(0))):
                     y = session.run(None, {"data": a[:M].reshape(-1, 1, K)})[0]
                     error = relative_error(y, (reference[:M] + add).reshape(-1, 1, N))
-                    assert error <= TOLERANCE[activation], (fmt.name, K, N, M, activation)
+                    # a few numbers may all cancel
+                    tolerance = TOLERANCE[activation] if N >= 64 else max(TOLERANCE[activation], 5e-5)
+                    assert error <= tolerance, (fmt.name, K, N, M, activation)
