@@ -28,6 +28,7 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/synthetic_llama.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
