@@ -244,6 +244,7 @@ def test_full_sweep(family: str) -> None:
                 for session, add in ((biased, bias), (plain, np.float32(0))):
                     y = session.run(None, {"data": a[:M].reshape(-1, 1, K)})[0]
                     error = relative_error(y, (reference[:M] + add).reshape(-1, 1, N))
-                    # a few numbers may all cancel
+                    # a few numbers may all cancel, and so may a row with a codebook whose entries are much alike
                     tolerance = TOLERANCE[activation] if N >= 64 else max(TOLERANCE[activation], 5e-5)
+                    tolerance *= 2 if activation == "a16" and family.endswith("@t") else 1
                     assert error <= tolerance, (fmt.name, K, N, M, activation)
