@@ -58,34 +58,32 @@ struct PerRow4 {
   static constexpr int kClasses = 1;
   static constexpr int kLinesPerFarPrefetch = 1;
 
-  // a 128-bit lane is four rows, whose codebooks are four vectors: `vpshufb` looks up a lane's 16 entries
-  __m512i row_of_four[4];
+  // an index has 7 bits, a code and the number of a row among eight: two tables, each for half of a line
+  __m512i lower[2], upper[2], row;
 
   PerRow4(const PackedWeight& weight, int64_t tile) {
-    const __m128i* book = reinterpret_cast<const __m128i*>(codebook_of(weight, tile, kBits));
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      __m512i rows = _mm512_castsi128_si512(_mm_loadu_si128(book + r));
-      rows = _mm512_inserti32x4(rows, _mm_loadu_si128(book + 4 + r), 1);
-      rows = _mm512_inserti32x4(rows, _mm_loadu_si128(book + 8 + r), 2);
-      rows = _mm512_inserti32x4(rows, _mm_loadu_si128(book + 12 + r), 3);
-      row_of_four[r] = _mm512_xor_si512(rows, _mm512_set1_epi8(-128));
-    }
+    static constexpr Bytes64 kRow = make_bytes([](int i) { return (i / 4 & 7) << 4; });
+    const int8_t* book = codebook_of(weight, tile, kBits);
+    lower[0] = load_entries<64>(book);
+    lower[1] = load_entries<64>(book + 64);
+    upper[0] = load_entries<64>(book + 128);
+    upper[1] = load_entries<64>(book + 192);
+    row = load_bytes(kRow);
   }
 
   QXC_INLINE __m512i look_up(__m512i codes) const {
-    __m512i entries = _mm512_shuffle_epi8(row_of_four[0], codes);
-    entries = _mm512_mask_shuffle_epi8(entries, 0x00F000F000F000F0, row_of_four[1], codes);
-    entries = _mm512_mask_shuffle_epi8(entries, 0x0F000F000F000F00, row_of_four[2], codes);
-    return _mm512_mask_shuffle_epi8(entries, 0xF000F000F000F000, row_of_four[3], codes);
+    const __m512i index = select(mask8(0x0F), codes, row);
+    // what the first look-up leaves out is still the index
+    const __m512i half = _mm512_mask2_permutex2var_epi8(lower[0], index, 0x00000000FFFFFFFF, lower[1]);
+    return _mm512_mask2_permutex2var_epi8(upper[0], half, 0xFFFFFFFF00000000, upper[1]);
   }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
 #pragma GCC unroll 4
     for (int line = 0; line < kBits; ++line) {
       const __m512i z = load_line(lines + line * kLineBytes);
-      values[2 * line] = look_up(_mm512_and_si512(z, mask8(0x0F)));
-      values[2 * line + 1] = look_up(_mm512_and_si512(_mm512_srli_epi32(z, 4), mask8(0x0F)));
+      values[2 * line] = look_up(z);
+      values[2 * line + 1] = look_up(_mm512_srli_epi32(z, 4));
     }
   }
 };
