@@ -230,11 +230,11 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
         each_row(unit, [&](int m, int64_t at) { sums[m].clear(a, at); });
         const int64_t columns = smaller(a.unit, columns_left);
         columns_left -= columns;
-        for (int64_t column = 0; column < columns; column += kBlockColumns) {
+        const int64_t from = unit_offset(a, first_row, unit);
+        for (int64_t column = from; column < from + columns; column += kBlockColumns) {
           next_block();
-          each_row(unit, [&](int m, int64_t) {
-            sums[m].template add<0, kSteps>(values, a, unit_offset(a, first_row + m, unit) + column);
-          });
+#pragma GCC unroll 4
+          for (int m = 0; m < rows; ++m) sums[m].template add<0, kSteps>(values, a, column + m * a.unit);
         }
         each_row(unit, [&](int m, int64_t at) {
           partial[m] = _mm512_add_ps(partial[m], sums[m].total(weight, a, group, at));
