@@ -237,6 +237,9 @@ def test_full_sweep(family: str) -> None:
         for activation in (
             ACTIVATIONS if K * N < 1_000_000 else ACTIVATIONS[FAMILIES.index(family) % len(ACTIVATIONS) :][:1]
         ):
+            # with one codebook, whose random entries may be much alike, all outputs of a row share one rounding error
+            # of A's, where others average many
+            tolerance = TOLERANCE[activation] * (2 if activation == "a16" and family.endswith("@t") else 1)
             bias = np.random.default_rng(N).standard_normal(N).astype(np.float32)
             reference = expected_matmul(weight, a, 0, activation)
             # how large outputs would be if products had random signs: a row's may cancel together, and then errors,
@@ -250,4 +253,4 @@ def test_full_sweep(family: str) -> None:
                     expected = (reference[:M] + add).reshape(-1, 1, N)
                     error = np.linalg.norm(y - expected)
                     size = max(np.linalg.norm(expected), np.linalg.norm(typical[:M]))
-                    assert error <= TOLERANCE[activation] * size, (fmt.name, K, N, M, activation)
+                    assert error <= tolerance * size, (fmt.name, K, N, M, activation)

@@ -5,6 +5,7 @@
 // magnitude of a byte of class c; and `kTablesPerQuarter`, the registers that its tables take.
 #pragma once
 
+#include "kernels_neon.h"
 #include "matmul_neon.h"
 
 namespace qxc {
@@ -178,29 +179,22 @@ struct PerRow : Table<Code::kLut, bits> {
   }
 };
 
-template <class Block, class Dot>
-MatMulTiles of_activation(Activation activation) {
-  return activation == Activation::kA8 ? matmul_tiles<Block, Dot, Activation::kA8>
-                                       : matmul_tiles<Block, Dot, Activation::kA16>;
-}
-
-template <int bits, class Dot>
-MatMulTiles of_codebook(Activation activation) {
-  using Shared = PerTensor<Code::kLut, bits>;
-  return activation == Activation::kA8 ? matmul_codebook<Shared, PerRow<bits>, Dot, Activation::kA8>
-                                       : matmul_codebook<Shared, PerRow<bits>, Dot, Activation::kA16>;
-}
-
-template <int bits, class Dot>
-MatMulTiles matmul_of(Code code, Activation activation) {
+template <int bits, class Dot, Activation activation>
+MatMulTiles tiles_of(Code code) {
   if constexpr (bits == 4) {
-    if (code == Code::kMx) return of_activation<PerTensor<Code::kMx, bits>, Dot>(activation);
+    if (code == Code::kMx) return matmul_tiles<PerTensor<Code::kMx, bits>, Dot, activation>;
   }
   if constexpr (bits <= 4) {
-    if (code == Code::kLut) return of_codebook<bits, Dot>(activation);
+    if (code == Code::kLut) return matmul_codebook<PerTensor<Code::kLut, bits>, PerRow<bits>, Dot, activation>;
   }
-  return code == Code::kInt ? of_activation<Integer<Code::kInt, bits>, Dot>(activation)
-                            : of_activation<Integer<Code::kUInt, bits>, Dot>(activation);
+  return code == Code::kInt ? matmul_tiles<Integer<Code::kInt, bits>, Dot, activation>
+                            : matmul_tiles<Integer<Code::kUInt, bits>, Dot, activation>;
+}
+
+template <int bits, class Dot>
+MatMulFamily matmul_of(Code code) {
+  return {tiles_of<bits, Dot, Activation::kA8>(code), tiles_of<bits, Dot, Activation::kA16>(code),
+          matmul_float_16x32_neon(code, bits)};
 }
 
 }  // namespace

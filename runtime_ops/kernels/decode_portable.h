@@ -54,24 +54,5 @@ void decode_columns(const PackedWeight& weight, int64_t row, int64_t first, int6
 
 using DecodeColumns = void (*)(const PackedWeight&, int64_t, int64_t, int64_t, float*);
 
-inline DecodeColumns columns_decoder(Code code, int bits) {
-  if (code == Code::kMx) return decode_columns<Code::kMx, 4>;
-  if (code == Code::kLut) {
-    return bits == 2   ? decode_columns<Code::kLut, 2>
-           : bits == 3 ? decode_columns<Code::kLut, 3>
-                       : decode_columns<Code::kLut, 4>;
-  }
-  const bool symmetric = code == Code::kInt;
-  switch (bits) {
-    case 2: return symmetric ? decode_columns<Code::kInt, 2> : decode_columns<Code::kUInt, 2>;
-    case 3: return symmetric ? decode_columns<Code::kInt, 3> : decode_columns<Code::kUInt, 3>;
-    case 4: return symmetric ? decode_columns<Code::kInt, 4> : decode_columns<Code::kUInt, 4>;
-    case 5: return symmetric ? decode_columns<Code::kInt, 5> : decode_columns<Code::kUInt, 5>;
-    case 6: return symmetric ? decode_columns<Code::kInt, 6> : decode_columns<Code::kUInt, 6>;
-    default: return symmetric ? decode_columns<Code::kInt, 8> : decode_columns<Code::kUInt, 8>;
-  }
-}
-
 }  // namespace
-
 }  // namespace qxc

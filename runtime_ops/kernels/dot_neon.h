@@ -6,7 +6,7 @@
 namespace qxc {
 namespace {
 
-struct DotNeon {
+struct DotNeon : UnitOfSteps {
   static constexpr int kRegistersPerSum = 2;
   static constexpr int kMostRows = 2;
 
@@ -73,13 +73,6 @@ struct DotNeon {
   }
 
   static QXC_INLINE int32x4_t total(const Sum& sum) { return vpaddq_s32(sum.low, sum.high); }
-
-  // Bytes of a unit: [steps, 4 quarters, 16].
-  template <int steps>
-  static QXC_INLINE void store(const int8x16_t* values, int quarter, int8_t* to) {
-    unrolled<steps>(
-        [&](auto q) QXC_LAMBDA { vst1q_s8(to + (q.value * kQuarters + quarter) * kQuarterBytes, values[q.value]); });
-  }
 
   template <class Block, int rows>
   static QXC_INLINE void multiply(const int8_t* bytes, const int8_t* a, int64_t stride, int64_t columns,

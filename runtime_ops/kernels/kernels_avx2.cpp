@@ -1,26 +1,12 @@
-// What AVX2 offers.
+// What AVX2 with FMA and F16C offers.
 #include "kernels_avx2.h"
 
-#include "matmul_avx2.h"
-#include "quantize_avx2.h"
-#include "silu_gate.h"
+#include "instruction_set.h"
+#include "vectors_avx2.h"
 
 namespace qxc {
-namespace {
 
-MatMulFamily matmul(Code code, int bits) {
-  switch (bits) {
-    case 2: return matmul_w2_16x32_avx2(code);
-    case 3: return matmul_w3_16x32_avx2(code);
-    case 4: return matmul_w4_16x32_avx2(code);
-    case 5: return matmul_w5_16x32_avx2(code);
-    case 6: return matmul_w6_16x32_avx2(code);
-    default: return matmul_w8_16x32_avx2(code);
-  }
-}
-
-}  // namespace
-
-const Kernels kAvx2{"avx2", quantize_a8_avx2, quantize_a16_avx2, matmul, widen_avx2, silu_gate};
+const Kernels kAvx2 = kernels_of<Avx2Vector, matmul_w2_16x32_avx2, matmul_w3_16x32_avx2, matmul_w4_16x32_avx2,
+                                 matmul_w5_16x32_avx2, matmul_w6_16x32_avx2, matmul_w8_16x32_avx2>("avx2");
 
 }  // namespace qxc

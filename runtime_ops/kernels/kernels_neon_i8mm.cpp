@@ -1,30 +1,12 @@
 // What NEON with dot products and matrix products of bytes (Armv8.6-A) offers.
+#include "instruction_set.h"
 #include "kernels_neon.h"
-#include "silu_gate.h"
+#include "vectors_neon.h"
 
 namespace qxc {
-namespace {
 
-using OfWidth = MatMulTiles (*)(Code code, Activation activation);
-
-OfWidth of_width(int bits) {
-  switch (bits) {
-    case 2: return matmul_w2_16x32_neon_i8mm;
-    case 3: return matmul_w3_16x32_neon_i8mm;
-    case 4: return matmul_w4_16x32_neon_i8mm;
-    case 5: return matmul_w5_16x32_neon_i8mm;
-    case 6: return matmul_w6_16x32_neon_i8mm;
-    default: return matmul_w8_16x32_neon_i8mm;
-  }
-}
-
-MatMulFamily matmul(Code code, int bits) {
-  const OfWidth matmul = of_width(bits);
-  return {matmul(code, Activation::kA8), matmul(code, Activation::kA16), matmul_float_16x32_neon(code, bits)};
-}
-
-}  // namespace
-
-const Kernels kNeonI8mm{"neon_i8mm", quantize_a8_neon, quantize_a16_neon, matmul, widen_neon, silu_gate};
+const Kernels kNeonI8mm =
+    kernels_of<NeonVector, matmul_w2_16x32_neon_i8mm, matmul_w3_16x32_neon_i8mm, matmul_w4_16x32_neon_i8mm,
+               matmul_w5_16x32_neon_i8mm, matmul_w6_16x32_neon_i8mm, matmul_w8_16x32_neon_i8mm>("neon_i8mm");
 
 }  // namespace qxc

@@ -11,7 +11,8 @@
 
 #include <type_traits>
 
-#include "kernels.h"
+#include "kernels_avx2.h"
+#include "kernels_avx_vnni.h"
 #include "scalar.h"
 
 namespace qxc {
@@ -378,21 +379,3 @@ void matmul_float_tiles(const PackedWeight& weight, const FloatRows& a, int64_t 
 }  // namespace qxc
 
 #include "families.h"
-
-namespace qxc {
-
-MatMulFamily matmul_w2_16x32_avx2(Code code);
-MatMulFamily matmul_w3_16x32_avx2(Code code);
-MatMulFamily matmul_w4_16x32_avx2(Code code);
-MatMulFamily matmul_w5_16x32_avx2(Code code);
-MatMulFamily matmul_w6_16x32_avx2(Code code);
-MatMulFamily matmul_w8_16x32_avx2(Code code);
-
-MatMulFamily matmul_w2_16x32_avx_vnni(Code code);
-MatMulFamily matmul_w3_16x32_avx_vnni(Code code);
-MatMulFamily matmul_w4_16x32_avx_vnni(Code code);
-MatMulFamily matmul_w5_16x32_avx_vnni(Code code);
-MatMulFamily matmul_w6_16x32_avx_vnni(Code code);
-MatMulFamily matmul_w8_16x32_avx_vnni(Code code);
-
-}  // namespace qxc

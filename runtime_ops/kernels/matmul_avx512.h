@@ -10,7 +10,7 @@
 
 #include <type_traits>
 
-#include "kernels.h"
+#include "kernels_avx512.h"
 #include "scalar.h"
 
 namespace qxc {
@@ -471,14 +471,3 @@ void matmul_tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t fi
 }  // namespace qxc
 
 #include "families.h"
-
-namespace qxc {
-
-MatMulFamily matmul_w2_16x32_avx512(Code code);
-MatMulFamily matmul_w3_16x32_avx512(Code code);
-MatMulFamily matmul_w4_16x32_avx512(Code code);
-MatMulFamily matmul_w5_16x32_avx512(Code code);
-MatMulFamily matmul_w6_16x32_avx512(Code code);
-MatMulFamily matmul_w8_16x32_avx512(Code code);
-
-}  // namespace qxc

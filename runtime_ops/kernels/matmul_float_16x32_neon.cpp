@@ -1,7 +1,6 @@
 // y[M, 16] = float [M, K] x codes [16, K], any format, with NEON. A block of weights is decoded to floats once for up
 // to kRowsPerPass rows of A. Every block's products are added up by themselves, which keeps rounding errors small.
 #include "blocks_neon.h"
-#include "kernels_neon.h"
 
 namespace qxc {
 namespace {

@@ -40,6 +40,16 @@ QXC_INLINE void unrolled(const Function& f) {
   }
 }
 
+// How most Dot policies keep the bytes of a unit.
+struct UnitOfSteps {
+  // [steps, 4 quarters, 16]
+  template <int steps>
+  static QXC_INLINE void store(const int8x16_t* values, int quarter, int8_t* to) {
+    unrolled<steps>(
+        [&](auto q) QXC_LAMBDA { vst1q_s8(to + (q.value * kQuarters + quarter) * kQuarterBytes, values[q.value]); });
+  }
+};
+
 // The scales, and zero points less 2^(bits-1), of one group of a tile.
 template <Code code, int bits>
 struct Group {

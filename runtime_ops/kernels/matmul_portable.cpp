@@ -1,7 +1,7 @@
 // y[M, 16] = a8, a16 or float [M, K] x codes [16, K], any format, in portable C++.
 #include "decode_portable.h"
-#include "quantize_portable.h"
-#include "silu_gate.h"
+#include "instruction_set.h"
+#include "vectors_portable.h"
 
 namespace qxc {
 namespace {
@@ -150,22 +150,8 @@ MatMulFamily of_bits(Code code) {
   return code == Code::kInt ? family_of<Code::kInt, bits>() : family_of<Code::kUInt, bits>();
 }
 
-MatMulFamily matmul(Code code, int bits) {
-  switch (bits) {
-    case 2: return of_bits<2>(code);
-    case 3: return of_bits<3>(code);
-    case 4: return of_bits<4>(code);
-    case 5: return of_bits<5>(code);
-    case 6: return of_bits<6>(code);
-    default: return of_bits<8>(code);
-  }
-}
-
-void widen(const uint16_t* halves, int64_t count, float* values) {
-  for (int64_t i = 0; i < count; ++i) values[i] = half_to_float(halves[i]);
-}
-
-constexpr Kernels kPortable{"portable", quantize_a8_portable, quantize_a16_portable, matmul, widen, silu_gate};
+constexpr Kernels kPortable =
+    kernels_of<PortableVector, of_bits<2>, of_bits<3>, of_bits<4>, of_bits<5>, of_bits<6>, of_bits<8>>("portable");
 
 }  // namespace
 

@@ -3,6 +3,6 @@
 
 namespace qxc {
 
-MatMulTiles matmul_w3_16x32_neon(Code code, Activation activation) { return matmul_of<3, DotNeon>(code, activation); }
+MatMulFamily matmul_w3_16x32_neon(Code code) { return matmul_of<3, DotNeon>(code); }
 
 }  // namespace qxc

@@ -3,8 +3,6 @@
 
 namespace qxc {
 
-MatMulTiles matmul_w4_16x32_neon_dotprod(Code code, Activation activation) {
-  return matmul_of<4, DotProduct>(code, activation);
-}
+MatMulFamily matmul_w4_16x32_neon_dotprod(Code code) { return matmul_of<4, DotProduct>(code); }
 
 }  // namespace qxc

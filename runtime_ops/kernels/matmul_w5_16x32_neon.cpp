@@ -3,6 +3,6 @@
 
 namespace qxc {
 
-MatMulTiles matmul_w5_16x32_neon(Code code, Activation activation) { return matmul_of<5, DotNeon>(code, activation); }
+MatMulFamily matmul_w5_16x32_neon(Code code) { return matmul_of<5, DotNeon>(code); }
 
 }  // namespace qxc

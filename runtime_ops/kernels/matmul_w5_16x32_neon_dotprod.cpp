@@ -3,8 +3,6 @@
 
 namespace qxc {
 
-MatMulTiles matmul_w5_16x32_neon_dotprod(Code code, Activation activation) {
-  return matmul_of<5, DotProduct>(code, activation);
-}
+MatMulFamily matmul_w5_16x32_neon_dotprod(Code code) { return matmul_of<5, DotProduct>(code); }
 
 }  // namespace qxc

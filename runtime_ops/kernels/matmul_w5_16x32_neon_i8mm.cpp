@@ -3,8 +3,6 @@
 
 namespace qxc {
 
-MatMulTiles matmul_w5_16x32_neon_i8mm(Code code, Activation activation) {
-  return matmul_of<5, DotMatrix>(code, activation);
-}
+MatMulFamily matmul_w5_16x32_neon_i8mm(Code code) { return matmul_of<5, DotMatrix>(code); }
 
 }  // namespace qxc

@@ -3,8 +3,6 @@
 
 namespace qxc {
 
-MatMulTiles matmul_w6_16x32_neon_dotprod(Code code, Activation activation) {
-  return matmul_of<6, DotProduct>(code, activation);
-}
+MatMulFamily matmul_w6_16x32_neon_dotprod(Code code) { return matmul_of<6, DotProduct>(code); }
 
 }  // namespace qxc

@@ -14,6 +14,18 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // Where a row's numbers of one unit lie in `high` and `low`.
 inline int64_t unit_offset(const QuantizedRows& a, int64_t row, int64_t unit) { return (unit * a.rows + row) * a.unit; }
 
+inline float float_of_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint32_t bits_of_float(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 inline float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = half & 0x7FFFu;
@@ -23,28 +35,20 @@ inline float half_to_float(uint16_t half) {
   } else if (magnitude >= 0x400u) {
     bits = (magnitude << 13) + (112u << 23);
   } else {  // zero or subnormal: a multiple of 2^-24
-    const float value = static_cast<float>(magnitude) * 0x1p-24f;
-    std::memcpy(&bits, &value, sizeof bits);
+    bits = bits_of_float(static_cast<float>(magnitude) * 0x1p-24f);
   }
-  bits |= sign;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
+  return float_of_bits(bits | sign);
 }
 
 // To the nearest float16, ties to even; beyond its range, infinity.
 inline uint16_t float_to_half(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
+  uint32_t bits = bits_of_float(value);
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   bits &= 0x7FFFFFFFu;
   if (bits > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);  // NaN
   if (bits < 0x38800000u) {  // below 2^-14: a multiple of 2^-24, which float addition rounds to
-    float magnitude;
-    std::memcpy(&magnitude, &bits, sizeof magnitude);
-    magnitude += 0.5f;  // whose last bit is 2^-24
-    std::memcpy(&bits, &magnitude, sizeof bits);
-    return static_cast<uint16_t>(sign | (bits - 0x3F000000u));
+    const float magnitude = float_of_bits(bits) + 0.5f;  // whose last bit is 2^-24
+    return static_cast<uint16_t>(sign | (bits_of_float(magnitude) - 0x3F000000u));
   }
   bits += 0xFFFu + (bits >> 13 & 1);
   return static_cast<uint16_t>(sign | (bits >= 0x47800000u ? 0x7C00u : (bits - 0x38000000u) >> 13));
@@ -53,9 +57,7 @@ inline uint16_t float_to_half(float value) {
 // 2^(exponent - 127); 255 is NaN (OCP Microscaling Formats 1.0, section 5.4.1).
 inline float e8m0_to_float(uint8_t exponent) {
   const uint32_t bits = exponent == 255 ? 0x7FC00000u : exponent ? static_cast<uint32_t>(exponent) << 23 : 0x00400000u;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
+  return float_of_bits(bits);
 }
 
 // Twice the numbers of E2M1 (the same specification, section 5.3.3), by code.

@@ -8,18 +8,6 @@
 namespace qxc {
 namespace {
 
-inline float float_of_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline uint32_t bits_of_float(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
 // e^-|x|: 2^n e^r with |r| <= ln(2) / 2, and e^r by its Taylor series, whose next term is below half an ulp. Of NaN
 // it is 0. Nothing here compares floats: a comparison may trap, and then gcc makes no vectors of a loop.
 inline float exp_of_minus_magnitude(float x) {

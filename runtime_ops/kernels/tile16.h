@@ -3,12 +3,14 @@
 
 #include <cstdint>
 
+#include "qxc/kernels.h"
+
 namespace qxc {
 
-constexpr int kTileRows = 16;      // output features of a tile
-constexpr int kBlockColumns = 32;  // inputs of a block
-constexpr int kLineBytes = 64;     // a block of b-bit codes is b lines
-constexpr int kSteps = 8;          // of 4 inputs, in a block
+constexpr int kTileRows = QXC_TILE_ROWS;          // output features of a tile
+constexpr int kBlockColumns = QXC_BLOCK_COLUMNS;  // inputs of a block
+constexpr int kLineBytes = QXC_LINE_BYTES;        // a block of b-bit codes is b lines
+constexpr int kSteps = kBlockColumns / 4;         // of 4 inputs, in a block
 
 // How a code becomes a number, before its group's scale.
 enum class Code {

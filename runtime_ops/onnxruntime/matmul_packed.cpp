@@ -7,9 +7,9 @@
 namespace qxc::ort {
 namespace {
 
-constexpr int64_t kSerialWork = 1 << 16;  // multiplications for which waking a thread costs more than it saves
-constexpr int64_t kTilePair = 32;         // rows of W: a tile of gate and one of up
-constexpr int64_t kTasks = 64;            // of equal size: enough to keep any number of threads busy
+constexpr int64_t kSerialWork = 1 << 16;          // multiplications for which waking a thread costs more than it saves
+constexpr int64_t kTilePair = 2 * QXC_TILE_ROWS;  // rows of W: a tile of gate and one of up
+constexpr int64_t kTasks = 64;                    // of equal size: enough to keep any number of threads busy
 
 qxc_activation parse_activation(const WeightInputs& weight, const std::string& name) {
   if (name == "a8") return QXC_A8;

@@ -4,7 +4,6 @@ namespace qxc::ort {
 namespace {
 
 constexpr char kLayout[] = "tile16.v1";
-constexpr int64_t kTileRows = 16, kBlockColumns = 32, kLineBytes = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -54,16 +53,16 @@ Tensor WeightInputs::expect(const KernelContext& context, size_t index, const ch
 
 qxc_weight WeightInputs::read(const KernelContext& context, size_t first) const {
   qxc_weight weight = weight_;
-  const int64_t tiles = ceil_div(weight.rows, kTileRows);
-  const Shape codes{tiles, ceil_div(weight.columns, kBlockColumns), weight.bits, kLineBytes};
-  const Shape per_group{tiles, ceil_div(weight.columns, weight.group_size), kTileRows};
+  const int64_t tiles = ceil_div(weight.rows, QXC_TILE_ROWS);
+  const Shape codes{tiles, ceil_div(weight.columns, QXC_BLOCK_COLUMNS), weight.bits, QXC_LINE_BYTES};
+  const Shape per_group{tiles, ceil_div(weight.columns, weight.group_size), QXC_TILE_ROWS};
   weight.packed = expect(context, first, "packed", kUint8, codes).data;
   weight.scales = expect(context, first + 1, "scales", weight.code == QXC_MXFP4 ? kUint8 : kFloat16, per_group).data;
   if (weight.code == QXC_UINT) {
     weight.zero_points = expect(context, first + 2, "zero_points", kUint8, per_group).data;
   } else if (weight.code == QXC_LUT) {
     const int64_t entries = int64_t{1} << weight.bits;
-    const Shape one{1, 1, entries}, one_a_row{tiles, kTileRows, entries};
+    const Shape one{1, 1, entries}, one_a_row{tiles, QXC_TILE_ROWS, entries};
     weight.codebook_per_tensor = context.input(first + 2).shape == one;
     weight.codebook = expect(context, first + 2, "codebook", kInt8, weight.codebook_per_tensor ? one : one_a_row).data;
   }

@@ -23,6 +23,11 @@
 #define QXC_KERNELS_VERSION_MINOR 0
 #define QXC_ALIGNMENT 64 /* of the workspace, in bytes */
 
+/* Of `tile16.v1`: W is tiles of rows, a tile blocks of columns, and a block of b-bit codes b lines of bytes. */
+#define QXC_TILE_ROWS 16
+#define QXC_BLOCK_COLUMNS 32
+#define QXC_LINE_BYTES 64
+
 #if defined(__GNUC__)
 #define QXC_API __attribute__((visibility("default")))
 #else
@@ -117,7 +122,7 @@ QXC_API qxc_status qxc_matmul_check(const qxc_matmul* product, size_t* workspace
 /* Rounds rows [first, last) of A into the workspace. */
 QXC_API void qxc_matmul_prepare(const qxc_matmul* product, int64_t first_row, int64_t last_row);
 
-/* Tiles, of 16 rows of W, of a product. */
+/* Tiles, of QXC_TILE_ROWS rows of W, of a product. */
 QXC_API int64_t qxc_matmul_tiles(const qxc_matmul* product);
 
 /* Computes the columns of Y that belong to tiles [first, last). Even numbers of tiles are fastest; with
