@@ -88,11 +88,19 @@ class Library:
         return str(self._library.qxc_kernels_name(kernels).decode())
 
     def product(
-        self, kernels: int, fmt: Format, activation: str, a: np.ndarray, tensors: dict[str, np.ndarray], N: int
+        self,
+        kernels: int,
+        fmt: Format,
+        activation: str,
+        a: np.ndarray,
+        tensors: dict[str, np.ndarray],
+        N: int,
+        *,
+        gated: bool = False,
     ) -> tuple[MatMul, list[np.ndarray]]:
-        """A product of A, float32 [M, K], with packed tensors; and the arrays that it points to."""
+        """A product of A, float32 [M, K], with packed tensors, or silu(gate) * up; and the arrays that it points to."""
         M, K = a.shape
-        y = np.empty((M, N), np.float32)
+        y = np.empty((M, N // 2 if gated else N), np.float32)
         weight = Weight(
             code=_CODES[fmt.operator_suffix.rstrip("0123456789")],
             bits=fmt.bits,
@@ -107,7 +115,7 @@ class Library:
             weight=weight,
             activation=_ACTIVATIONS[activation],
             element=0,
-            epilogue=0,
+            epilogue=int(gated),
             rows=M,
             a=a.ctypes.data,
             y=y.ctypes.data,

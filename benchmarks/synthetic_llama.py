@@ -31,6 +31,8 @@ from rich.table import Table
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import load_model, save_model
 from qxcompiler.packing import packed_bytes
+from qxcompiler.passes import FuseSharedInput, FuseSwiGlu
+from qxcompiler.passes.pack_sites import BLOCK, ROLE, SCHEME
 from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION
 
@@ -80,9 +82,13 @@ class _Writer(Tape):
         operator, attributes = packed_operator(Scheme(self._scheme.format, None), N, K)
         return self.op(operator, [indices, *weight], attributes, domain=DOMAIN)
 
-    def linear(self, weight: list[ir.Value], x: ir.Value, N: int, K: int) -> ir.Value:
+    def linear(self, weight: list[ir.Value], x: ir.Value, N: int, K: int, role: str, block: int | None) -> ir.Value:
         operator, attributes = packed_operator(self._scheme, N, K)
-        return self.op(operator, [x, *weight, self._no_bias], attributes, domain=DOMAIN)
+        y = self.op(operator, [x, *weight, self._no_bias], attributes, domain=DOMAIN)
+        node = y.producer()
+        assert node is not None
+        node.metadata_props.update({ROLE: role, SCHEME: str(self._scheme), BLOCK: str(block)})
+        return y
 
     def norm(self, name: str, x: ir.Value, width: int) -> ir.Value:
         gain = self.constant(f"{name}.weight", np.ones(width, np.float32))
@@ -90,7 +96,7 @@ class _Writer(Tape):
 
 
 def build(sizes: Llama, scheme: Scheme) -> ir.Model:
-    """A Llama with random packed weights; head and embedding share theirs.
+    """A Llama with random packed weights, fused as `qxc compile` fuses it; head and embedding share theirs.
 
     Inputs: `input_ids` and `position_ids` int64 [batch, length], `past_key_values.<block>.key` and `.value` float32
     [batch, key_value_heads, past, head_size]. Outputs: `logits` float32 [batch, length, vocabulary], and
@@ -105,8 +111,8 @@ def build(sizes: Llama, scheme: Scheme) -> ir.Model:
     cos, sin = (writer.constant(f.__name__, f(angles).astype(np.float32)) for f in (np.cos, np.sin))
     inputs, outputs = [ids, positions], []
 
-    def linear(name: str, x: ir.Value, N: int, K: int) -> ir.Value:
-        return writer.linear(writer.weight(name, N, K), x, N, K)
+    def linear(block: int, role: str, x: ir.Value, N: int, K: int) -> ir.Value:
+        return writer.linear(writer.weight(f"{block}.{role}", N, K), x, N, K, role, block)
 
     def rotated(x: ir.Value, heads: int) -> ir.Value:
         return writer.op("RotaryEmbedding", [x, cos, sin, positions], {"num_heads": heads})
@@ -115,9 +121,9 @@ def build(sizes: Llama, scheme: Scheme) -> ir.Model:
     x = writer.embedding(table, ids, sizes.vocabulary, hidden)
     for block in range(sizes.blocks):
         normed = writer.norm(f"{block}.attention_norm", x, hidden)
-        query = rotated(linear(f"{block}.query", normed, hidden, hidden), sizes.heads)
-        key = rotated(linear(f"{block}.key", normed, key_value, hidden), sizes.key_value_heads)
-        value = linear(f"{block}.value", normed, key_value, hidden)
+        query = rotated(linear(block, "query", normed, hidden, hidden), sizes.heads)
+        key = rotated(linear(block, "key", normed, key_value, hidden), sizes.key_value_heads)
+        value = linear(block, "value", normed, key_value, hidden)
         past = [_input(f"past_key_values.{block}.{part}", ir.DataType.FLOAT, cached) for part in ("key", "value")]
         attended, *present = writer.op_multi_out(
             "Attention",
@@ -129,13 +135,13 @@ def build(sizes: Llama, scheme: Scheme) -> ir.Model:
             _declare(output, f"present.{block}.{part}", [*cached[:2], "total", cached[3]])
         inputs += past
         outputs += present
-        x = writer.op("Add", [x, linear(f"{block}.output", attended, hidden, hidden)])
+        x = writer.op("Add", [x, linear(block, "output", attended, hidden, hidden)])
         normed = writer.norm(f"{block}.mlp_norm", x, hidden)
-        gate = linear(f"{block}.gate", normed, sizes.mlp, hidden)
-        up = linear(f"{block}.up", normed, sizes.mlp, hidden)
+        gate = linear(block, "gate", normed, sizes.mlp, hidden)
+        up = linear(block, "up", normed, sizes.mlp, hidden)
         product = writer.op("Mul", [writer.op("Mul", [gate, writer.op("Sigmoid", [gate])]), up])
-        x = writer.op("Add", [x, linear(f"{block}.down", product, hidden, sizes.mlp)])
-    logits = writer.linear(table, writer.norm("norm", x, hidden), sizes.vocabulary, hidden)
+        x = writer.op("Add", [x, linear(block, "down", product, hidden, sizes.mlp)])
+    logits = writer.linear(table, writer.norm("norm", x, hidden), sizes.vocabulary, hidden, "head", None)
     _declare(logits, "logits", ["batch", "length", sizes.vocabulary])
     graph = ir.Graph(
         inputs,
@@ -145,7 +151,11 @@ def build(sizes: Llama, scheme: Scheme) -> ir.Model:
         opset_imports={"": OPSET, DOMAIN: VERSION},
         name="llama",
     )
-    return ir.Model(graph, ir_version=IR_VERSION)
+    model = ir.Model(graph, ir_version=IR_VERSION)
+    FuseSwiGlu()(model)
+    FuseSharedInput()(model)
+    model.functions.clear()  # the library has the operators
+    return model
 
 
 def _input(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
@@ -228,14 +238,15 @@ def bare_products(library: Library, model: ir.Model, scheme: Scheme) -> tuple[li
             assert value and value.name and value.const_value
             tensors[value.name.rpartition(".")[2]] = value.const_value.numpy()
         a = rng.standard_normal((1, K), dtype=np.float32)
-        product, arrays = library.product(kernels, scheme.format, scheme.activation, a, tensors, N)
+        gated = node.op_type.startswith("SwiGlu")
+        product, arrays = library.product(kernels, scheme.format, scheme.activation, a, tensors, N, gated=gated)
         products.append(product)
         kept += arrays
     return products, kept
 
 
 def _is_product(node: ir.Node) -> bool:
-    return node.domain == DOMAIN and node.op_type.startswith("MatMul")
+    return node.domain == DOMAIN and node.op_type.startswith(("MatMul", "SwiGlu"))
 
 
 def product_bytes(model: ir.Model, scheme: Scheme) -> int:
