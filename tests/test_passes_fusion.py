@@ -52,7 +52,7 @@ def decoded(proto: onnx.ModelProto, scheme: str) -> list[np.ndarray]:
 
 def fuse(model: ir.Model) -> bool:
     """All fusing passes, as `compile` runs them; whether one of them changed anything."""
-    return any([fusing()(model).modified for fusing in (FuseBias, FuseSwiGlu, FuseSharedInput)])
+    return True in {fusing()(model).modified for fusing in (FuseBias, FuseSwiGlu, FuseSharedInput)}
 
 
 def serialized(model: ir.Model) -> bytes:
