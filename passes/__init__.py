@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from qxcompiler.passes.fuse_bias import FuseBias
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
 from qxcompiler.passes.pack_sites import PackSites
 
-__all__ = ["FuseSharedInput", "FuseSwiGlu", "PackSites"]
+__all__ = ["FuseBias", "FuseSharedInput", "FuseSwiGlu", "PackSites"]

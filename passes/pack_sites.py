@@ -10,7 +10,7 @@ import torch
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import LAYOUT, PackedWeight
-from qxcompiler.passes.rewriting import Initializers, replace_value
+from qxcompiler.passes.rewriting import Initializers, bias_input, replace_value
 from qxcompiler.runtime_ops.operators import DOMAIN, function_for, operator_name
 
 __all__ = ["BLOCK", "ROLE", "SCHEME", "PackSites"]
@@ -86,7 +86,9 @@ class _SiteRewriter:
     def replace_linear(self, operator: str, tensors: list[ir.Value]) -> None:
         site = self._site
         there, back = _feature_permutations(site)
-        bias = self._constant_bias()
+        bias = None
+        if site.bias is not None and site.alpha == 1:
+            bias = bias_input(site.bias, site.out_features, self._initializers, site.beta)
         nothing_follows = site.alpha == 1 and (site.bias is None or bias is not None)
         # the operator takes float16 as it is; what is computed after it is computed in float32
         as_it_is = site.operand_dtype == ir.DataType.FLOAT16 and nothing_follows
@@ -102,18 +104,6 @@ class _SiteRewriter:
                 added = self._node("Mul", [added, self._scalar(site.beta)])
             Y = self._node("Add", [Y, added])
         self._finish(self._cast(self._transpose(Y, back), dtype, site.operand_dtype))
-
-    def _constant_bias(self) -> ir.Value | None:
-        """The bias as the operator takes it, where it is constant and the same for every row."""
-        site = self._site
-        constant = None if site.bias is None else site.bias.const_value
-        if constant is None or site.alpha != 1:
-            return None
-        shape = constant.shape.numpy()
-        if any(size != 1 for size in shape[:-1]) or (shape and shape[-1] not in (1, site.out_features)):
-            return None
-        values = site.beta * torch.from_numpy(constant.numpy().astype("float32").reshape(-1))
-        return self._initializers.add(f"{site.name}.bias", values)
 
     def _scalar(self, number: float) -> ir.Value:
         return self._initializers.add(f"qxc.scalar.{number!r}", torch.tensor(number))

@@ -12,7 +12,7 @@ from qxcompiler.passes.pack_sites import BLOCK, ROLE, SCHEME
 from qxcompiler.passes.rewriting import Initializers
 from qxcompiler.runtime_ops.operators import DOMAIN
 
-__all__ = ["fused_node", "fusion_key", "out_features"]
+__all__ = ["fused_node", "fusion_key", "is_packed_matmul", "out_features"]
 
 
 def fusion_key(node: ir.Node) -> Hashable | None:
@@ -21,7 +21,7 @@ def fusion_key(node: ir.Node) -> Hashable | None:
     Those are packed `MatMul` nodes with constant weights that nothing else reads, and they are alike in graph, input,
     operator, attributes other than N, scheme, block, and codebook where it is one for the tensor.
     """
-    if node.domain != DOMAIN or not node.op_type.startswith("MatMul"):
+    if not is_packed_matmul(node):
         return None
     constants = [None if value is None else value.const_value for value in node.inputs[1:]]
     if any(constant is None for constant in constants) or any(len(value.uses()) > 1 for value in _weight_inputs(node)):
@@ -30,6 +30,11 @@ def fusion_key(node: ir.Node) -> Hashable | None:
     tables = tuple(_data(value).tobytes() for value in _weight_inputs(node) if _is_per_tensor(value))
     labels = node.metadata_props.get(SCHEME), node.metadata_props.get(BLOCK)
     return node.graph, node.inputs[0], node.op_type, attributes, labels, tables
+
+
+def is_packed_matmul(node: ir.Node) -> bool:
+    """Whether a node is one of the `MatMul` operators of domain `qxc`."""
+    return node.domain == DOMAIN and node.op_type.startswith("MatMul")
 
 
 def out_features(node: ir.Node) -> int:
@@ -55,7 +60,9 @@ def fused_node(
     ]
     attributes = {name: attribute.value for name, attribute in nodes[0].attributes.items()}
     attributes["N"] = sum(map(out_features, nodes))
-    inputs = [nodes[0].inputs[0], *weights, _joined_bias(nodes, initializers, interleaved)]
+    # a bias may serve several nodes, a weight serves one
+    bias = _joined_bias(nodes, f"{weights[0].name}.bias", initializers, interleaved)
+    inputs = [nodes[0].inputs[0], *weights, bias]
     name = "+".join(node.name for node in nodes if node.name)
     fused = ir.node(operator, inputs, attributes, domain=DOMAIN, name=name)
     fused.metadata_props.update(nodes[0].metadata_props)
@@ -97,7 +104,7 @@ def _joined(values: Sequence[ir.Value], initializers: Initializers, interleaved:
     )
 
 
-def _joined_bias(nodes: Sequence[ir.Node], initializers: Initializers, interleaved: bool) -> ir.Value:
+def _joined_bias(nodes: Sequence[ir.Node], name: str, initializers: Initializers, interleaved: bool) -> ir.Value:
     """[N], or the one number that all of them share."""
     values = [value for node in nodes if (value := node.inputs[-1]) is not None]
     if len(set(values)) == 1 and values[0].shape == (1,):
@@ -108,4 +115,4 @@ def _joined_bias(nodes: Sequence[ir.Node], initializers: Initializers, interleav
         rows = np.broadcast_to(_data(value), N)
         tiles.append(np.pad(rows, (0, -N % TILE_ROWS)).reshape(-1, TILE_ROWS))
     bias = _in_order(tiles, interleaved).reshape(-1)[: sum(map(out_features, nodes))]
-    return initializers.add_constant(ir.tensor(bias, name="+".join(str(value.name) for value in values)))
+    return initializers.add_constant(ir.tensor(bias, name=name))

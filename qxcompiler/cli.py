@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qxcompiler.errors import QxcError
+from qxcompiler.progress import track_on_terminal
 
 __all__ = ["app", "main"]
 
@@ -54,7 +55,6 @@ def export(
 ) -> None:
     """Export a Hugging Face model to ONNX, with its tokenizer and configuration."""
     from qxcompiler.models import export as run
-    from qxcompiler.progress import track_on_terminal
 
     folder = run(source, output, track=track_on_terminal)
     files = sorted(file for file in folder.glob("*.onnx"))
@@ -85,7 +85,6 @@ def compile(  # noqa: A001
 ) -> None:
     """Compile a model for a target."""
     from qxcompiler.compiler import compile as run
-    from qxcompiler.progress import track_on_terminal
 
     folder = output or model.with_name(f"{model.stem}-{Path(target).stem}")
     start = time.perf_counter()
@@ -135,7 +134,6 @@ def evaluate(
 ) -> None:
     """Measure perplexity, divergence from a reference, or, for encoders, similarity to it."""
     from qxcompiler.evaluation import evaluate as run
-    from qxcompiler.progress import track_on_terminal
 
     figures = run(
         model,

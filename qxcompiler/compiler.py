@@ -26,7 +26,7 @@ from qxcompiler.graph import (
     save_model,
 )
 from qxcompiler.packing import pack
-from qxcompiler.passes import FuseSharedInput, FuseSwiGlu, PackSites
+from qxcompiler.passes import FuseBias, FuseSharedInput, FuseSwiGlu, PackSites
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     QuantizationResult,
@@ -116,6 +116,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
         results = _quantize(graph, sites, chosen, quantizer, calibrating, algebra, track)
         packed = {weight: pack(result.weight) for weight, result in results.items()}
         PackSites({site: scheme for site in sites if (scheme := chosen[site.name])}, packed)(graph)
+        FuseBias()(graph)
         FuseSwiGlu()(graph)
         FuseSharedInput()(graph)
         save_model(graph, stage)

@@ -13,9 +13,7 @@ def gather_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value
     """Write the body of a `Gather*` operator.
 
     Args:
-        body: where the nodes go.
-        family: of the weight's format, as `decoded_weight` takes it.
-        bits: bits of a code.
+        body, family, bits: as `decoded_weight` takes them.
         inputs: `indices` int32 or int64, any shape; `packed`, `scales`, `zero_points` or `codebook` where the format
             has them.
 

@@ -16,9 +16,7 @@ def matmul_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value
     """Write the body of a `MatMul*` operator.
 
     Args:
-        body: where the nodes go.
-        family: of the weight's format, as `decoded_weight` takes it.
-        bits: bits of a code.
+        body, family, bits: as `decoded_weight` takes them.
         inputs: `A` float32 or float16 [..., K]; `packed`, `scales`, `zero_points` or `codebook` where the format has
             them; `bias` float32 [N] or [1].
 

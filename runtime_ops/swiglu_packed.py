@@ -20,9 +20,7 @@ def swiglu_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value
     """Write the body of a `SwiGlu*` operator.
 
     Args:
-        body: where the nodes go.
-        family: of the weight's format, as `decoded_weight` takes it.
-        bits: bits of a code.
+        body, family, bits: as `decoded_weight` takes them.
         inputs: as for `MatMul*`; the tiles of W, and of `bias` [N], are gate and up in turn, so that N is a multiple
             of 32.
 

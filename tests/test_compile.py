@@ -150,6 +150,16 @@ def test_a_gated_block_becomes_four_operators(tmp_path):
             assert relative_error(y, reference) < 0.02
 
 
+def test_an_encoder_block_with_biases_becomes_four_operators(tmp_path):
+    model, feeds = feeds_of(tmp_path, "bert", width=32)
+    _, compiled = compile_and_compare(model, feeds)
+    sites = [site for site in qxcompiler.inspect(tmp_path / "out" / "model.onnx").sites if site.role != "embedding"]
+    assert [site.role for site in sites[:2]] == ["query_key_value", "attention_output"]
+    assert len(sites) == 2 * 4
+    biases = {name for node in compiled.graph.node if node.op_type == "MatMulInt8" for name in node.input[-1:]}
+    assert "qxc.no_bias" not in biases
+
+
 def test_kept_sites_stay_bit_for_bit(tiny):
     out = tiny.folder / "out"
     report = qxcompiler.compile(

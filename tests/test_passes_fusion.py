@@ -12,13 +12,14 @@ import onnx_ir as ir
 import pytest
 import torch
 from graph_models import Builder
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from operator_models import available_isas, relative_error, session_of
 
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import find_sites, normalize
 from qxcompiler.packing import pack
-from qxcompiler.passes import FuseSharedInput, FuseSwiGlu, PackSites
+from qxcompiler.passes import FuseBias, FuseSharedInput, FuseSwiGlu, PackSites
 from qxcompiler.passes.pack_sites import ROLE
 from qxcompiler.quantizers import quantize_without_statistics
 
@@ -40,8 +41,18 @@ def packed(proto: onnx.ModelProto, scheme: str, others: Mapping[str, str] | None
     return model
 
 
+def decoded(proto: onnx.ModelProto, scheme: str) -> list[np.ndarray]:
+    """Float64 [K, N]: what is left of the weight of each site."""
+    model = ir.from_proto(proto)
+    normalize(model)
+    fmt = Scheme.parse(scheme).format
+    weights = [quantize_without_statistics(site.weight, fmt, torch.device("cpu")).weight for site in find_sites(model)]
+    return [weight.decode().double().numpy().T for weight in weights]
+
+
 def fuse(model: ir.Model) -> bool:
-    return [FuseSwiGlu()(model).modified, FuseSharedInput()(model).modified] != [False, False]
+    """All fusing passes, as `compile` runs them; whether one of them changed anything."""
+    return True in {fusing()(model).modified for fusing in (FuseBias, FuseSwiGlu, FuseSharedInput)}
 
 
 def serialized(model: ir.Model) -> bytes:
@@ -105,7 +116,7 @@ def test_one_codebook_a_tensor_is_not_shared() -> None:
     check_untouched(packed(graph_models.llama(width=32, hidden=48)[0], "lut3g16t/a16"))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "phi3", "mlp"])
+@pytest.mark.parametrize("name", ["gpt2", "phi3"])
 def test_models_without_the_patterns(name: str) -> None:
     check_untouched(packed(getattr(graph_models, name)()[0], "int8g16/a16"))
 
@@ -133,6 +144,20 @@ def test_biases_of_layers_that_share_an_input(with_bias: tuple[object, ...]) -> 
     check_fused(model, feeds)
     (node,) = [node for node in model.graph if node.domain == "qxc"]
     assert node.inputs[-1].shape == ((96,) if any(with_bias) else (1,))  # type: ignore[union-attr]
+
+
+def test_one_bias_times_other_factors() -> None:
+    """And with the name that a node named `fc` would give its bias."""
+    b = Builder()
+    bias = b.weight(20, name="fc.bias")
+    ends = [b.op("Gemm", "x", b.weight(20, K), bias, transB=1, beta=beta, name="fc") for beta in (2.0, 1.0, -0.5)]
+    proto, feeds = one_input(b, *ends)
+    model = packed(proto, "int4g16/a32")
+    values = b.initializers["fc.bias"]
+    for y, weight, beta in zip(
+        outputs(serialized(model), feeds, None), decoded(proto, "int4g16/a32"), (2.0, 1.0, -0.5), strict=True
+    ):
+        assert relative_error(y, feeds["x"] @ weight + beta * numpy_helper.to_array(values)) <= 2e-6
 
 
 def gated(
@@ -279,3 +304,205 @@ def test_a_gate_outside_a_loop_stays_outside() -> None:
     model = packed(proto, "int4g16/a32")
     check_fused(model, feeds)
     assert operators(model) == {"MatMulInt4": 1}
+
+
+def added(
+    rows: tuple[int, ...], constant: tuple[int, ...], first: bool = False, N: int = 20, dtype: type = np.float32
+) -> tuple[onnx.ModelProto, np.ndarray, np.ndarray]:
+    """A `MatMul` with [*rows, K] and an `Add` of a constant, that constant, and an input."""
+    b = Builder()
+    bias = b.random.standard_normal(constant).astype(dtype)
+    product = b.op("MatMul", "x", b.constant(b.random.standard_normal((K, N)).astype(dtype)))
+    y = b.op("Add", *((b.constant(bias), product) if first else (product, b.constant(bias))))
+    x = b.random.standard_normal((*rows, K)).astype(dtype)
+    tensor_type = helper.np_dtype_to_tensor_dtype(x.dtype)
+    return b.model({"x": (tensor_type, x.shape)}, [y]), bias, x
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("rows", "constant"),
+    [
+        *[((), shape) for shape in [(), (1,), (20,)]],
+        *[((3,), shape) for shape in [(), (1,), (20,), (1, 20), (1, 1)]],
+        *[((2, 3), shape) for shape in [(), (1,), (20,), (1, 20), (1, 1, 20), (1, 1)]],
+    ],
+)
+def test_an_added_constant_becomes_the_bias(
+    rows: tuple[int, ...], constant: tuple[int, ...], first: bool, dtype: type
+) -> None:
+    proto, bias, x = added(rows, constant, first, dtype=dtype)
+    model = packed(proto, "int4g16/a32")
+    output = model.graph.outputs[0]
+    name, shape, output_type = output.name, output.shape, output.type
+    assert fuse(model)
+    (node,) = model.graph
+    assert node.op_type == "MatMulInt4"
+    output = model.graph.outputs[0]
+    assert (output.name, output.shape, output.type) == (name, shape, output_type)
+    assert set(model.graph.initializers.values()) == set(node.inputs[1:])
+    onnx.checker.check_model(ir.to_proto(model))
+
+    (weight,) = decoded(proto, "int4g16/a32")
+    expected = x.astype(np.float64) @ weight + bias
+    for isa in (BEST, None):
+        (y,) = outputs(serialized(model), {"x": x}, isa)
+        assert y.dtype == dtype
+        assert relative_error(y, expected) <= (2e-6 if dtype == np.float32 else 2**-11)
+
+
+@pytest.mark.parametrize(
+    ("rows", "constant", "N"),
+    [
+        *[((), shape, 20) for shape in [(1, 20), (1, 1)]],
+        *[((3,), shape, 20) for shape in [(3, 20), (3, 1), (1, 1, 20), (1, 1, 1)]],
+        *[((2, 3), shape, 20) for shape in [(3, 20), (3, 1), (2, 1, 20), (2, 1, 1), (1, 1, 1, 20)]],
+        ((3,), (5,), 1),
+        ((3,), (0,), 1),
+    ],
+)
+def test_a_constant_that_differs_by_row_or_makes_the_output_larger_stays(
+    rows: tuple[int, ...], constant: tuple[int, ...], N: int
+) -> None:
+    check_untouched(packed(added(rows, constant, N=N)[0], "int4g16/a32"))
+
+
+@pytest.mark.parametrize(("constant", "fused"), [((1,), True), ((20,), True), ((1, 20), False)])
+def test_a_product_of_unknown_rank(constant: tuple[int, ...], fused: bool) -> None:
+    b = Builder()
+    y = b.op("Add", b.linear(b.op("Reshape", "x", "shape"), K, 20), b.weight(*constant))
+    inputs = {"x": (TensorProto.FLOAT, [1, K]), "shape": (TensorProto.INT64, ["rank"])}
+    model = packed(b.model(inputs, [b.op("Reshape", y, b.ints(1, 20))]), "int4g16/a32")
+    if not fused:
+        check_untouched(model)
+        return
+    x = b.random.standard_normal((1, K)).astype(np.float32)
+    for shape in ([K], [1, 1, K]):
+        feeds = {"x": x, "shape": np.array(shape)}
+        check_fused(model.clone(), feeds)
+
+
+@pytest.mark.parametrize(
+    "case", ["not constant", "itself", "output", "read twice", "has a bias", "has one number", "no Add"]
+)
+def test_additions_that_stay(case: str) -> None:
+    b = Builder()
+    product = b.linear("x", K, 20)
+    if case.startswith("has"):
+        product = b.op("Gemm", "x", b.weight(20, K), b.weight(20 if case == "has a bias" else 1), transB=1)
+    ends = [b.op("Sub" if case == "no Add" else "Add", product, b.weight(20))]
+    if case == "not constant":
+        ends = [b.op("Add", product, b.op("Slice", "x", b.ints(0), b.ints(20), b.ints(1)))]
+    elif case == "itself":
+        ends = [b.op("Add", product, product)]
+    elif case == "output":
+        ends.append(product)
+    elif case == "read twice":
+        ends.append(b.op("Neg", product))
+    check_untouched(packed(one_input(b, *ends)[0], "int4g16/a32"))
+
+
+def test_a_bias_of_gemm_that_is_zero_takes_the_constant() -> None:
+    b = Builder()
+    product = b.op("Gemm", "x", b.weight(20, K), b.constant(np.zeros(1, np.float32)), transB=1)
+    proto, feeds = one_input(b, b.op("Add", product, b.weight(20)))
+    model = packed(proto, "int4g16/a32")
+    check_fused(model, feeds)
+    assert [node.op_type for node in model.graph] == ["MatMulInt4"]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((64,), np.float32), ((1, 64), np.float32), ((64,), np.float16)])
+def test_one_constant_added_in_many_places(shape: tuple[int, ...], dtype: type) -> None:
+    """Query, key and value, and gate and up, of two layers, all with one bias."""
+    b = Builder()
+    bias = b.constant(b.random.standard_normal(shape).astype(dtype))
+
+    def layer(x: str, k: int) -> str:
+        weight = b.constant((b.random.standard_normal((k, 64)) / k**0.5).astype(dtype))
+        return b.op("Add", b.op("MatMul", x, weight), bias)
+
+    value = "x"
+    for _ in range(2):
+        value = b.op("Sum", *(layer(value, K if value == "x" else 64) for _ in range(3)))
+        value, _ = gated(b, layer(value, 64), layer(value, 64))
+    x = b.random.standard_normal((3, K)).astype(dtype)
+    proto = b.model({"x": (helper.np_dtype_to_tensor_dtype(x.dtype), ["batch", K])}, [value])
+    model = packed(proto, "int8g16/a32")
+    if dtype == np.float32:
+        check_fused(model, {"x": x})
+    else:
+        fuse(model)
+    assert [node.op_type for node in model.graph] == ["MatMulInt8", "Split", "Sum", "SwiGluInt8"] * 2
+
+
+def test_an_addition_in_a_branch() -> None:
+    """One of a product in the same branch, and one of a product outside."""
+    b = Builder()
+    outer, bias, weight = b.linear("x", K, 20), b.weight(20), b.weight(K, 20)
+    then_branch = helper.make_graph(
+        [helper.make_node("Add", [outer, bias], ["then"])],
+        "then_branch", [], [helper.make_tensor_value_info("then", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    else_branch = helper.make_graph(
+        [helper.make_node("MatMul", ["x", weight], ["product"]), helper.make_node("Add", ["product", bias], ["else"])],
+        "else_branch", [], [helper.make_tensor_value_info("else", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    y = b.op("If", "c", then_branch=then_branch, else_branch=else_branch)
+    inputs = {"x": (TensorProto.FLOAT, ["batch", K]), "c": (TensorProto.BOOL, [])}
+    x = np.random.default_rng(1).standard_normal((3, K), dtype=np.float32)
+    for condition in (True, False):
+        model = packed(b.model(inputs, [y]), "int4g16/a32")
+        check_fused(model, {"x": x, "c": np.array(condition)})
+        assert Counter(node.op_type for node in model.graph.all_nodes()) == {"If": 1, "MatMulInt4": 2, "Add": 1}
+
+
+def test_an_encoder() -> None:
+    proto, feeds = graph_models.bert(width=32, layers=2)
+    model = packed(proto, "int8g16/a32")
+    check_fused(model, feeds)
+    # query-key-value, attention output and both of the MLP in each layer
+    assert operators(model)["MatMulInt8"] == 2 * 4
+    # of two residuals, the mask and the GELU in each layer, and of the embeddings
+    assert [node.op_type for node in model.graph].count("Add") == 2 * 4 + 1
+
+
+def test_a_decoder_of_float16() -> None:
+    """As a public converter makes it of a float32 model."""
+    proto, feeds = graph_models.llama(width=32, hidden=48, layers=2)
+    model = packed(convert_float_to_float16(proto), "int4g16/a32")
+    feeds = {name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in feeds.items()}
+    before = serialized(model)
+    assert fuse(model)
+    assert operators(model) == {"MatMulInt4": 2 * 3 + 1, "SwiGluInt4": 2, "GatherInt4": 1}
+    for isa in (BEST, None):
+        for y, reference in zip(outputs(serialized(model), feeds, isa), outputs(before, feeds, isa), strict=True):
+            assert y.dtype == np.float16
+            assert relative_error(y.astype(np.float32), reference.astype(np.float32)) <= 2**-10
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("sizes", [(32, 32), (48, 16, 16)])
+def test_layers_of_float16_are_fused_and_rounded_once(sizes: tuple[int, ...], bias: bool) -> None:
+    """Gate and up, or query, key and value, against float64."""
+    b = Builder()
+    halves = [b.random.standard_normal((n,)).astype(np.float16) for n in sizes]
+    ends = [b.op("MatMul", "x", b.constant(b.random.standard_normal((K, n)).astype(np.float16))) for n in sizes]
+    if bias:
+        ends = [b.op("Add", end, b.constant(half)) for end, half in zip(ends, halves, strict=True)]
+    gates = len(sizes) == 2
+    x = b.random.standard_normal((3, K)).astype(np.float16)
+    proto = b.model({"x": (TensorProto.FLOAT16, ["batch", K])}, [gated(b, *ends)[0]] if gates else ends)
+    model = packed(proto, "int3g16/a32")
+    assert fuse(model)
+    assert [node.op_type for node in model.graph] == (["SwiGluInt3"] if gates else ["MatMulInt3", "Split"])
+
+    weights = decoded(proto, "int3g16/a32")
+    expected = [x.astype(np.float64) @ w + half * bias for w, half in zip(weights, halves, strict=True)]
+    if gates:
+        gate, up = expected
+        expected = [gate / (1 + np.exp(-gate)) * up]
+    for isa in (BEST, None):
+        for y, reference in zip(outputs(serialized(model), {"x": x}, isa), expected, strict=True):
+            assert y.dtype == np.float16
+            assert relative_error(y, reference) <= 2**-11
