@@ -2,7 +2,7 @@
 //
 // A `Block` policy turns the lines of one block into eight vectors of unsigned bytes, one a step of 4 inputs:
 // byte 4 * row + j of vector q belongs to input 4 * q + j, so that `vpdpbusd` adds up each row in an int32 lane.
-// `kLinesPerFarPrefetch` is how many lines one request to L2 serves, as measured for one row of a8.
+// `kMuchWork` says that decoding takes about as long as the memory: see prefetch_block.
 // Integer codes may stay shifted left by `bits` times their class; the accumulators of a class are shifted back.
 #pragma once
 
@@ -18,8 +18,6 @@ namespace {
 
 #define QXC_INLINE inline __attribute__((always_inline))
 
-// Lines are fetched into L1, and earlier still into L2, because few misses can wait in L1. Measured: without the first,
-// or with it 2 KB ahead, slower by a tenth; without the second, by a tenth to a third where decoding is much work.
 constexpr int64_t kPrefetchL1Bytes = 8192, kPrefetchL2Bytes = 16384;
 constexpr int kRowsPerPass = 64;
 constexpr int kLargestUnit = 256;
@@ -31,16 +29,21 @@ QXC_INLINE __m512i load_line(const uint8_t* line) {
   return z;
 }
 
-// Fetches what a block ahead of `lines` needs; it may lie beyond the matrix.
-template <int bits, int lines_per_far_prefetch>
-QXC_INLINE void prefetch_block(const uint8_t* lines) {
+// Fetches what a block ahead of `lines` needs; it may lie beyond the matrix. Measured: where there is much work, each
+// line is best asked for in L1, and earlier still in L2, because few misses can wait in L1: a tenth to a third faster.
+// Else one request is enough, and some processors do better alone.
+template <int bits, bool much_work>
+QXC_INLINE void prefetch_block(const uint8_t* lines, int64_t stream_prefetch_bytes) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(lines);
 #pragma GCC unroll 8
   for (int line = 0; line < bits; ++line) {
-    if (line % lines_per_far_prefetch == 0) {
-      _mm_prefetch(reinterpret_cast<const char*>(at + line * kLineBytes + kPrefetchL2Bytes), _MM_HINT_T1);
+    const uintptr_t here = at + line * kLineBytes;
+    if constexpr (much_work) {
+      _mm_prefetch(reinterpret_cast<const char*>(here + kPrefetchL2Bytes), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(here + kPrefetchL1Bytes), _MM_HINT_T0);
+    } else {
+      _mm_prefetch(reinterpret_cast<const char*>(here + static_cast<uintptr_t>(stream_prefetch_bytes)), _MM_HINT_T0);
     }
-    _mm_prefetch(reinterpret_cast<const char*>(at + line * kLineBytes + kPrefetchL1Bytes), _MM_HINT_T0);
   }
 }
 
@@ -180,9 +183,7 @@ template <class Block, Activation activation, int rows>
 void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row,
                  const Output& out) {
   constexpr Code code = Block::kCode;
-  // where a block of 4 lines is multiplied soon after it came, one request for it wakes the processor's own prefetcher
-  constexpr bool kMuchWork = Block::kBits < 8 && (activation == Activation::kA16 || rows > 1);
-  constexpr int kLinesPerFarPrefetch = kMuchWork ? 1 : Block::kLinesPerFarPrefetch;
+  constexpr bool kMuchWork = Block::kMuchWork || (Block::kBits < 8 && (activation == Activation::kA16 || rows > 1));
   const Block block(weight, tile);
   const int64_t first_group = tile * weight.groups;
   const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
@@ -194,7 +195,7 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   for (int m = 0; m < rows; ++m) y[m] = _mm512_setzero_ps();
   __m512i values[kSteps];
   const auto next_block = [&] {
-    prefetch_block<Block::kBits, kLinesPerFarPrefetch>(lines);
+    prefetch_block<Block::kBits, kMuchWork>(lines, weight.stream_prefetch_bytes);
     block.load(lines, values);
     lines += Block::kBits * kLineBytes;
   };

@@ -9,7 +9,7 @@ struct Integer2 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 2;
   static constexpr int kClasses = classes_of<code, kBits>();
-  static constexpr int kLinesPerFarPrefetch = 1;
+  static constexpr bool kMuchWork = true;
 
   Integer2(const PackedWeight&, int64_t) {}
 
@@ -27,7 +27,7 @@ struct PerTensor2 {
   static constexpr Code kCode = Code::kLut;
   static constexpr int kBits = 2;
   static constexpr int kClasses = 1;
-  static constexpr int kLinesPerFarPrefetch = 1;
+  static constexpr bool kMuchWork = true;
 
   // permutes read the low 6 bits of an index: a table for each place of a code in them
   __m512i at0, at2, at4;
@@ -58,7 +58,7 @@ struct PerRow2 {
   static constexpr Code kCode = Code::kLut;
   static constexpr int kBits = 2;
   static constexpr int kClasses = 1;
-  static constexpr int kLinesPerFarPrefetch = 1;
+  static constexpr bool kMuchWork = true;
 
   // an index is a code and its row's number: a table for each place of the code, the row in the other bits
   __m512i table0, table2, table4, row0, row2, row4;

@@ -19,7 +19,7 @@ struct Integer3 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 3;
   static constexpr int kClasses = classes_of<code, kBits>();
-  static constexpr int kLinesPerFarPrefetch = 1;
+  static constexpr bool kMuchWork = false;
 
   Integer3(const PackedWeight&, int64_t) {}
 
@@ -38,7 +38,7 @@ struct PerTensor3 {
   static constexpr Code kCode = Code::kLut;
   static constexpr int kBits = 3;
   static constexpr int kClasses = 1;
-  static constexpr int kLinesPerFarPrefetch = 1;
+  static constexpr bool kMuchWork = false;
 
   // permutes read the low 6 bits of an index: a table for each code in them
   __m512i even, odd;
@@ -66,7 +66,7 @@ struct PerRow3 {
   static constexpr Code kCode = Code::kLut;
   static constexpr int kBits = 3;
   static constexpr int kClasses = 1;
-  static constexpr int kLinesPerFarPrefetch = 1;
+  static constexpr bool kMuchWork = true;
 
   // an index has 7 bits: a code where it lies, and its row's number around it
   __m512i even[2], odd[2], even_row, odd_row;

@@ -9,7 +9,7 @@ struct Integer4 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 4;
   static constexpr int kClasses = classes_of<code, kBits>();
-  static constexpr int kLinesPerFarPrefetch = 4;
+  static constexpr bool kMuchWork = false;
 
   Integer4(const PackedWeight&, int64_t) {}
 
@@ -29,7 +29,7 @@ struct OneTable4 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
-  static constexpr int kLinesPerFarPrefetch = code == Code::kMx ? 1 : 4;
+  static constexpr bool kMuchWork = code == Code::kMx;
 
   __m512i table;  // four times over: permutes read 6 bits of an index
 
@@ -56,7 +56,7 @@ struct PerRow4 {
   static constexpr Code kCode = Code::kLut;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
-  static constexpr int kLinesPerFarPrefetch = 1;
+  static constexpr bool kMuchWork = true;
 
   // an index has 7 bits, a code and the number of a row among eight: two tables, each for half of a line
   __m512i lower[2], upper[2], row;

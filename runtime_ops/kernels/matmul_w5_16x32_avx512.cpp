@@ -9,7 +9,7 @@ struct Integer5 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 5;
   static constexpr int kClasses = classes_of<code, kBits>();
-  static constexpr int kLinesPerFarPrefetch = 1;
+  static constexpr bool kMuchWork = false;
 
   Integer5(const PackedWeight&, int64_t) {}
 

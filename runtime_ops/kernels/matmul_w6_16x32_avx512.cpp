@@ -9,7 +9,7 @@ struct Integer6 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 6;
   static constexpr int kClasses = classes_of<code, kBits>();
-  static constexpr int kLinesPerFarPrefetch = 1;
+  static constexpr bool kMuchWork = false;
 
   Integer6(const PackedWeight&, int64_t) {}
 

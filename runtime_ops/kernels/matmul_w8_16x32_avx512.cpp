@@ -9,7 +9,7 @@ struct Integer8 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 8;
   static constexpr int kClasses = classes_of<code, kBits>();
-  static constexpr int kLinesPerFarPrefetch = 4;
+  static constexpr bool kMuchWork = false;
 
   Integer8(const PackedWeight&, int64_t) {}
 
