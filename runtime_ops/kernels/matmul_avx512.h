@@ -187,8 +187,9 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   const Block block(weight, tile);
   const int64_t first_group = tile * weight.groups;
   const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
-  // of one row, four sums overlap; in groups of 32, adding them up would take longer
-  constexpr int kChains = (code == Code::kMx ? 2 : 4) / rows;
+  // sums that overlap, as many as is fastest (measured); in groups of 32, adding up more would take longer
+  constexpr bool kFour = rows == 1 || (rows == 4 && activation == Activation::kA8 && !Block::kMuchWork);
+  constexpr int kChains = code == Code::kMx ? 2 / rows : kFour ? 4 : 2;
   UnitSums<Block, activation, kChains> sums[rows];
   __m512 y[rows], partial[rows];
 #pragma GCC unroll 4
