@@ -9,8 +9,7 @@ namespace {
 
 constexpr int64_t kSerialWork = 1 << 16;          // multiplications for which waking a thread costs more than it saves
 constexpr int64_t kTilePair = 2 * QXC_TILE_ROWS;  // rows of W: a tile of gate and one of up
-constexpr int64_t kTasks =
-    32;  // of equal size: enough to keep the threads busy; with 64, sessions were 3 to 8 % slower
+constexpr int64_t kTasks = 32;  // of equal size: more balance threads better, but 64 were 3 to 8 % slower
 
 qxc_activation parse_activation(const WeightInputs& weight, const std::string& name) {
   if (name == "a8") return QXC_A8;
