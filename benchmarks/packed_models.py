@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from native import aligned_zeros
 
 from qxcompiler.formats import Format, Scheme
 from qxcompiler.packing import LAYOUT
@@ -13,10 +16,12 @@ __all__ = ["packed_operator", "random_tensors"]
 
 
 def random_tensors(fmt: Format, N: int, K: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The tensors of a packed weight with random codes."""
+    """The tensors of a packed weight with random codes, which lie on whole cache lines, as those of a session do."""
     tiles, per_group = -(-N // TILE_ROWS), (-(-N // TILE_ROWS), fmt.groups(K), TILE_ROWS)
     lines = (tiles, -(-K // BLOCK_COLUMNS), fmt.bits, LINE_BYTES)
-    tensors = {"packed": rng.integers(0, 256, lines, dtype=np.uint8)}
+    packed = aligned_zeros(math.prod(lines)).reshape(lines)
+    packed[:] = rng.integers(0, 256, lines, dtype=np.uint8)
+    tensors = {"packed": packed}
     if fmt.name == "mxfp4":
         tensors["scales"] = rng.integers(110, 118, per_group, dtype=np.uint8)
     else:
