@@ -349,7 +349,14 @@ def test_an_interrupt_in_the_middle(tiny, number):
         "--length",
         "64",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # what a shell starts in the background ignores interrupts, and so do its children
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not list(tiny.folder.glob(".out.*")):
         assert process.poll() is None, process.stderr.read()
