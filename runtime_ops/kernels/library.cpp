@@ -41,8 +41,7 @@ PackedWeight packed_weight(const qxc_weight& weight) {
           mx ? static_cast<const uint8_t*>(weight.scales) : nullptr,
           static_cast<const uint8_t*>(weight.zero_points),
           static_cast<const int8_t*>(weight.codebook),
-          weight.codebook_per_tensor != 0,
-          stream_prefetch_bytes()};
+          weight.codebook_per_tensor != 0};
 }
 
 Code code_of(const qxc_weight& weight) { return static_cast<Code>(weight.code); }

@@ -187,6 +187,7 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   const Block block(weight, tile);
   const int64_t first_group = tile * weight.groups;
   const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
+  const int64_t ahead = stream_prefetch_bytes();
   // sums that overlap, as many as is fastest (measured); in groups of 32, adding up more would take longer
   constexpr bool kFour = rows == 1 || (rows == 4 && activation == Activation::kA8 && !Block::kMuchWork);
   constexpr int kChains = code == Code::kMx ? 2 / rows : kFour ? 4 : 2;
@@ -196,7 +197,7 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   for (int m = 0; m < rows; ++m) y[m] = _mm512_setzero_ps();
   __m512i values[kSteps];
   const auto next_block = [&] {
-    prefetch_block<Block::kBits, kMuchWork>(lines, weight.stream_prefetch_bytes);
+    prefetch_block<Block::kBits, kMuchWork>(lines, ahead);
     block.load(lines, values);
     lines += Block::kBits * kLineBytes;
   };

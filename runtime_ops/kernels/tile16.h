@@ -32,7 +32,6 @@ struct PackedWeight {
   const uint8_t* zero_points;  // [tiles, groups, 16], for Code::kUInt
   const int8_t* codebook;      // [tiles, 16, 2^bits] or [2^bits], for Code::kLut
   bool codebook_per_tensor;
-  int64_t stream_prefetch_bytes;  // how far ahead to ask for lines that are read as fast as they come
 };
 
 // Rows of A as integers.
