@@ -45,6 +45,7 @@ SEGFORMER |= {"num_attention_heads": [1, 2], "patch_sizes": [3, 3], "strides": [
 SEGFORMER |= {"decoder_hidden_size": 16}
 CONVNEXT = {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "image_size": 32}
 SWIN = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+MOBILENET = {"depth_multiplier": 0.25, "image_size": 32}
 GPT2 = CAUSAL["gpt2"] | {"pad_token_id": 0}
 # model type, class of transformers, settings, inputs, outputs
 HEADS = {
@@ -65,7 +66,7 @@ SLOW_HEADS = {
     "deit": ("deit", "DeiTForImageClassification", VISION, PIXELS, ["logits"]),
     "swin": ("swin", "SwinForImageClassification", SWIN, PIXELS, ["logits"]),
     "convnext": ("convnext", "ConvNextForImageClassification", CONVNEXT, PIXELS, ["logits"]),
-    "mobilenet": ("mobilenet_v2", "MobileNetV2ForImageClassification", {"depth_multiplier": 0.25}, PIXELS, ["logits"]),
+    "mobilenet": ("mobilenet_v2", "MobileNetV2ForImageClassification", MOBILENET, PIXELS, ["logits"]),
     "segformer": ("segformer", "SegformerForSemanticSegmentation", SEGFORMER, PIXELS, ["logits"]),
     "yolos": (
         *("yolos", "YolosForObjectDetection", VISION | {"image_size": [32, 32], "num_detection_tokens": 5}),
@@ -113,9 +114,8 @@ def test_the_head_of_the_task(name: str, tmp_path: Path) -> None:
     model_type, model_class, settings, inputs, outputs = (HEADS | SLOW_HEADS)[name]
     if name in ("vit", "deit"):
         settings = settings | {"image_size": 32}
-    model = save_model(
-        tmp_path / "hf", model_class, model_type, settings | {"num_labels": 2 if name == "question" else 5}
-    )
+    labels = {"num_labels": 2 if name == "question" else 5}
+    model = save_model(tmp_path / "hf", model_class, model_type, settings | labels)
     folder = export(tmp_path / "hf", tmp_path / "onnx")
     onnx = Runner(folder / "model.onnx")
     assert list(onnx.outputs) == outputs
