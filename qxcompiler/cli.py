@@ -114,7 +114,7 @@ def compile(  # noqa: A001
         "bits per weight": f"{report.bits_per_weight:.3f} over {len(quantized)} of {len(report.sites)} sites",
         "time": f"{time.perf_counter() - start:.0f} s",
     }
-    if report.verification:
+    if report.verification and report.verification.cosine_similarity:
         name, cosine = min(report.verification.cosine_similarity.items(), key=lambda item: item[1])
         rows["verified"] = f"cosine similarity of {name} with the original {cosine:.4f}"
     _print_rows(rows)
