@@ -136,7 +136,7 @@ def compile(  # noqa: A001
         "bits per weight": ", ".join(f"{figure:.3f} {where}" for where, figure in bits.items() if figure is not None),
         "time": f"{time.perf_counter() - start:.0f} s",
     }
-    if report.verification:
+    if report.verification and report.verification.cosine_similarity:
         name, cosine = min(report.verification.cosine_similarity.items(), key=lambda item: item[1])
         rows["verified"] = f"cosine similarity of {name} with the original {cosine:.4f}"
     _print_rows(rows)
