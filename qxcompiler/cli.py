@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import logging
 import os
 import signal
 import sys
 import time
+import warnings
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -27,14 +32,14 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 _INTERRUPTED = 130
+_LARGEST_SEED = 2**63 - 1
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Compile ONNX models to 2 to 8 bits a weight for edge accelerators.",
 )
-_out = Console(width=None if sys.stdout.isatty() else 200)
+_out = Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL.onnx")]
@@ -91,7 +96,7 @@ def compile(  # noqa: A001
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
     device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _Device.auto,
-    seed: Annotated[int, typer.Option(help="Of random generators.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of random generators.")] = 0,
     verification: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before handing it over.")
     ] = True,
@@ -187,7 +192,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of the draws.")] = 0,
     tokenizer: _Tokenizer = None,
 ) -> None:
     """Let a language model continue a text."""
@@ -307,10 +312,14 @@ def _megabytes(size: int) -> str:
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    with suppress(OSError):  # a terminal that is gone
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def _interrupt(*_: object) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the second does not disturb the tidying up after the first
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -320,23 +329,62 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: those of the process by default.
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # tidy up as for Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):  # tidy up as for Ctrl-C
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _silence_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
-        status = app(arguments, standalone_mode=False) or 0
+        status = app((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except QxcError as error:
         _complain(f"qxc: error: {error}")
         status = error.exit_status
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
+    except BrokenPipeError:  # whoever reads has read enough
+        _drop_output()
+        status = 0
     except Exception as error:
-        if not hasattr(error, "format_message"):  # a bug of ours: show where
+        line = _last_resort(error)
+        if line is None:  # a bug of ours: show where
             raise
-        _complain(f"qxc: error: {error.format_message()}: see `qxc --help`")
+        _complain(f"qxc: error: {line}")
         status = QxcError.exit_status
     if status == _INTERRUPTED:  # typer returns it for Ctrl-C
         _complain("qxc: error: interrupted: nothing was written")
     sys.exit(status)
+
+
+def _last_resort(error: Exception) -> str | None:
+    """The line for a failure of the command line or of the machine, None for any other."""
+    if hasattr(error, "format_message"):  # wrong arguments
+        return f"{' '.join(error.format_message().split())}: see `qxc --help`"
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        return "the model: there is not enough memory for it: free some, or use a machine with more"
+    if isinstance(error, RecursionError):
+        return "the model: nested too deep: export it again with fewer levels"
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
+        _drop_output()
+        return f"standard output: cannot be written ({error.strerror}): free the place it goes to"
+    return None
+
+
+def _drop_output() -> None:
+    """Let nothing be written at the end of the process, which would fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _silence_libraries() -> None:
+    """What libraries warn of is for developers; errors come as exceptions."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 if __name__ == "__main__":
