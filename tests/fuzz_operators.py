@@ -49,7 +49,10 @@ class Sanitized:
     def __init__(self, library: Path, isa: str, runtime: Path | None = None) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.command = [sys.executable, str(Path(__file__).with_name("sanitized_session.py")), str(library)]
-        loaded = (_compilers("libasan.so"), _compilers("libstdc++.so.6"))  # for the sanitizer, exceptions have to be there
+        loaded = (
+            _compilers("libasan.so"),
+            _compilers("libstdc++.so.6"),
+        )  # for the sanitizer, exceptions have to be there
         self.environment = {
             **os.environ,
             "LD_PRELOAD": " ".join(loaded),
@@ -104,7 +107,9 @@ class Sanitized:
 
 def _compilers(library: str) -> str:
     compiler = os.environ.get("CXX", "c++")
-    return subprocess.run([compiler, f"-print-file-name={library}"], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [compiler, f"-print-file-name={library}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 @dataclass

@@ -27,7 +27,7 @@ from operator_models import (
     random_weight,
 )
 
-from qxcompiler.formats import ACTIVATIONS, GROUP_SIZES, MxFormat
+from qxcompiler.formats import ACTIVATIONS, GROUP_SIZES
 from qxcompiler.packing import LAYOUT, pack
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION, function_for, operator_name
 
@@ -36,10 +36,34 @@ __all__ = ["Call", "Run", "build", "draw", "fed_otherwise", "flaw"]
 OPSET = 18
 HALF_TOLERANCE = 2e-3
 SIZES = (0, -1, 1, 2, 15, 16, 17, 32, 33, 48, 64, 2**31, 2**32, 2**40, 2**40 + 1, 2**61, 2**62, 2**63 - 1, -(2**63))
-DTYPES = ("float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "bool", "float16", "float64", "uint32", "uint64")
+DTYPES = (
+    "float32",
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "int32",
+    "int64",
+    "bool",
+    "float16",
+    "float64",
+    "uint32",
+    "uint64",
+)
 # huge beside zero: no memory, but products that overflow
 EMPTY_SHAPES = ((0,), (0, 0), (2**31, 0), (0, 2**60), (2**40, 2**20, 0), (2**40, 0, 2**20), (0, 1, 2**40))
-TEXTS = (b"", b"a4", b"A8", b"a8\0", b"tile16.v1\0", b"tile16.v2", b"tile16", b"\xff\xfe\x80", b"\n%s%n{}", b"x" * 100_000)
+TEXTS = (
+    b"",
+    b"a4",
+    b"A8",
+    b"a8\0",
+    b"tile16.v1\0",
+    b"tile16.v2",
+    b"tile16",
+    b"\xff\xfe\x80",
+    b"\n%s%n{}",
+    b"x" * 100_000,
+)
 
 
 @dataclass
@@ -134,9 +158,7 @@ def _sound(rng: random.Random) -> Call:
     bias = draws.standard_normal(rng.choice((1, N))).astype(np.float32)
     inputs.insert(0, Input("A", a, data_place))
     inputs.append(Input("bias", bias, rng.choice(places)))
-    expected, tolerance = (
-        (expected_swiglu, SWIGLU_TOLERANCE) if kind == "SwiGlu" else (expected_matmul, TOLERANCE)
-    )
+    expected, tolerance = (expected_swiglu, SWIGLU_TOLERANCE) if kind == "SwiGlu" else (expected_matmul, TOLERANCE)
     call.expected = expected(weight, a.astype(np.float32), bias, activation)
     call.tolerance = tolerance[activation]
     if a.dtype == np.float16:
