@@ -13,7 +13,7 @@ import warnings
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pydantic import BaseModel
@@ -23,6 +23,11 @@ from rich.table import Table
 
 from qxcompiler.errors import QxcError
 from qxcompiler.progress import track_on_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qxcompiler.report import SiteReport, Unquantized
 
 __all__ = ["app", "main"]
 
@@ -76,16 +81,25 @@ def compile(  # noqa: A001
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")] = None,
     activations: Annotated[_Activations | None, typer.Option(help="Precision of activations.")] = None,
+    head: Annotated[str | None, typer.Option(help="Format of the head, or float. [default: the target's]")] = None,
+    embedding: Annotated[
+        str | None, typer.Option(help="Format of embeddings, or float. [default: the target's]")
+    ] = None,
     quantizer: Annotated[str, typer.Option(help="rtn or gptq.")] = "gptq",
     calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = 48,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a sample.")] = 512,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens a sample. [default: 512, or the model's context if shorter]")
+    ] = None,
     keep: Annotated[
         str | None, typer.Option(help="Leave sites whose name or role this finds in float.", metavar="REGEX")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
     device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _Device.auto,
     seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of random generators.")] = 0,
+    verification: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before handing it over.")
+    ] = True,
     json: _Json = False,
 ) -> None:
     """Compile a model for a target."""
@@ -99,6 +113,8 @@ def compile(  # noqa: A001
         folder,
         weights=weights,
         activations=activations,
+        head=head,
+        embedding=embedding,
         quantizer=quantizer,
         calibration=calibration,
         samples=samples,
@@ -107,22 +123,30 @@ def compile(  # noqa: A001
         plan=plan,
         device=device,
         seed=seed,
+        verification=verification,
         track=track_on_terminal,
     )
     if json:
         _print_json(report)
         return
     quantized = [site for site in report.sites if site.quantizer]
+    bits = {
+        f"over {len(quantized)} quantized sites": report.quantized_bits_per_weight,
+        f"over all {len(report.sites)} sites": report.bits_per_weight,
+        "over the whole model": report.model_bits_per_weight,
+    }
     rows = {
         "written to": str(folder),
         "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
-        "bits per weight": f"{report.bits_per_weight:.3f} over {len(quantized)} of {len(report.sites)} sites",
+        "bits per weight": ", ".join(f"{figure:.3f} {where}" for where, figure in bits.items() if figure is not None),
         "time": f"{time.perf_counter() - start:.0f} s",
     }
     if report.verification:
         name, cosine = min(report.verification.cosine_similarity.items(), key=lambda item: item[1])
         rows["verified"] = f"cosine similarity of {name} with the original {cosine:.4f}"
     _print_rows(rows)
+    _print_roles(report.sites)
+    _print_unquantized("not quantized", report.unquantized)
     for warning in report.warnings:
         _complain(f"qxc: warning: {warning}")
 
@@ -222,7 +246,10 @@ def inspect(model: _Model, json: _Json = False) -> None:
     rows = {"opset": str(found.opset), "nodes": str(found.nodes), "size": _megabytes(found.bytes)}
     if found.bits_per_weight is not None:
         rows["weights of sites"] = f"{_megabytes(found.site_bytes)}, {found.bits_per_weight:.3f} bits per weight"
+    if found.model_bits_per_weight is not None:
+        rows["all weights"] = f"{found.model_bits_per_weight:.3f} bits per weight"
     _print_rows(rows)
+    _print_unquantized("not sites", found.others)
 
 
 @app.command()
@@ -236,6 +263,37 @@ def targets(name: Annotated[str | None, typer.Argument(help="Name or file of one
         _print_rows({known: load_target(known).description for known in target_names()})
     else:
         _out.out(yaml.safe_dump(load_target(name).model_dump(), sort_keys=False), end="")
+
+
+def _print_roles(sites: Sequence[SiteReport]) -> None:
+    """What was chosen, by role."""
+    table = Table("role", "scheme", "sites", "bits", "bytes", "largest error", title="sites", title_justify="left")
+    by_role: dict[tuple[str, str], list[SiteReport]] = {}
+    for site in sites:
+        by_role.setdefault((site.role, site.scheme), []).append(site)
+    for (role, scheme), group in by_role.items():
+        stored = [site for site in group if site.bytes]
+        weights = sum(site.in_features * site.out_features for site in stored)
+        size = sum(site.bytes for site in stored)
+        errors = [site.error for site in group if site.error is not None]
+        table.add_row(
+            role,
+            scheme,
+            str(len(group)),
+            f"{8 * size / weights:.3f}" if weights else "",
+            f"{size:,}" if size else "shared",
+            f"{max(errors):.4f}" if errors else "",
+        )
+    _out.print(table)
+
+
+def _print_unquantized(title: str, rows: Sequence[Unquantized]) -> None:
+    if not rows:
+        return
+    table = Table("operator", "why", "tensors", "bytes", "share", title=title, title_justify="left")
+    for row in rows:
+        table.add_row(row.operator, escape(row.reason), str(row.tensors), f"{row.bytes:,}", f"{row.share:.1%}")
+    _out.print(table)
 
 
 def _print_rows(rows: dict[str, str]) -> None:

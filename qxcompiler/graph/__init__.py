@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "FLOAT_TYPES",
     "Segment",
     "Site",
     "Weight",
@@ -15,10 +16,12 @@ __all__ = [
     "model_files",
     "normalize",
     "raise_opset",
+    "readers",
     "save_model",
 ]
 
 from qxcompiler.graph.model_file import load_model, model_files, normalize, raise_opset, save_model
+from qxcompiler.graph.readers import readers
 from qxcompiler.graph.roles import assign_roles
 from qxcompiler.graph.segments import Segment, extract_segment, find_segments
-from qxcompiler.graph.sites import Site, Weight, check_finite, find_sites
+from qxcompiler.graph.sites import FLOAT_TYPES, Site, Weight, check_finite, find_sites
