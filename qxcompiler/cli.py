@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qxcompiler.errors import QxcError
+from qxcompiler.errors import QxcError, UsageError
 from qxcompiler.progress import track_on_terminal
+from qxcompiler.staging import output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +62,7 @@ class _Activations(StrEnum):
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A Hugging Face id, a folder with safetensors, or a GGUF file.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write.", metavar="OUT")],
+    output: Annotated[Path, typer.Argument(parser=output_folder, help="The folder to write.", metavar="OUT")],
 ) -> None:
     """Export a Hugging Face model to ONNX, with its tokenizer and configuration."""
     from qxcompiler.models import export as run
@@ -77,7 +78,7 @@ def compile(  # noqa: A001
     target: Annotated[str, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder to write. [default: MODEL-TARGET beside the model]"),
+        typer.Option("-o", "--output", parser=output_folder, metavar="FOLDER", help="Folder to write. [default: MODEL-TARGET beside the model]"),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")] = None,
     activations: Annotated[_Activations | None, typer.Option(help="Precision of activations.")] = None,
@@ -198,6 +199,8 @@ def generate(
     """Let a language model continue a text."""
     from qxcompiler.evaluation import generate as run
 
+    if any("\ud800" <= character <= "\udfff" for character in prompt):  # what Python makes of other bytes
+        raise UsageError("--prompt", "is not UTF-8", "write it in UTF-8")
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -40,12 +40,12 @@ from qxcompiler.quantizers import (
 )
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
-from qxcompiler.staging import staged
+from qxcompiler.staging import check_sources, output_folder, staged
 from qxcompiler.targets import Target, load_target
 
 __all__ = ["compile"]
 
-_WRITTEN = ("model.onnx", "model.onnx.data", "plan.yaml", "report.json")
+_WRITTEN = ("model.onnx", "plan.yaml", "report.json")
 _HELD_BACK = 2  # samples that verification runs on
 _COMPANIONS = (
     "config.json",
@@ -110,7 +110,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     Raises:
         QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
     """
-    output = Path(output)
+    output = output_folder(output)
     torch.manual_seed(seed)
     algebra = _device(device)
     find_quantizer(quantizer)
@@ -129,7 +129,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     chosen = _plan(graph, sites, descriptor, plan, wishes)
     calibrating, held_back = _samples(graph, model, calibration, samples, length, quantizer)
 
-    with staged(output) as stage:
+    with staged(output, _WRITTEN) as stage:
         results = _quantize(graph, sites, chosen, quantizer, calibrating, algebra, track)
         said = report_sites(graph, sites, chosen, results)
         packed = {weight: pack(result.weight) for weight, result in results.items()}
@@ -168,10 +168,7 @@ def _device(name: str) -> torch.device:
 def _sources(model: Path, graph: ir.Model, output: Path) -> list[Path]:
     """The model's files, none of which the output may replace."""
     sources = model_files(model, graph)
-    written = {(output / name).resolve() for name in _WRITTEN}
-    for path in sources:
-        if path.resolve() in written:
-            raise UsageError(path, "would be overwritten by the output", "name another folder with -o")
+    check_sources(sources, output, _WRITTEN)
     return sources
 
 
