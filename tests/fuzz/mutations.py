@@ -19,7 +19,26 @@ from google.protobuf.message import Message
 
 __all__ = ["mutate_arrays", "mutate_bytes", "mutate_document", "mutate_lines", "mutate_message"]
 
-INTEGERS = (0, 1, -1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 1 << 16, 1 << 31, -(1 << 31), (1 << 31) - 1, 1 << 40, (1 << 62) + 1)
+INTEGERS = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    8,
+    16,
+    127,
+    128,
+    255,
+    256,
+    1 << 16,
+    1 << 31,
+    -(1 << 31),
+    (1 << 31) - 1,
+    1 << 40,
+    (1 << 62) + 1,
+)
 LIMITS = ((1 << 63) - 1, -(1 << 63))
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e-40, 1e20, 3e38, -3e38, float("inf"), float("-inf"), float("nan"))
 WORDS = (
@@ -124,7 +143,9 @@ def mutate_arrays(data: bytes, draw: Random) -> bytes:
     elif how == 2:
         array = array[: draw.choice((0, 1, 2))]
     elif how == 3:
-        array = np.resize(array, (draw.choice((1, 3, 500)), *(draw.choice((size, 0, 1, 33)) for size in array.shape[1:])))
+        array = np.resize(
+            array, (draw.choice((1, 3, 500)), *(draw.choice((size, 0, 1, 33)) for size in array.shape[1:]))
+        )
     elif how == 4:
         array = array.copy()
         if array.size:
@@ -144,7 +165,9 @@ def mutate_arrays(data: bytes, draw: Random) -> bytes:
             np.lib.format.write_array(entry, value, allow_pickle=True)
             content = entry.getvalue()
             if how == 7:  # a header that claims another shape
-                content = content.replace(b"'shape': (", b"'shape': (" + draw.choice((b"99999999999,", b"-1,", b"0,", b"7,")), 1)
+                content = content.replace(
+                    b"'shape': (", b"'shape': (" + draw.choice((b"99999999999,", b"-1,", b"0,", b"7,")), 1
+                )
             if how == 8:
                 content = mutate_bytes(content, draw)
             archive.writestr(key.replace("\0", "").replace("/", "_") + ".npy", content)

@@ -28,7 +28,9 @@ from cases import Case, make_case
 __all__ = ["MEMORY", "Finding", "Outcome", "check", "run_all"]
 
 MEMORY = 2 << 30  # resident bytes
-_ADDRESSES = MEMORY + (1 << 29)  # the interpreter and its libraries take 0.75 GB of addresses, most of them never touched
+_ADDRESSES = MEMORY + (
+    1 << 29
+)  # the interpreter and its libraries take 0.75 GB of addresses, most of them never touched
 _STATUSES = (0, 1, 2, 3)
 _LINE = re.compile(r"qxc: error: .+: .+")
 _BATCH = 25
@@ -170,7 +172,9 @@ class _Child:
         _, status = os.waitpid(self.pid, 0)
         if self.left:
             number = self.left.pop(0)
-            name = "hang" if self.hung else signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "died"
+            name = (
+                "hang" if self.hung else signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "died"
+            )
             error = self.folder / "stderr"
             folder = self.keep / str(number)
             shutil.rmtree(folder, ignore_errors=True)
