@@ -62,10 +62,10 @@ def check_sources(sources: Iterable[Path], output: Path, names: Iterable[str]) -
 def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
     """Give a temporary folder whose files move into `output` when the block ends well, and vanish when it does not.
 
-    The temporary folder lies in `output`, so that each move is a rename within one file system, wherever `output` is mounted.
-    Files that `output` already holds under other names stay, except data files of models that are replaced; those
-    under the same names are replaced, each at once: data first, models (`.onnx`) last. One process at a time writes a
-    folder, where its file system has locks; what a killed one left behind is removed by the next.
+    The temporary folder lies in `output`, so that each move is a rename within one file system, wherever `output` is
+    mounted. Files that `output` already holds under other names stay, except data files of models that are replaced;
+    those under the same names are replaced, each at once: data first, models (`.onnx`) last. One process at a time
+    writes a folder, where its file system has locks; what a killed one left behind is removed by the next.
 
     Args:
         output: a folder, made if missing, and removed again if it was missing and the block fails.

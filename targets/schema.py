@@ -55,9 +55,7 @@ def _multiplies(scheme: Scheme) -> Scheme:
 
 def _looks_up(scheme: Scheme) -> Scheme:
     if scheme.activation is not None:
-        raise ValueError(
-            f"{scheme} has an activation precision, but an embedding multiplies nothing, write {scheme.format.name}"
-        )
+        raise ValueError(f"an embedding multiplies nothing, write {scheme.format.name} without /{scheme.activation}")
     return scheme
 
 
