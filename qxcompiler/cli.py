@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qxcompiler.errors import QxcError
+from qxcompiler.errors import QxcError, UsageError
 from qxcompiler.progress import track_on_terminal
+from qxcompiler.staging import output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,7 @@ class _Activations(StrEnum):
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A Hugging Face id, a folder with safetensors, or a GGUF file.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write.", metavar="OUT")],
+    output: Annotated[Path, typer.Argument(parser=output_folder, help="The folder to write.", metavar="OUT")],
 ) -> None:
     """Export a Hugging Face model to ONNX, with its tokenizer and configuration."""
     from qxcompiler.models import export as run
@@ -79,7 +80,13 @@ def compile(  # noqa: A001
     target: Annotated[str, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder to write. [default: MODEL-TARGET beside the model]"),
+        typer.Option(
+            "-o",
+            "--output",
+            parser=output_folder,
+            metavar="FOLDER",
+            help="Folder to write. [default: MODEL-TARGET beside the model]",
+        ),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")] = None,
     activations: Annotated[_Activations | None, typer.Option(help="Precision of activations.")] = None,
@@ -191,6 +198,9 @@ def generate(
     """Let a language model continue a text."""
     from qxcompiler.evaluation import generate as run
 
+    if any("\ud800" <= character <= "\udfff" for character in prompt):  # what Python makes of other bytes
+        raise UsageError("--prompt", "is not UTF-8", "write it in UTF-8")
+
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -233,7 +243,7 @@ def inspect(model: _Model, json: _Json = False) -> None:
             site.format,
             f"{site.bits_per_weight:.3f}",
             f"{site.bytes:,}" if site.bytes else "shared",
-            escape(site.name),
+            escape(_plain(site.name)),
         )
     _out.print(table)
     rows = {"opset": str(found.opset), "nodes": str(found.nodes), "size": _megabytes(found.bytes)}
@@ -320,14 +330,14 @@ def _print_unquantized(title: str, rows: Sequence[Unquantized]) -> None:
         return
     table = Table("operator", "why", "tensors", "bytes", "share", title=title, title_justify="left")
     for row in rows:
-        table.add_row(row.operator, escape(row.reason), str(row.tensors), f"{row.bytes:,}", f"{row.share:.1%}")
+        table.add_row(row.operator, escape(_plain(row.reason)), str(row.tensors), f"{row.bytes:,}", f"{row.share:.1%}")
     _out.print(table)
 
 
 def _print_rows(rows: dict[str, str]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(_plain(value)))
     _out.print(table)
 
 
@@ -339,7 +349,13 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+def _plain(text: str) -> str:
+    """Text from a file, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def _complain(line: str) -> None:
+    line = _plain(line)
     with suppress(OSError):  # a terminal that is gone
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()

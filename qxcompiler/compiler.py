@@ -43,7 +43,7 @@ from qxcompiler.quantizers import (
 )
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
-from qxcompiler.staging import staged
+from qxcompiler.staging import check_sources, output_folder, staged
 from qxcompiler.targets import Target, load_target
 
 __all__ = ["compile", "compile_folder"]
@@ -91,11 +91,14 @@ def compile(  # noqa: A001  (it is what a compiler does)
     Raises:
         QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
     """
-    compiler = _Compiler(load_target(target), Path(output), Options.checked(options), track)
+    output = output_folder(output)
+    compiler = _Compiler(load_target(target), Options.checked(options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
-    compiler.check_sources(original, graph, ["model.onnx"])
-    with staged(Path(output)) as stage:
+    names = ["model.onnx", "plan.yaml", "report.json"]
+    if isinstance(original, Path):
+        check_sources(model_files(original, graph), output, names)
+    with staged(output, names) as stage:
         report = compiler.compile(graph, original, calibration, stage, "model.onnx")
         if isinstance(original, Path):
             _copy_companions(original.parent, stage)
@@ -126,18 +129,19 @@ def compile_folder(
     Raises:
         QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
     """
-    folder = Path(folder)
+    folder, output = Path(folder), output_folder(output)
     files = sorted(folder.glob("*.onnx"))
     if not files:
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
-    compiler = _Compiler(load_target(target), Path(output), Options.checked(options), track)
+    compiler = _Compiler(load_target(target), Options.checked(options), track)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
+    names = [f"{file.stem}.{kind}" for file in files for kind in ("onnx", "plan.yaml", "report.json")]
     for file, graph in graphs.items():
-        compiler.check_sources(file, graph, [file.name for file in files])
+        check_sources(model_files(file, graph), output, names)
     reports = {}
-    with staged(Path(output)) as stage:
+    with staged(output, names) as stage:
         samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
         for file, graph in graphs.items():
             given = samples.get(file.name, calibration)
@@ -149,10 +153,10 @@ def compile_folder(
 class _Compiler:
     """Compiles models with the same options; weights that are alike get the same codes."""
 
-    def __init__(self, target: Target, output: Path, options: Options, track: Track) -> None:
+    def __init__(self, target: Target, options: Options, track: Track) -> None:
         torch.manual_seed(options.seed)
         find_quantizer(options.quantizer)
-        self.target, self.output, self.options, self.track = target, output, options, track
+        self.target, self.options, self.track = target, options, track
         self.device = _device(options.device)
 
     def compile(
@@ -208,16 +212,6 @@ class _Compiler:
         (stage / f"{prefix}report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return report
 
-    def check_sources(self, original: Path | onnx.ModelProto, graph: ir.Model, written: Sequence[str]) -> None:
-        """Make sure that the output replaces none of the model's files."""
-        if isinstance(original, onnx.ModelProto):
-            return
-        names = [*written, *(f"{name}.data" for name in written)]
-        outputs = {(self.output / name).resolve() for name in names}
-        for path in model_files(original, graph):
-            if path.resolve() in outputs:
-                raise UsageError(path, "would be overwritten by the output", "name another folder with -o")
-
     def samples_of_parts(self, folder: Path, calibration: str | Path) -> dict[str, list[Sample]]:
         """What each file of an encoder-decoder sees on the calibration samples."""
         model = EncoderDecoder(folder)
@@ -226,7 +220,7 @@ class _Compiler:
             model.inputs,
             folder / "encoder_model.onnx",
             samples=self.options.samples + _HELD_BACK,
-            length=self.options.length or 512,
+            length=self.options.length,
         )
         parts: dict[str, list[Sample]] = {}
         for sample in self.track(samples, "samples"):
@@ -266,7 +260,7 @@ class _Compiler:
             input_specs(graph),
             original if isinstance(original, Path) else "",
             samples=options.samples + _HELD_BACK,
-            length=options.length or 512,
+            length=options.length,
         )
         held_back = min(_HELD_BACK, len(loaded) - 1)
         return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)

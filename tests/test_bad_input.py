@@ -325,7 +325,7 @@ def test_a_broken_result_is_not_called_done(tiny, fails):
     assert "broken" in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_in_the_middle(tiny, number):
     """Interrupted as soon as the temporary folder is there, which is gone afterwards."""
     tiny.calibration.write_text(tiny.calibration.read_text() * 50)
@@ -359,7 +359,7 @@ def test_an_interrupt_in_the_middle(tiny, number):
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
-    while not list(tiny.folder.glob(".out.*")):
+    while not list(tiny.folder.glob("out/.qxc-*")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)

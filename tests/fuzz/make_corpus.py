@@ -1,4 +1,4 @@
-"""Write the seeds that the fuzzer starts from to `tests/corpus`: `python tests/fuzz/make_corpus.py` with `tests` on the path."""
+"""Write the seeds that the fuzzer starts from to `tests/corpus`; run with `tests` on the path."""
 
 from __future__ import annotations
 
