@@ -308,16 +308,16 @@ def test_an_earlier_output_survives_a_failure(tiny, qxc):
 
 def test_a_broken_result_is_not_called_done(tiny, fails):
     """Weights of an input that is always zero, so large that eight bits leave nothing of the others."""
-    weights = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    weights = np.random.default_rng(0).standard_normal((32, 48)).astype(np.float32)
     weights[0] = 10_000
     node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
-    x, y = (onnx.helper.make_tensor_value_info(name, 1, ["b", n]) for name, n in (("x", 8), ("y", 6)))
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, ["b", n]) for name, n in (("x", 32), ("y", 48)))
     graph = onnx.helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
     onnx.save(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8),
         tiny.model,
     )
-    samples = np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)
+    samples = np.random.default_rng(1).standard_normal((8, 32)).astype(np.float32)
     samples[:, 0] = 0
     np.savez(tiny.folder / "s.npz", x=samples)
     line = fails("--quantizer", "rtn", "--calibration", tiny.folder / "s.npz", status=1)

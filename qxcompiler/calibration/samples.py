@@ -13,6 +13,7 @@ __all__ = [
     "Sample",
     "context_limit",
     "input_specs",
+    "is_float",
     "load_samples",
     "load_tokenizer",
     "supply_missing",
@@ -63,6 +64,11 @@ class InputSpec:
         return f"{self.name} {self.dtype} [{dims}]"
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a type holds real numbers; to numpy the types of `ml_dtypes` are of no kind."""
+    return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
+
+
 def input_specs(model: ir.Model) -> list[InputSpec]:
     """The inputs of a model that must be fed, that is, those without a default value.
 
@@ -73,16 +79,16 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
         One `InputSpec` an input, in the graph's order.
 
     Raises:
-        CalibrationError: an input is not a tensor of numbers.
+        CalibrationError: an input is not a tensor.
     """
     specs = []
     for value in model.graph.inputs:
         if value.name in model.graph.initializers:
             continue
-        if not isinstance(value.type, ir.TensorType) or value.dtype in (None, ir.DataType.STRING):
+        if not isinstance(value.type, ir.TensorType) or value.dtype in (None, ir.DataType.UNDEFINED):
             raise CalibrationError(
                 f"input {value.name}",
-                f"{value.type} is not a tensor of numbers",
+                f"{value.type} is not a tensor",
                 "use a model with tensor inputs",
             )
         shape = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
@@ -181,7 +187,7 @@ def supply_missing(
     for spec in inputs:
         value = sample.get(spec.name)
         if value is None:
-            value = _derive(spec, sample, past_length)
+            value = derive(spec, sample, past_length)
         if value is None:
             raise CalibrationError(
                 subject,
@@ -192,7 +198,7 @@ def supply_missing(
     return complete
 
 
-def _derive(spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length: int) -> npt.NDArray[Any] | None:
+def derive(spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length: int) -> npt.NDArray[Any] | None:
     """The value of an input that follows from the token ids, or None."""
     ids = next((value for name, value in sample.items() if name.endswith("input_ids")), None)
     batch, length = ids.shape if ids is not None and ids.ndim == 2 else (1, None)
