@@ -65,11 +65,14 @@ class _Activations(StrEnum):
 def export(
     source: Annotated[str, typer.Argument(help="A Hugging Face id, a folder with safetensors, or a GGUF file.")],
     output: Annotated[Path, typer.Argument(parser=output_folder, help="The folder to write.", metavar="OUT")],
+    task: Annotated[
+        str | None, typer.Option(help="Such as text-classification. [default: that of the architecture]")
+    ] = None,
 ) -> None:
     """Export a Hugging Face model to ONNX, with its tokenizer and configuration."""
     from qxcompiler.models import export as run
 
-    folder = run(source, output, track=track_on_terminal)
+    folder = run(source, output, task, track=track_on_terminal)
     files = sorted(file for file in folder.glob("*.onnx"))
     _out.print(f"{', '.join(str(file) for file in files)} written", soft_wrap=True, highlight=False)
 
