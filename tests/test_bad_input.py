@@ -66,7 +66,8 @@ def test_a_truncated_file(tiny, fails):
 
 def test_no_file_or_a_folder(tiny, fails):
     assert "no such file" in fails(*calibrated(tiny), model=tiny.folder / "none.onnx")
-    assert "is a folder" in fails(*calibrated(tiny), model=tiny.folder)
+    (tiny.folder / "empty").mkdir()
+    assert "holds no .onnx file" in fails(*calibrated(tiny), model=tiny.folder / "empty")
 
 
 @pytest.fixture
