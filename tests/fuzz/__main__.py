@@ -1,7 +1,7 @@
 """Fuzz the command line: `python tests/fuzz --inputs 10000 --seed 0`.
 
-Inputs with findings are kept in folders of their number; moved to `tests/corpus/found`, with a name, they are where every
-run begins. `--only NUMBER`, or such a name, runs one input again.
+Inputs with findings are kept in folders of their number; moved to `tests/corpus/found`, with a name, they are where
+every run begins. `--only NUMBER`, or such a name, runs one input again.
 """
 
 from __future__ import annotations
