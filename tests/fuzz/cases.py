@@ -73,13 +73,18 @@ def _model(folder: Path, name: str) -> None:
 
 def _compile(draw: Random, name: str) -> list[str]:
     """Options of a compile that fit, or nearly fit."""
-    arguments = ["compile", "model.onnx", "--target", draw.choice(("cpu-x86", "cpu-x86", "npu-int8")), "-o", "out"]
+    source = "model.onnx" if draw.random() < 0.9 else "."
+    arguments = ["compile", source, "--target", draw.choice(("cpu-x86", "cpu-x86", "npu-int8")), "-o", "out"]
     if draw.random() < 0.5:
         arguments += ["--calibration", _samples(draw, name), "--samples", "4", "--length", "6"]
     else:
         arguments += ["--quantizer", draw.choice(("rtn", "rtn", "rtn", "gptq"))]
     if draw.random() < 0.7:
         arguments += ["--weights", draw.choice(WEIGHTS)]
+    if draw.random() < 0.2:
+        arguments += [draw.choice(("--head", "--embedding")), draw.choice((*WEIGHTS, "float"))]
+    if draw.random() < 0.1:
+        arguments += ["--no-verify"]
     if draw.random() < 0.2:
         arguments += ["--activations", draw.choice(("a8", "a16", "a32"))]
     if draw.random() < 0.1:
