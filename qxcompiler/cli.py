@@ -42,7 +42,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compile ONNX models to 2 to 8 bits a weight for edge accelerators.",
 )
-_out = Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # `main` decides the exit status, not rich
+
+
+_out = _Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL.onnx")]
@@ -200,9 +207,6 @@ def generate(
 ) -> None:
     """Let a language model continue a text."""
     from qxcompiler.evaluation import generate as run
-
-    if any("\ud800" <= character <= "\udfff" for character in prompt):  # what Python makes of other bytes
-        raise UsageError("--prompt", "is not UTF-8", "write it in UTF-8")
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -382,9 +386,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     _silence_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not be UTF-8
     try:
-        status = app((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False) or 0
+        arguments = sys.argv[1:] if arguments is None else arguments
+        for argument in arguments:
+            if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+                # what Python makes of other bytes, and neither onnxruntime nor tokenizers take
+                raise UsageError(argument, "is not UTF-8", "rename it, or write it in UTF-8")
+        status = app(arguments or ["--help"], standalone_mode=False) or 0
         if sys.stdout is not None:
             sys.stdout.flush()
     except QxcError as error:
