@@ -19,7 +19,11 @@ def register_mixtures() -> None:
     def every_expert(hits: torch.Tensor, _: int) -> torch.Tensor:
         return torch.ones_like(hits, dtype=torch.bool)
 
-    for model_type, alike in (("mixtral", MistralOnnxConfig), ("qwen2_moe", Qwen2OnnxConfig)):
+    for model_type, alike in (
+        ("mixtral", MistralOnnxConfig),
+        ("qwen2_moe", Qwen2OnnxConfig),
+        ("olmoe", Qwen2OnnxConfig),
+    ):
         patches = [PatchingSpec(torch, "greater", every_expert, torch.greater)]
         config = type(f"{model_type}OnnxConfig", (alike,), {"PATCHING_SPECS": patches})
         tasks = [task + past for task in _TASKS for past in ("", "-with-past")]

@@ -347,6 +347,7 @@ def test_verify_notices_an_output_that_is_not_the_models(source: Path, tmp_path:
         verify(path.parent, parts_of(model, task_for(model.config, None, source)), source)
 
 
+@pytest.mark.slow
 def test_a_graph_that_fits_one_size_only_is_refused(tmp_path: Path) -> None:
     # Its windows are cut by lengths that the trace fixes.
     save_model(tmp_path / "hf", "AutoModelForMaskedLM", "longformer", SMALL | {"attention_window": [4, 4]})

@@ -17,7 +17,7 @@ from qxcompiler.models import export
 pytest.importorskip("optimum.exporters.onnx")
 
 slow = pytest.mark.slow
-MIXTURE = GROUPED | {"moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
+MIXTURE = GROUPED | {"moe_intermediate_size": 24, "num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": True}
 CAUSAL = {
     "llama": GROUPED,
     "mistral": GROUPED | {"sliding_window": None},
@@ -32,7 +32,8 @@ CAUSAL = {
     "bloom": {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "qwen3_moe": MIXTURE,
     "qwen2_moe": MIXTURE | {"shared_expert_intermediate_size": 24},
-    "mixtral": GROUPED | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "olmoe": MIXTURE,
+    "mixtral": GROUPED | {"num_local_experts": 5, "num_experts_per_tok": 2},
 }
 QUICK = {"llama", "mixtral"}
 ENCODERS = {
