@@ -39,7 +39,7 @@ class FileTensor(ir.ExternalTensor):
             tensor.offset,
             tensor.nbytes,
             tensor.dtype,
-            shape=tensor.shape,  # type: ignore[arg-type]
+            shape=tensor.shape,
             name=tensor.name,
             metadata_props=tensor.metadata_props,
             base_dir=tensor.base_dir,
@@ -88,7 +88,7 @@ class FileTensor(ir.ExternalTensor):
             source.seek(self.offset or 0)
         except OSError as error:
             raise ModelError(self._file, f"cannot be read ({error.strerror})", "check the file") from error
-        return source  # type: ignore[return-value]
+        return source
 
     def _check_length(self, length: int) -> None:
         if length != self.nbytes:

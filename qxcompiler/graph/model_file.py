@@ -188,8 +188,8 @@ def _open_external_data(path: Path | None, model: ir.Model) -> set[Path]:
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
-    functions = [function.graph for function in model.functions.values()]
-    for graph in (*model.graphs(), *functions, *(inner for graph in functions for inner in graph.subgraphs())):
+    outer = [function.graph for function in model.functions.values()]
+    for graph in (*model.graphs(), *outer, *(inner for graph in outer for inner in graph.subgraphs())):
         yield from graph.initializers.values()
 
 
