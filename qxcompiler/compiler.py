@@ -25,6 +25,7 @@ from qxcompiler.graph import (
     Site,
     Weight,
     check_finite,
+    check_unchanged,
     find_sites,
     load_model,
     model_files,
@@ -200,6 +201,7 @@ class _Compiler:
         FuseSharedInput()(graph)
         save_model(graph, stage, name)
 
+        check_unchanged(graph)
         verification = None
         if options.verification and held_back:
             verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
