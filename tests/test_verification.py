@@ -243,6 +243,20 @@ def test_a_model_that_cannot_be_loaded_or_run(tmp_path: Path) -> None:
         verify(renamed, original, X)
 
 
+@pytest.mark.parametrize("size", ["5", "b", "n"])
+def test_a_shape_that_the_data_cannot_change(tmp_path: Path, size: str) -> None:
+    """The compiled model gives [5, b] for [b, 5]; only a size that nobody declares may differ."""
+    graph = "g (float[b, 6] x) => (float[b, SIZE] y) { y = MatMul(x, w) }"
+    wrong = "g (float[b, 6] x) => (float[n, m] y) { z = MatMul(x, w)  y = Transpose(z) }"
+    original = linear(tmp_path / "m.onnx", graph=graph.replace("SIZE", size))
+    with pytest.raises(VerificationError, match=r"output y has shape \[5, 4\], not \[4, 5\]"):
+        verify(linear(tmp_path / "c.onnx", graph=wrong), original, X)
+    short = """g (float[b, 6] x) => (float[m] y)
+    { z = MatMul(x, w)  all = Constant<value = int64[1] {-1}>()  y = Reshape(z, all) }"""
+    with pytest.raises(VerificationError, match=r"output y has shape \[20\], not \[4, 5\]"):
+        verify(linear(tmp_path / "c.onnx", graph=short), original, X)
+
+
 def test_what_the_original_refuses_is_no_bug(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     with pytest.raises(CalibrationError, match=r"samples: the original fails on them .*: give samples that"):
@@ -423,6 +437,12 @@ def test_a_model_that_takes_nothing_made_up(tmp_path: Path) -> None:
     { shape = Constant<value = int64[2] {7, 11}>()  y = Reshape(x, shape) }"""
     with pytest.raises(CalibrationError, match=r"the model takes none of \d+ .*: give samples with --calibration"):
         made_up(save_graph(tmp_path, text))
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "x": 1]> g (float[2] x) => (float[2] y) { y = x.Own(x) }'
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(CalibrationError, match=r"there is nothing to try them on \(.*onnxruntime cannot run it"):
+        made_up(tmp_path / "m.onnx")
     with pytest.raises(CalibrationError, match=r"would take \d+\.\d GB"):
         made_up(save_graph(tmp_path, "(float[1000000, 1000000] x) => (float[] y) { y = Identity(x) }"))
 

@@ -61,6 +61,27 @@ class Runner:
             raise self.failure(error) from error
         return values
 
+    def declared_shapes(self, sample: Mapping[str, Any]) -> dict[str, list[int | None] | None]:
+        """The shapes that the outputs should have by the model's own word, given its inputs.
+
+        Args:
+            sample: the inputs, which say how large the symbolic sizes are.
+
+        Returns:
+            For each output its sizes, None where unsaid; None if its rank is unsaid.
+        """
+        known: dict[object, int] = {}
+        for value in self.session.get_inputs():
+            array = sample.get(value.name)
+            if isinstance(array, np.ndarray) and _rank(value.shape) == array.ndim:
+                known |= {size: n for size, n in zip(value.shape, array.shape, strict=True) if isinstance(size, str)}
+        return {
+            value.name: None
+            if _rank(value.shape) is None
+            else [size if isinstance(size, int) else known.get(size) for size in value.shape]
+            for value in self.session.get_outputs()
+        }
+
     def failure(self, error: Exception) -> ModelError:
         """The one line for an error of onnxruntime."""
         return ModelError(self.path, f"failed to run ({error})", "check that the samples fit the model")
