@@ -380,9 +380,9 @@ def random(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def save_graph(folder: Path, text: str, **weights: np.ndarray) -> Path:
+def save_graph(folder: Path, text: str, opset: int = 17, **weights: np.ndarray) -> Path:
     """A model given in ONNX's textual form; `a__b` stands for the size `a + b`."""
-    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g ' + text)
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": {opset}]> g {text}')
     model.graph.initializer.extend(onnx.numpy_helper.from_array(array, key) for key, array in weights.items())
     for value in model.graph.input:
         for dim in value.type.tensor_type.shape.dim:
@@ -390,6 +390,18 @@ def save_graph(folder: Path, text: str, **weights: np.ndarray) -> Path:
                 dim.dim_param = dim.dim_param.replace("__", " + ")
     onnx.save(model, folder / "m.onnx")
     return folder / "m.onnx"
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "double", "float8e4m3fn", "int8", "uint64", "bool"])
+def test_element_types(tmp_path: Path, kind: str) -> None:
+    path = save_graph(tmp_path, f"({kind}[n, 20] x) => ({kind}[n, 20] y) {{ y = Identity(x) }}", opset=19)
+    samples = made_up(path)
+    (figures,) = verify(path, path, samples, made_up=True).outputs.values()
+    assert figures.judged
+    assert (figures.cosine_similarity or figures.agreement) == 1
+    assert figures.values == 20 * len(samples)
+    if kind in ("bfloat16", "float16", "double"):
+        assert figures.relative_error == 0
 
 
 def test_a_condition_that_chooses_what_runs(tmp_path: Path) -> None:

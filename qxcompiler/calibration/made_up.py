@@ -23,6 +23,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from qxcompiler.calibration.arrays import InputSpec, is_float, names_batch, names_time
+from qxcompiler.calibration.feeding import run
 from qxcompiler.calibration.input_hints import IntegerUse, integer_use, merged, sizes
 from qxcompiler.calibration.samples import Sample, derive
 from qxcompiler.errors import CalibrationError, ModelError, QxcError
@@ -154,6 +155,7 @@ class _Trial:
 
     def __init__(self, runtime: onnxruntime.InferenceSession) -> None:
         self._session = runtime
+        self._outputs = [value.name for value in runtime.get_outputs()]
         self.seconds = 0.0
 
     def run(self, sample: Sample) -> _Outcome:
@@ -162,7 +164,7 @@ class _Trial:
         timer.start()
         began = time.perf_counter()
         try:
-            outputs = self._session.run(None, sample, options)
+            outputs = run(self._session, self._outputs, sample, options)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise CalibrationError("onnxruntime", f"{error}"[:300], "give samples with --calibration") from error
         finally:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qxcompiler.calibration.samples import InputSpec
+from qxcompiler.calibration.arrays import InputSpec
+from qxcompiler.calibration.feeding import run
 from qxcompiler.errors import ModelError
 from qxcompiler.runtime_ops import session
 
@@ -56,10 +57,9 @@ class Runner:
             ModelError: onnxruntime could not run the model.
         """
         try:
-            values: list[Any] = self.session.run(list(outputs), dict(sample))
+            return run(self.session, outputs, sample)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise self.failure(error) from error
-        return values
 
     def declared_shapes(self, sample: Mapping[str, Any]) -> dict[str, list[int | None] | None]:
         """The shapes that the outputs should have by the model's own word, given its inputs.
