@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qxcompiler.passes.packed_nodes import is_packed_matmul, out_features
-from qxcompiler.passes.rewriting import Initializers, bias_input, replace_value
+from qxcompiler.passes.rewriting import Additions, bias_input, replace_value
 
 __all__ = ["FuseBias"]
 
@@ -20,11 +20,11 @@ class FuseBias(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the model in place."""
-        initializers = Initializers(model)
+        additions = Additions(model)
         modified = False
         for node in list(model.graph.all_nodes()):
             add = _only_reader(node) if _has_no_bias(node) else None
-            if add is None or (bias := _bias(node, add, initializers)) is None:
+            if add is None or (bias := _bias(node, add, additions)) is None:
                 continue
             node.replace_input_with(len(node.inputs) - 1, bias)
             replace_value(add.outputs[0], node.outputs[0])
@@ -53,7 +53,7 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
     return readers[0]
 
 
-def _bias(node: ir.Node, add: ir.Node, initializers: Initializers) -> ir.Value | None:
+def _bias(node: ir.Node, add: ir.Node, additions: Additions) -> ir.Value | None:
     """What `add` adds to the output of `node`, as the operator takes it."""
     if add.domain != "" or add.op_type != "Add":
         return None
@@ -64,4 +64,4 @@ def _bias(node: ir.Node, add: ir.Node, initializers: Initializers) -> ir.Value |
     rank = 1 if product.shape is None else product.shape.rank()  # at least
     if added.const_value.shape.rank() > rank:
         return None
-    return bias_input(added, out_features(node), initializers)
+    return bias_input(added, out_features(node), additions)

@@ -10,7 +10,7 @@ import torch
 from qxcompiler.packing.tile16 import TILE_ROWS
 from qxcompiler.passes.pack_sites import ROLE
 from qxcompiler.passes.packed_nodes import fused_node, fusion_key, out_features
-from qxcompiler.passes.rewriting import Initializers, replace_value
+from qxcompiler.passes.rewriting import Additions, replace_value
 
 __all__ = ["FuseSharedInput"]
 
@@ -28,7 +28,7 @@ class FuseSharedInput(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the model in place."""
-        initializers = Initializers(model)
+        additions = Additions(model)
         alike: dict[Hashable, list[ir.Node]] = {}
         for node in model.graph.all_nodes():
             if (key := fusion_key(node)) is not None:
@@ -38,20 +38,20 @@ class FuseSharedInput(ir.passes.InPlacePass):
             ragged = [node for node in nodes if out_features(node) % TILE_ROWS]
             fusable = [node for node in nodes if node not in ragged] + ragged[:1]
             if len(fusable) > 1:
-                _fuse(fusable, nodes[0], initializers)
+                _fuse(fusable, nodes[0], additions)
                 modified = True
         if modified:
             ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _fuse(nodes: Sequence[ir.Node], first: ir.Node, initializers: Initializers) -> None:
+def _fuse(nodes: Sequence[ir.Node], first: ir.Node, additions: Additions) -> None:
     """Put one node and a `Split` before `first`, the earliest node that reads the input."""
-    fused = fused_node(nodes, nodes[0].op_type, _role(nodes), initializers)
+    fused = fused_node(nodes, nodes[0].op_type, _role(nodes), additions)
     sizes = [out_features(node) for node in nodes]
-    lengths = initializers.add(f"qxc.split.{'.'.join(map(str, sizes))}", torch.tensor(sizes))
-    name = f"{fused.name}.split" if fused.name else None
-    split = ir.node("Split", [fused.outputs[0], lengths], {"axis": -1}, num_outputs=len(nodes), name=name)
+    lengths = additions.shared(("split", *sizes), f"qxc.split.{'.'.join(map(str, sizes))}", torch.tensor(sizes))
+    name, inputs = f"{fused.name}.split", [fused.outputs[0], lengths]
+    split = additions.node("Split", inputs, {"axis": -1}, name=name, outputs=len(nodes))
     assert first.graph is not None
     first.graph.insert_before(first, [fused, split])
     joined, part_of_it = fused.outputs[0], nodes[0].outputs[0]

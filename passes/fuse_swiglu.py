@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from qxcompiler.packing.tile16 import TILE_ROWS
 from qxcompiler.passes.packed_nodes import fused_node, fusion_key, out_features
-from qxcompiler.passes.rewriting import Initializers, replace_value
+from qxcompiler.passes.rewriting import Additions, replace_value
 from qxcompiler.runtime_ops.operators import function_for
 
 __all__ = ["FuseSwiGlu"]
@@ -24,14 +24,14 @@ class FuseSwiGlu(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the model in place."""
-        initializers = Initializers(model)
+        additions = Additions(model)
         operators = set()
         for product in list(model.graph.all_nodes()):
             pair = _gate_and_up(product)
             if pair is None:
                 continue
             operator = pair[0].op_type.replace("MatMul", "SwiGlu")
-            fused = fused_node(pair, operator, "gate_up", initializers, interleaved=True)
+            fused = fused_node(pair, operator, "gate_up", additions, interleaved=True)
             assert product.graph is not None
             product.graph.insert_before(product, fused)
             replace_value(product.outputs[0], fused.outputs[0])

@@ -10,15 +10,18 @@ import torch
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import LAYOUT, PackedWeight
-from qxcompiler.passes.rewriting import Initializers, bias_input, replace_value
+from qxcompiler.passes.rewriting import Additions, bias_input, replace_value
 from qxcompiler.runtime_ops.operators import DOMAIN, function_for, operator_name
 
-__all__ = ["BLOCK", "ROLE", "SCHEME", "PackSites"]
+__all__ = ["BLOCK", "MADE_HERE", "ROLE", "SCHEME", "PackSites"]
 
 # metadata of a packed operator's node, for those who read a compiled model
 ROLE = "qxc.role"
 BLOCK = "qxc.block"
 SCHEME = "qxc.scheme"
+
+# marks the nodes of this compilation in memory; a model may bring packed operators along, which nothing touches
+MADE_HERE = "qxc.made_here"
 
 _NO_BIAS = "qxc.no_bias"
 
@@ -46,9 +49,12 @@ class PackSites(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the model in place."""
-        initializers = Initializers(model)
+        additions = Additions(model)
         tensors = {
-            weight: [initializers.add(f"{weight.name}.{name}", tensor) for name, tensor in packed.tensors.items()]
+            weight: [
+                additions.shared((weight, name), f"{weight.name}.{name}", tensor)
+                for name, tensor in packed.tensors.items()
+            ]
             for weight, packed in self._weights.items()
         }
         operators = set()
@@ -56,7 +62,7 @@ class PackSites(ir.passes.InPlacePass):
         for site, scheme in reversed(list(self._schemes.items())):
             operator = operator_name(scheme.format, "Gather" if site.kind == "embedding" else "MatMul")
             operators.add(operator)
-            rewriter = _SiteRewriter(site, scheme, self._weights[site.weight], initializers)
+            rewriter = _SiteRewriter(site, scheme, self._weights[site.weight], additions)
             if site.kind == "embedding":
                 rewriter.replace_gather(operator, tensors[site.weight])
             else:
@@ -73,11 +79,11 @@ class PackSites(ir.passes.InPlacePass):
 class _SiteRewriter:
     """Builds the nodes that take the place of one site's node."""
 
-    def __init__(self, site: Site, scheme: Scheme, packed: PackedWeight, initializers: Initializers) -> None:
+    def __init__(self, site: Site, scheme: Scheme, packed: PackedWeight, additions: Additions) -> None:
         self._site = site
         self._scheme = scheme
         self._packed = packed
-        self._initializers = initializers
+        self._additions = additions
 
     def replace_gather(self, operator: str, tensors: list[ir.Value]) -> None:
         rows = self._packed_node(operator, [self._site.input, *tensors])
@@ -88,13 +94,13 @@ class _SiteRewriter:
         there, back = _feature_permutations(site)
         bias = None
         if site.bias is not None and site.alpha == 1:
-            bias = bias_input(site.bias, site.out_features, self._initializers, site.beta)
+            bias = bias_input(site.bias, site.out_features, self._additions, site.beta)
         nothing_follows = site.alpha == 1 and (site.bias is None or bias is not None)
         # the operator takes float16 as it is; what is computed after it is computed in float32
         as_it_is = site.operand_dtype == ir.DataType.FLOAT16 and nothing_follows
         dtype = site.operand_dtype if as_it_is else ir.DataType.FLOAT
         X = self._transpose(self._cast(site.input, site.operand_dtype, dtype), there)
-        fused = bias if bias is not None else self._initializers.add(_NO_BIAS, torch.zeros(1))
+        fused = bias if bias is not None else self._additions.shared(_NO_BIAS, _NO_BIAS, torch.zeros(1))
         Y = self._packed_node(operator, [X, *tensors, fused])
         if site.alpha != 1:
             Y = self._node("Mul", [Y, self._scalar(site.alpha)])
@@ -106,7 +112,7 @@ class _SiteRewriter:
         self._finish(self._cast(self._transpose(Y, back), dtype, site.operand_dtype))
 
     def _scalar(self, number: float) -> ir.Value:
-        return self._initializers.add(f"qxc.scalar.{number!r}", torch.tensor(number))
+        return self._additions.shared(("scalar", number), f"qxc.scalar.{number!r}", torch.tensor(number))
 
     def _transpose(self, value: ir.Value, permutation: list[int] | None) -> ir.Value:
         return value if permutation is None else self._node("Transpose", [value], perm=permutation)
@@ -128,6 +134,7 @@ class _SiteRewriter:
         )
         node = output.producer()
         assert node is not None
+        node.meta[MADE_HERE] = True
         node.metadata_props[ROLE] = self._site.role
         node.metadata_props[SCHEME] = str(self._scheme)
         if self._site.block is not None:
@@ -136,7 +143,8 @@ class _SiteRewriter:
 
     def _node(self, operator: str, inputs: list[ir.Value], domain: str = "", **attributes: object) -> ir.Value:
         """Insert a node before the site's, and return its output."""
-        node = ir.node(operator, inputs, attributes, domain=domain)
+        name = f"{self._site.name}.{operator}"
+        node = self._additions.node(operator, inputs, attributes, domain=domain, name=name)
         graph = self._site.node.graph
         assert graph is not None
         graph.insert_before(self._site.node, node)
@@ -158,8 +166,9 @@ def _feature_permutations(site: Site) -> tuple[list[int] | None, list[int] | Non
     """How to bring the feature axis to the end and back, or None where it is there."""
     if site.activation_axis == -1:
         return None, None
-    assert site.input.shape is not None
-    axes = list(range(site.input.shape.rank()))
+    # the input of a `Conv` has its weight's rank, known or not; `find_sites` takes no other of unknown rank
+    shape = site.input.shape
+    axes = list(range(len(site.operand_shape) if shape is None else shape.rank()))
     features = axes.pop(site.activation_axis)
     there = [*axes, features]
     return there, [there.index(axis) for axis in range(len(there))]

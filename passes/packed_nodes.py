@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qxcompiler.packing.tile16 import TILE_ROWS
-from qxcompiler.passes.pack_sites import BLOCK, ROLE, SCHEME
-from qxcompiler.passes.rewriting import Initializers
+from qxcompiler.passes.pack_sites import BLOCK, MADE_HERE, ROLE, SCHEME
+from qxcompiler.passes.rewriting import Additions
 from qxcompiler.runtime_ops.operators import DOMAIN
 
 __all__ = ["fused_node", "fusion_key", "is_packed_matmul", "out_features"]
@@ -33,8 +33,8 @@ def fusion_key(node: ir.Node) -> Hashable | None:
 
 
 def is_packed_matmul(node: ir.Node) -> bool:
-    """Whether a node is one of the `MatMul` operators of domain `qxc`."""
-    return node.domain == DOMAIN and node.op_type.startswith("MatMul")
+    """Whether a node is one of the `MatMul` operators of domain `qxc`, made by this compilation."""
+    return node.meta.get(MADE_HERE, False) and node.domain == DOMAIN and node.op_type.startswith("MatMul")
 
 
 def out_features(node: ir.Node) -> int:
@@ -43,7 +43,7 @@ def out_features(node: ir.Node) -> int:
 
 
 def fused_node(
-    nodes: Sequence[ir.Node], operator: str, role: str, initializers: Initializers, *, interleaved: bool = False
+    nodes: Sequence[ir.Node], operator: str, role: str, additions: Additions, *, interleaved: bool = False
 ) -> ir.Node:
     """A node, in no graph yet, whose weight holds the tiles of all the given nodes' weights.
 
@@ -51,20 +51,20 @@ def fused_node(
         nodes: of equal `fusion_key`; N of all but the last is a multiple of 16.
         operator: the new node's operator.
         role: its role.
-        initializers: where its tensors go. They are put together when they are read.
+        additions: where its tensors go. They are put together when they are read.
         interleaved: a tile of each in turn, all of the same N, instead of one after the other.
     """
     weights = [
-        values[0] if _is_per_tensor(values[0]) else _joined(values, initializers, interleaved)
+        values[0] if _is_per_tensor(values[0]) else _joined(values, additions, interleaved)
         for values in zip(*map(_weight_inputs, nodes), strict=True)
     ]
     attributes = {name: attribute.value for name, attribute in nodes[0].attributes.items()}
     attributes["N"] = sum(map(out_features, nodes))
     # a bias may serve several nodes, a weight serves one
-    bias = _joined_bias(nodes, f"{weights[0].name}.bias", initializers, interleaved)
+    bias = _joined_bias(nodes, f"{weights[0].name}.bias", additions, interleaved)
     inputs = [nodes[0].inputs[0], *weights, bias]
     name = "+".join(node.name for node in nodes if node.name)
-    fused = ir.node(operator, inputs, attributes, domain=DOMAIN, name=name)
+    fused = additions.node(operator, inputs, attributes, domain=DOMAIN, name=name)
     fused.metadata_props.update(nodes[0].metadata_props)
     fused.metadata_props[ROLE] = role
     return fused
@@ -90,11 +90,11 @@ def _in_order(tiles: Sequence[np.ndarray], interleaved: bool) -> np.ndarray:
     return np.stack(tiles, axis=1).reshape(-1, *tiles[0].shape[1:]) if interleaved else np.concatenate(tiles)
 
 
-def _joined(values: Sequence[ir.Value], initializers: Initializers, interleaved: bool) -> ir.Value:
+def _joined(values: Sequence[ir.Value], additions: Additions, interleaved: bool) -> ir.Value:
     tensors = [value.const_value for value in values if value.const_value is not None]
     shapes = [tensor.shape.numpy() for tensor in tensors]
     name = "+".join(str(value.name) for value in values)
-    return initializers.add_constant(
+    return additions.constant(
         ir.LazyTensor(
             lambda: ir.tensor(_in_order([tensor.numpy() for tensor in tensors], interleaved)),
             dtype=tensors[0].dtype,
@@ -104,7 +104,7 @@ def _joined(values: Sequence[ir.Value], initializers: Initializers, interleaved:
     )
 
 
-def _joined_bias(nodes: Sequence[ir.Node], name: str, initializers: Initializers, interleaved: bool) -> ir.Value:
+def _joined_bias(nodes: Sequence[ir.Node], name: str, additions: Additions, interleaved: bool) -> ir.Value:
     """[N], or the one number that all of them share."""
     values = [value for node in nodes if (value := node.inputs[-1]) is not None]
     if len(set(values)) == 1 and values[0].shape == (1,):
@@ -115,4 +115,4 @@ def _joined_bias(nodes: Sequence[ir.Node], name: str, initializers: Initializers
         rows = np.broadcast_to(_data(value), N)
         tiles.append(np.pad(rows, (0, -N % TILE_ROWS)).reshape(-1, TILE_ROWS))
     bias = _in_order(tiles, interleaved).reshape(-1)[: sum(map(out_features, nodes))]
-    return initializers.add_constant(ir.tensor(bias, name=name))
+    return additions.constant(ir.tensor(bias, name=name))

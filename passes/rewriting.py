@@ -2,39 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
+
 import onnx_ir as ir
 import torch
 
-__all__ = ["Initializers", "bias_input", "replace_value"]
+from qxcompiler.graph import Names
+
+__all__ = ["Additions", "bias_input", "replace_value"]
 
 
-class Initializers:
-    """The main graph's initializers, each added once."""
+class Additions:
+    """What a pass adds to a model, under names that nothing else in it has.
+
+    Constants that are alike are added once; those that the model brings along are never taken for ours.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
+        self._names = Names(model)
+        self._constants: dict[Hashable, ir.Value] = {}
 
-    def add(self, name: str, tensor: torch.Tensor) -> ir.Value:
-        """The initializer of that name, new or old."""
-        if name in self._graph.initializers:
-            return self._graph.initializers[name]
-        return self.add_constant(ir.tensor(tensor.cpu().contiguous().numpy(), name=name))
+    def name(self, preferred: str) -> str:
+        """A name for a node or a value."""
+        return self._names.new(preferred)
 
-    def add_constant(self, constant: ir.TensorProtocol) -> ir.Value:
-        """A new initializer, of the tensor's name."""
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, object] | None = None,
+        *,
+        domain: str = "",
+        name: str,
+        outputs: int = 1,
+    ) -> ir.Node:
+        """A node, in no graph yet; its outputs are called after it."""
+        name = self.name(name)
+        values = [ir.Value(name=self.name(f"{name}.out")) for _ in range(outputs)]
+        return ir.node(operator, inputs, attributes, domain=domain, outputs=values, name=name)  # type: ignore[arg-type]
+
+    def shared(self, key: Hashable, name: str, tensor: torch.Tensor) -> ir.Value:
+        """The constant added for that key, an initializer of the main graph, new or old."""
+        if key not in self._constants:
+            self._constants[key] = self.constant(ir.tensor(tensor.cpu().contiguous().numpy(), name=name))
+        return self._constants[key]
+
+    def constant(self, constant: ir.TensorProtocol) -> ir.Value:
+        """A new initializer of the main graph, called after the tensor."""
+        constant.name = self.name(constant.name or "constant")
         shape = ir.Shape(constant.shape.numpy())
         value = ir.Value(name=constant.name, type=ir.TensorType(constant.dtype), shape=shape, const_value=constant)
         self._graph.register_initializer(value)
         return value
 
 
-def bias_input(added: ir.Value, N: int, initializers: Initializers, factor: float = 1.0) -> ir.Value | None:
+def bias_input(added: ir.Value, N: int, additions: Additions, factor: float = 1.0) -> ir.Value | None:
     """`factor * added` as a packed operator's bias, float32 [N] or [1]; None unless it is the same for every row.
 
     Args:
         added: a constant, or not, that broadcasts to a layer's output [..., N].
         N: the layer's output features.
-        initializers: where a bias goes that is not there as the operator takes it.
+        additions: where a bias goes that is not there as the operator takes it.
         factor: a number.
     """
     constant = added.const_value
@@ -46,7 +75,7 @@ def bias_input(added: ir.Value, N: int, initializers: Initializers, factor: floa
     if constant.dtype == ir.DataType.FLOAT and len(shape) == 1 and factor == 1:
         return added
     values = factor * torch.from_numpy(constant.numpy().astype("float32").reshape(-1))
-    return initializers.add(f"qxc.bias.{factor!r}.{added.name}", values)
+    return additions.shared(("bias", added, factor), f"{added.name}.bias", values)
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:

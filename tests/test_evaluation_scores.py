@@ -154,7 +154,7 @@ def test_broken_encoders(tmp_path: Path, text: Path) -> None:
     with pytest.raises(ModelError, match=r"m.onnx: has no output pool: give a reference other than .*renamed.onnx"):
         evaluate(model, text, windows=2, length=10, reference=renamed)
     narrow = save_onnx(tmp_path / "narrow.onnx", ENCODER, table=TABLE[:, :3])
-    with pytest.raises(ModelError, match=r"output hidden has shape \[1, 10, 11\], but \[1, 10, 3\] in the reference"):
+    with pytest.raises(ModelError, match=r"output hidden has another shape .* \(\[1, 10, 11\], not \[1, 10, 3\]\)"):
         evaluate(model, text, windows=2, length=10, reference=narrow)
     nan = save_onnx(tmp_path / "nan.onnx", ENCODER, table=TABLE + np.float32("inf"))
     with pytest.raises(ModelError, match=r"output hidden holds NaN or infinity"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
+    "FLOAT_TYPES",
+    "Names",
     "Segment",
     "Site",
     "Weight",
@@ -12,13 +14,19 @@ __all__ = [
     "find_segments",
     "find_sites",
     "load_model",
+    "make_names_unique",
     "model_files",
     "normalize",
+    "overridable_inputs",
     "raise_opset",
+    "readers",
     "save_model",
 ]
 
-from qxcompiler.graph.model_file import load_model, model_files, normalize, raise_opset, save_model
+from qxcompiler.graph.model_file import load_model, model_files, save_model
+from qxcompiler.graph.names import Names, make_names_unique
+from qxcompiler.graph.normal_form import normalize, overridable_inputs, raise_opset
+from qxcompiler.graph.readers import readers
 from qxcompiler.graph.roles import assign_roles
 from qxcompiler.graph.segments import Segment, extract_segment, find_segments
-from qxcompiler.graph.sites import Site, Weight, check_finite, find_sites
+from qxcompiler.graph.sites import FLOAT_TYPES, Site, Weight, check_finite, find_sites

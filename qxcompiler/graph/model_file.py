@@ -1,4 +1,4 @@
-"""Read a model file, bring its graph into the form the compiler works on, write it back.
+"""Read a model file, and write one.
 
 A model is untrusted input: every tensor's size and place is checked before any of its data is touched, and
 external data never leads out of the model's folder.
@@ -6,9 +6,9 @@ external data never leads out of the model's folder.
 
 from __future__ import annotations
 
-__all__ = ["load_model", "model_files", "normalize", "raise_opset", "save_model"]
+__all__ = ["first_cause", "load_model", "model_files", "save_model"]
 
-import logging
+import hashlib
 import math
 import os
 import stat
@@ -16,15 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-import onnx.defs
-import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx_ir.passes import common as ir_passes
 
 from qxcompiler.errors import ModelError, OutputError
 
-OPERATOR_DOMAIN = "qxc"
 EXTERNAL_FROM_BYTES = 1024
 # A cache line and an AVX-512 register for every tensor, a page for those onnxruntime maps into memory.
 ALIGNMENT, PAGE, PAGE_FROM_BYTES = 64, 4096, 1 << 20
@@ -47,7 +43,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # whatever the reader stumbles over in a damaged file
-        raise ModelError(path, f"damaged ONNX model ({_first_cause(error)})", "export the model again") from error
+        raise ModelError(path, f"damaged ONNX model ({first_cause(error)})", "export the model again") from error
     folder = path.absolute().parent
     for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
@@ -63,83 +59,10 @@ def model_files(path: str | os.PathLike[str], model: ir.Model) -> list[Path]:
     return [Path(path), *sorted(data)]
 
 
-def normalize(model: ir.Model) -> None:
-    """Bring the graph into the form that the rest of the compiler expects, in place; what it computes stays.
-
-    1. Calls of model-local functions are inlined, except our own operators of a compiled model.
-    2. Every tensor is an initializer of the main graph: none in a `Constant` node or in a subgraph.
-    3. An initializer is constant: none is also an input that a caller could override.
-    4. Nodes are in topological order and, like values, have unique names.
-    5. Types and shapes are known where ONNX's shape inference can tell.
-
-    Raises:
-        ModelError: the functions cannot be inlined, or the graph has a cycle.
-    """
-    try:
-        ir.passes.Sequential(
-            ir_passes.InlinePass(criteria=lambda function: function.domain != OPERATOR_DOMAIN),
-            ir_passes.LiftConstantsToInitializersPass(size_limit=0),
-            ir_passes.LiftSubgraphInitializersToMainGraphPass(),
-            ir_passes.TopologicalSortPass(),
-            ir_passes.NameFixPass(),
-        )(model)
-    except Exception as error:
-        raise ModelError(
-            _subject(model),
-            f"the graph is not valid ({_first_cause(error)})",
-            "export the model again",
-        ) from error
-    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
-    model.graph.inputs.clear()
-    model.graph.inputs.extend(inputs)
-    # IR version 3 lists initializers among the inputs; 8 is the first with model-local functions.
-    model.ir_version = max(model.ir_version, 8)
-    # Where inference fails, types stay unknown: nothing to bother a user with.
-    logging.getLogger(ir_passes.ShapeInferencePass.__module__).setLevel(logging.ERROR)
-    ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-
-
-def raise_opset(model: ir.Model, minimum: int = 18) -> None:
-    """Convert a normalized model to version `minimum` of the standard operators in place, if it has an older.
-
-    Raises:
-        ModelError: an operator of the model cannot be converted.
-    """
-    opset = model.opset_imports.get("", minimum)
-    if opset >= minimum:
-        return
-    # The converter takes a whole model in memory, so it gets one without the large tensors.
-    stub = model.clone()
-    for name, value in model.graph.initializers.items():
-        if value.const_value is not None and value.const_value.nbytes >= EXTERNAL_FROM_BYTES:
-            placeholder = stub.graph.initializers.pop(name)
-            placeholder.const_value = None
-            stub.graph.inputs.append(placeholder)
-    remedy = f"export the model with opset {minimum} or later"
-    try:
-        converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(stub), minimum)).graph
-    except Exception as error:
-        unknown = ", ".join(_missing_operators(model.graph, minimum))
-        reason = f"which has no operator {unknown}" if unknown else _first_cause(error)
-        problem = f"cannot be converted from opset {opset} to {minimum} ({reason})"
-        raise ModelError(_subject(model), problem, remedy) from error
-    if missing := _missing_operators(converted, minimum):
-        problem = f"opset {minimum} has no operator {', '.join(missing)}"
-        raise ModelError(_subject(model), problem, remedy)
-    inputs = list(converted.inputs)
-    converted.inputs.clear()
-    converted.inputs.extend(inputs[: len(model.graph.inputs)])
-    for value in inputs[len(model.graph.inputs) :]:
-        value.const_value = model.graph.initializers[value.name or ""].const_value
-        converted.register_initializer(value)
-    model.graph = converted
-    ir_passes.LiftConstantsToInitializersPass(size_limit=0)(model)
-    ir_passes.NameFixPass()(model)
-
-
 def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "model.onnx") -> None:
-    """Write a normalized model to `<folder>/<name>` and its tensors from 1 KiB on to `<name>.data` beside it.
+    """Write a normalized model to `<folder>/<name>` and its tensors from 1 KiB on to `<name>.<digest>.data` beside it.
 
+    The data file is named by its content, so that a model never meets the data of another that is written over it.
     Equal models give equal bytes. Every tensor in the data file starts on a multiple of 64 bytes, those from
     1 MiB on a page, so that a runtime can use them in place. The model itself is left as it was.
 
@@ -149,7 +72,8 @@ def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "mod
     folder = Path(folder)
     values = [value for graph in model.graphs() for value in graph.initializers.values()]
     originals = [value.const_value for value in values]
-    data_path = folder / f"{name}.data"
+    data_path = folder / f"{name}.data"  # until its content is known
+    places: list[tuple[ir.Value, int]] = []
     try:
         with data_path.open("wb") as file:
             for value in values:
@@ -167,18 +91,26 @@ def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "mod
                     tensor.tofile(file)  # from file to file, not through memory
                 else:
                     file.write(tensor.tobytes())
-                value.const_value = ir.ExternalTensor(
-                    data_path.name,
-                    offset,
-                    tensor.nbytes,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=value.name or "",
-                    base_dir=folder,
-                )
-        (folder / name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-        if not data_path.stat().st_size:
+                places.append((value, offset))
+        if places:
+            with data_path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+            data_path = data_path.rename(folder / f"{name}.{digest}.data")
+        else:
             data_path.unlink()
+        for value, offset in places:
+            tensor = value.const_value
+            assert tensor is not None
+            value.const_value = ir.ExternalTensor(
+                data_path.name,
+                offset,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=value.name or "",
+                base_dir=folder,
+            )
+        (folder / name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     except OSError as error:
         raise OutputError(
             error.filename or data_path,
@@ -188,23 +120,6 @@ def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "mod
     finally:
         for value, tensor in zip(values, originals, strict=True):
             value.const_value = tensor
-
-
-def _subject(model: ir.Model) -> object:
-    return model.meta.get("path") or model.graph.name or "model"
-
-
-def _missing_operators(graph: ir.Graph, opset: int) -> list[str]:
-    """The standard operators in a graph that a version of the standard does not have, or has dropped."""
-    missing = []
-    for name in dict.fromkeys(node.op_type for node in graph.all_nodes() if node.domain == ""):
-        try:
-            deprecated = onnx.defs.get_schema(name, opset, "").deprecated
-        except onnx.defs.SchemaError:
-            deprecated = True
-        if deprecated:
-            missing.append(name)
-    return missing
 
 
 def _read_proto(path: Path) -> onnx.ModelProto:
@@ -298,7 +213,7 @@ def _check_external(path: Path, folder: Path, tensor: ir.ExternalTensor, expecte
         )
 
 
-def _first_cause(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
     """The first cause, in one line short enough for a message."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause

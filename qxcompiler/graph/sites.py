@@ -237,7 +237,10 @@ def _matmul(node: ir.Node) -> _Layout | None:
         return None
     if operand is right:
         return _Layout(constant, operand, x, out_axis=rank - 1, in_axis=rank - 2)
-    return None if x_rank == 1 else _Layout(constant, operand, x, rank - 2, rank - 1, activation_axis=-2)
+    # What a weight at the left multiplies must be transposed, which takes its rank.
+    if x_rank is None or x_rank == 1:
+        return None
+    return _Layout(constant, operand, x, rank - 2, rank - 1, activation_axis=-2)
 
 
 def _gemm(node: ir.Node) -> _Layout | None:
