@@ -8,10 +8,10 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from qxcompiler.errors import ExportError
+from qxcompiler.yaml_files import parse_yaml
 
 
 class Recipe(BaseModel):
@@ -47,7 +47,7 @@ def load_recipes() -> tuple[Recipe, ...]:
     """All recipes, by file name."""
     files = sorted(resources.files("qxcompiler.models").iterdir(), key=lambda file: file.name)
     return tuple(
-        Recipe.model_validate(yaml.safe_load(file.read_text("utf-8"))) for file in files if file.name.endswith(".yaml")
+        Recipe.model_validate(parse_yaml(file.read_text("utf-8"))) for file in files if file.name.endswith(".yaml")
     )
 
 

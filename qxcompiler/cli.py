@@ -12,8 +12,9 @@ import time
 import warnings
 from contextlib import suppress
 from enum import StrEnum
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import BaseModel
@@ -21,13 +22,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qxcompiler.errors import QxcError
+from qxcompiler.errors import QxcError, UsageError
 from qxcompiler.progress import track_on_terminal
+from qxcompiler.staging import output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qxcompiler.report import SiteReport, Unquantized
+    from qxcompiler.evaluation import Verification
+    from qxcompiler.report import Report, SiteReport, Unquantized
 
 __all__ = ["app", "main"]
 
@@ -61,7 +64,7 @@ class _Activations(StrEnum):
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A Hugging Face id, a folder with safetensors, or a GGUF file.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write.", metavar="OUT")],
+    output: Annotated[Path, typer.Argument(parser=output_folder, help="The folder to write.", metavar="OUT")],
 ) -> None:
     """Export a Hugging Face model to ONNX, with its tokenizer and configuration."""
     from qxcompiler.models import export as run
@@ -73,11 +76,17 @@ def export(
 
 @app.command()
 def compile(  # noqa: A001
-    model: _Model,
+    model: Annotated[Path, typer.Argument(help="An ONNX file, or a folder with several.", metavar="MODEL")],
     target: Annotated[str, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder to write. [default: MODEL-TARGET beside the model]"),
+        typer.Option(
+            "-o",
+            "--output",
+            parser=output_folder,
+            metavar="FOLDER",
+            help="Folder to write. [default: MODEL-TARGET beside the model]",
+        ),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")] = None,
     activations: Annotated[_Activations | None, typer.Option(help="Precision of activations.")] = None,
@@ -102,53 +111,44 @@ def compile(  # noqa: A001
     ] = True,
     json: _Json = False,
 ) -> None:
-    """Compile a model for a target."""
+    """Compile a model for a target, or every model of a folder."""
     from qxcompiler.compiler import compile as run
+    from qxcompiler.compiler import compile_folder
 
     folder = output or model.with_name(f"{model.stem}-{Path(target).stem}")
     start = time.perf_counter()
-    report = run(
-        model,
-        target,
-        folder,
-        weights=weights,
-        activations=activations,
-        head=head,
-        embedding=embedding,
-        quantizer=quantizer,
-        calibration=calibration,
-        samples=samples,
-        length=length,
-        keep=keep,
-        plan=plan,
-        device=device,
-        seed=seed,
-        verification=verification,
-        track=track_on_terminal,
-    )
-    if json:
-        _print_json(report)
-        return
-    quantized = [site for site in report.sites if site.quantizer]
-    bits = {
-        f"over {len(quantized)} quantized sites": report.quantized_bits_per_weight,
-        f"over all {len(report.sites)} sites": report.bits_per_weight,
-        "over the whole model": report.model_bits_per_weight,
+    settings: dict[str, Any] = {
+        "calibration": calibration,
+        "weights": weights,
+        "activations": activations,
+        "head": head,
+        "embedding": embedding,
+        "quantizer": quantizer,
+        "samples": samples,
+        "length": length,
+        "keep": keep,
+        "plan": plan,
+        "device": device,
+        "seed": seed,
+        "verification": verification,
+        "track": track_on_terminal,
     }
-    rows = {
-        "written to": str(folder),
-        "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
-        "bits per weight": ", ".join(f"{figure:.3f} {where}" for where, figure in bits.items() if figure is not None),
-        "time": f"{time.perf_counter() - start:.0f} s",
-    }
-    if report.verification and report.verification.cosine_similarity:
-        name, cosine = min(report.verification.cosine_similarity.items(), key=lambda item: item[1])
-        rows["verified"] = f"cosine similarity of {name} with the original {cosine:.4f}"
-    _print_rows(rows)
-    _print_roles(report.sites)
-    _print_unquantized("not quantized", report.unquantized)
-    for warning in report.warnings:
-        _complain(f"qxc: warning: {warning}")
+    if model.is_dir():
+        reports = compile_folder(model, target, folder, **settings)
+        if json:
+            _out.out(dumps({name: report.model_dump(mode="json") for name, report in reports.items()}, indent=2))
+            return
+    else:
+        reports = {"model.onnx": run(model, target, folder, **settings)}
+        if json:
+            _print_json(reports["model.onnx"])
+            return
+    for name, report in reports.items():
+        _print_report(folder / name, report)
+    _print_rows({"time": f"{time.perf_counter() - start:.0f} s"})
+    for name, report in reports.items():
+        for warning in report.warnings:
+            _complain(f"qxc: warning: {f'{name}: ' if len(reports) > 1 else ''}{warning}")
 
 
 @app.command("eval")
@@ -198,6 +198,9 @@ def generate(
     """Let a language model continue a text."""
     from qxcompiler.evaluation import generate as run
 
+    if any("\ud800" <= character <= "\udfff" for character in prompt):  # what Python makes of other bytes
+        raise UsageError("--prompt", "is not UTF-8", "write it in UTF-8")
+
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -240,7 +243,7 @@ def inspect(model: _Model, json: _Json = False) -> None:
             site.format,
             f"{site.bits_per_weight:.3f}",
             f"{site.bytes:,}" if site.bytes else "shared",
-            escape(site.name),
+            escape(_plain(site.name)),
         )
     _out.print(table)
     rows = {"opset": str(found.opset), "nodes": str(found.nodes), "size": _megabytes(found.bytes)}
@@ -263,6 +266,41 @@ def targets(name: Annotated[str | None, typer.Argument(help="Name or file of one
         _print_rows({known: load_target(known).description for known in target_names()})
     else:
         _out.out(yaml.safe_dump(load_target(name).model_dump(), sort_keys=False), end="")
+
+
+def _print_report(path: Path, report: Report) -> None:
+    quantized = [site for site in report.sites if site.quantizer]
+    bits = {
+        f"over {len(quantized)} quantized sites": report.quantized_bits_per_weight,
+        f"over all {len(report.sites)} sites": report.bits_per_weight,
+        "over the whole model": report.model_bits_per_weight,
+    }
+    rows = {
+        "written": str(path),
+        "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
+        "bits per weight": ", ".join(f"{figure:.3f} {where}" for where, figure in bits.items() if figure is not None),
+    }
+    if report.verification:
+        rows["verified"] = _verified(report.verification)
+    _print_rows(rows)
+    _print_roles(report.sites)
+    _print_unquantized("not quantized", report.unquantized)
+
+
+def _verified(verification: Verification) -> str:
+    """The output that is furthest from the original's."""
+    where = f"{verification.samples} {'made-up inputs' if verification.made_up else 'samples held back'}"
+    judged = {name: output for name, output in verification.outputs.items() if output.judged}
+    errors = {name: output.relative_error for name, output in judged.items() if output.relative_error is not None}
+    if errors:
+        worst = max(errors, key=lambda name: errors[name])
+        return f"{worst} differs from the original's by {errors[worst]:.2%} on {where}"
+    agreements = {name: output.agreement for name, output in judged.items() if output.agreement is not None}
+    if agreements:
+        worst = min(agreements, key=lambda name: agreements[name])
+        return f"{agreements[worst]:.2%} of {worst} equal the original's on {where}"
+    notes = "; ".join(f"{name}: {output.note}" for name, output in verification.outputs.items())
+    return f"runs on {where}, but its outputs cannot be judged ({notes})"
 
 
 def _print_roles(sites: Sequence[SiteReport]) -> None:
@@ -292,14 +330,14 @@ def _print_unquantized(title: str, rows: Sequence[Unquantized]) -> None:
         return
     table = Table("operator", "why", "tensors", "bytes", "share", title=title, title_justify="left")
     for row in rows:
-        table.add_row(row.operator, escape(row.reason), str(row.tensors), f"{row.bytes:,}", f"{row.share:.1%}")
+        table.add_row(row.operator, escape(_plain(row.reason)), str(row.tensors), f"{row.bytes:,}", f"{row.share:.1%}")
     _out.print(table)
 
 
 def _print_rows(rows: dict[str, str]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(_plain(value)))
     _out.print(table)
 
 
@@ -311,7 +349,13 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+def _plain(text: str) -> str:
+    """Text from a file, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def _complain(line: str) -> None:
+    line = _plain(line)
     with suppress(OSError):  # a terminal that is gone
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()

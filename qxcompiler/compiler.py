@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import onnx
@@ -14,9 +14,11 @@ import onnx_ir as ir
 import torch
 
 from qxcompiler.allocation import Plan, load_plan, uniform_plan
+from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
-from qxcompiler.errors import ModelError, UsageError
-from qxcompiler.evaluation import verify
+from qxcompiler.errors import CalibrationError, ModelError, UsageError
+from qxcompiler.evaluation import Verification, verify
+from qxcompiler.evaluation.encoder_decoder import EncoderDecoder, is_encoder_decoder
 from qxcompiler.formats import Format
 from qxcompiler.graph import (
     Site,
@@ -29,6 +31,7 @@ from qxcompiler.graph import (
     raise_opset,
     save_model,
 )
+from qxcompiler.options import Options
 from qxcompiler.packing import pack
 from qxcompiler.passes import FuseBias, FuseSharedInput, FuseSwiGlu, PackSites
 from qxcompiler.progress import Track, silent
@@ -40,13 +43,15 @@ from qxcompiler.quantizers import (
 )
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
-from qxcompiler.staging import staged
+from qxcompiler.staging import check_sources, output_folder, staged
 from qxcompiler.targets import Target, load_target
 
-__all__ = ["compile"]
+__all__ = ["compile", "compile_folder"]
 
-_WRITTEN = ("model.onnx", "model.onnx.data", "plan.yaml", "report.json")
+Calibration: TypeAlias = str | Path | Iterable[Mapping[str, npt.NDArray[Any]]]
+
 _HELD_BACK = 2  # samples that verification runs on
+_SUSPECTS = 3  # sites named where verification fails
 _COMPANIONS = (
     "config.json",
     "generation_config.json",
@@ -65,20 +70,9 @@ def compile(  # noqa: A001  (it is what a compiler does)
     target: str | Path,
     output: str | Path,
     *,
-    weights: str | None = None,
-    activations: str | None = None,
-    head: str | None = None,
-    embedding: str | None = None,
-    quantizer: str = "gptq",
-    calibration: str | Path | Iterable[Mapping[str, npt.NDArray[Any]]] | None = None,
-    samples: int = 48,
-    length: int | None = None,
-    keep: str | None = None,
-    plan: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    verification: bool = True,
+    calibration: Calibration | None = None,
     track: Track = silent,
+    **options: Any,
 ) -> Report:
     """Compile an ONNX model for a target.
 
@@ -86,23 +80,10 @@ def compile(  # noqa: A001  (it is what a compiler does)
         model: the ONNX file, opset 11 or later, or a model in memory.
         target: name or file of a hardware descriptor.
         output: the folder to write `model.onnx`, its data, `plan.yaml` and `report.json` to.
-        weights: weight format of the linear layers other than the head; by default what the target prefers.
-        activations: `a32`, `a16` or `a8`; by default what the target prefers.
-        head: format of the head, or `float`; by default what the target prefers.
-        embedding: format of embeddings, or `float`; by default what the target prefers.
-        quantizer: the algorithm that chooses the codes.
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, or feeds of the model; may be left out for `rtn`,
             which then counts all inputs alike.
-        samples: how many samples to calibrate on, at most.
-        length: tokens a sample; by default 512, or the model's context where that is shorter.
-        keep: a regular expression; sites whose name or role it finds stay in float.
-        plan: a plan file that says every site's scheme, instead of `weights`, `activations`, `head`, `embedding` and
-            `keep`.
-        device: where the algebra on weights runs: `cpu`, `cuda`, or `auto` for CUDA where there is one.
-        seed: of the random generators that quantizers, and inputs made up for verification, may use.
-        verification: run the compiled model beside the original before it is handed over, on samples held back from
-            calibration, or on inputs made up where there are none.
         track: shows progress.
+        options: the fields of `qxcompiler.options.Options`.
 
     Returns:
         what was written to `report.json`.
@@ -110,49 +91,205 @@ def compile(  # noqa: A001  (it is what a compiler does)
     Raises:
         QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
     """
-    output = Path(output)
-    torch.manual_seed(seed)
-    algebra = _device(device)
-    find_quantizer(quantizer)
-    descriptor = load_target(target)
+    output = output_folder(output)
+    compiler = _Compiler(load_target(target), Options.checked(options), track)
     graph = load_model(model)
-    folder = None if isinstance(model, onnx.ModelProto) else Path(model).parent
-    sources = [] if isinstance(model, onnx.ModelProto) else _sources(Path(model), graph, output)
-    bytes_before = model.ByteSize() if isinstance(model, onnx.ModelProto) else _size(sources)
-    normalize(graph)
-    raise_opset(graph, MINIMUM_OPSET)
-    sites = find_sites(graph)
-    if not sites:
-        raise ModelError(_name(graph), _without_sites(graph), "give a model with constant weights of linear layers")
-    check_finite({site.weight: None for site in sites})
-    wishes = {"weights": weights, "activations": activations, "head": head, "embedding": embedding, "keep": keep}
-    chosen = _plan(graph, sites, descriptor, plan, wishes)
-    calibrating, held_back = _samples(graph, model, calibration, samples, length, quantizer)
+    original = model if isinstance(model, onnx.ModelProto) else Path(model)
+    names = ["model.onnx", "plan.yaml", "report.json"]
+    if isinstance(original, Path):
+        check_sources(model_files(original, graph), output, names)
+    with staged(output, names) as stage:
+        report = compiler.compile(graph, original, calibration, stage, "model.onnx")
+        if isinstance(original, Path):
+            _copy_companions(original.parent, stage)
+    return report
 
-    with staged(output) as stage:
-        results = _quantize(graph, sites, chosen, quantizer, calibrating, algebra, track)
-        said = report_sites(graph, sites, chosen, results)
+
+def compile_folder(
+    folder: str | Path,
+    target: str | Path,
+    output: str | Path,
+    *,
+    calibration: str | Path | None = None,
+    track: Track = silent,
+    **options: Any,
+) -> dict[str, Report]:
+    """Compile every model of a folder, such as the encoder and the decoders of one model.
+
+    An encoder-decoder is calibrated as a whole: the encoder on the samples, the decoder on what the encoder makes of
+    them and on the text that the model then writes. Weights that several files have alike get the same codes.
+
+    Args:
+        folder: holds the ONNX files, whose names the output keeps, and the tokenizer and configuration.
+        target, output, calibration, track, options: as for `compile`, but a `plan` serves one file only.
+
+    Returns:
+        By the name of each file, what was written to `NAME.report.json` for `NAME.onnx`; its plan is `NAME.plan.yaml`.
+
+    Raises:
+        QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
+    """
+    folder, output = Path(folder), output_folder(output)
+    files = sorted(folder.glob("*.onnx"))
+    if not files:
+        raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
+    compiler = _Compiler(load_target(target), Options.checked(options), track)
+    if compiler.options.plan:
+        raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
+    graphs = {file: load_model(file) for file in files}
+    names = [f"{file.stem}.{kind}" for file in files for kind in ("onnx", "plan.yaml", "report.json")]
+    for file, graph in graphs.items():
+        check_sources(model_files(file, graph), output, names)
+    reports = {}
+    with staged(output, names) as stage:
+        samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
+        for file, graph in graphs.items():
+            given = samples.get(file.name, calibration)
+            reports[file.name] = compiler.compile(graph, file, given, stage, file.name)
+        _copy_companions(folder, stage)
+    return reports
+
+
+class _Compiler:
+    """Compiles models with the same options; weights that are alike get the same codes."""
+
+    def __init__(self, target: Target, options: Options, track: Track) -> None:
+        torch.manual_seed(options.seed)
+        find_quantizer(options.quantizer)
+        self.target, self.options, self.track = target, options, track
+        self.device = _device(options.device)
+
+    def compile(
+        self,
+        graph: ir.Model,
+        original: Path | onnx.ModelProto,
+        calibration: Calibration | None,
+        stage: Path,
+        name: str,
+    ) -> Report:
+        """Write the compiled model, its plan and its report to `stage`."""
+        options = self.options
+        bytes_before = _bytes(original, graph)
+        normalize(graph)
+        raise_opset(graph, MINIMUM_OPSET)
+        sites = find_sites(graph)
+        if not sites:
+            raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
+        check_finite({site.weight: None for site in sites})
+        plan = self._plan(graph, sites)
+        calibrating, held_back = self._samples(graph, original, calibration)
+        warnings = []
+        made_up = not held_back
+        if options.verification and made_up:
+            try:
+                held_back = made_up_samples(graph, _runnable(original), seed=options.seed)
+            except CalibrationError as error:
+                warnings.append(f"not verified: {error}")
+
+        results = self._quantize(graph, sites, plan, calibrating)
+        said = report_sites(graph, sites, plan, results)
         packed = {weight: pack(result.weight) for weight, result in results.items()}
-        PackSites({site: scheme for site in sites if (scheme := chosen[site.name])}, packed)(graph)
+        PackSites({site: scheme for site in sites if (scheme := plan[site.name])}, packed)(graph)
         FuseBias()(graph)
         FuseSwiGlu()(graph)
         FuseSharedInput()(graph)
-        save_model(graph, stage)
-        (stage / "plan.yaml").write_text(chosen.to_yaml(descriptor, sites), encoding="utf-8")
-        if folder is not None:
-            _copy_companions(folder, stage)
-        verified = verify(stage / "model.onnx", model, held_back) if held_back and verification else None
+        save_model(graph, stage, name)
+
+        verification = None
+        if options.verification and held_back:
+            verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
         report = Report(
-            target=descriptor.name,
+            target=self.target.name,
             samples=len(calibrating),
             bytes_before=bytes_before,
-            bytes_after=_size(stage.glob("model.onnx*")),
-            verification=verified,
-            warnings=_warnings(sites, chosen, results, verified=verified is not None),
+            bytes_after=_size(stage.glob(f"{name}*")),
+            verification=verification,
+            warnings=[*_warnings(sites, plan, results), *warnings],
             **asdict(said),
         )
-        (stage / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return report
+        prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
+        (stage / f"{prefix}plan.yaml").write_text(plan.to_yaml(self.target, sites), encoding="utf-8")
+        (stage / f"{prefix}report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return report
+
+    def samples_of_parts(self, folder: Path, calibration: str | Path) -> dict[str, list[Sample]]:
+        """What each file of an encoder-decoder sees on the calibration samples."""
+        model = EncoderDecoder(folder)
+        samples = load_samples(
+            calibration,
+            model.inputs,
+            folder / "encoder_model.onnx",
+            samples=self.options.samples + _HELD_BACK,
+            length=self.options.length,
+        )
+        parts: dict[str, list[Sample]] = {}
+        for sample in self.track(samples, "samples"):
+            for file, feed in model.feeds(sample).items():
+                parts.setdefault(file, []).append(feed)
+        return parts
+
+    def _plan(self, graph: ir.Model, sites: Sequence[Site]) -> Plan:
+        options = self.options
+        wishes = {name: getattr(options, name) for name in ("weights", "activations", "head", "embedding", "keep")}
+        if options.plan is None:
+            plan = uniform_plan(sites, self.target, **wishes)
+            if not any(plan.values()):
+                reason = next(iter(plan.reasons.values()))
+                problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
+                raise ModelError(_subject(graph), problem, "choose fewer bits with --weights, or keep it as it is")
+        elif given := [f"--{name}" for name, wish in wishes.items() if wish]:
+            remedy = f"leave out {' and '.join(given)}"
+            raise UsageError("--plan", "says every site's scheme already", remedy)
+        else:
+            plan = load_plan(options.plan, self.target, sites)
+        plan.check(self.target, sites, options.plan or "the plan")
+        return plan
+
+    def _samples(
+        self, graph: ir.Model, original: Path | onnx.ModelProto, calibration: Calibration | None
+    ) -> tuple[list[Sample], list[Sample]]:
+        """Samples to calibrate on, and those held back for verification; a single sample serves for both."""
+        options = self.options
+        if calibration is None:
+            if options.quantizer != "rtn":
+                remedy = "give --calibration FILE, or choose --quantizer rtn"
+                raise UsageError(f"--quantizer {options.quantizer}", "needs samples", remedy)
+            return [], []
+        loaded = load_samples(
+            calibration,
+            input_specs(graph),
+            original if isinstance(original, Path) else "",
+            samples=options.samples + _HELD_BACK,
+            length=options.length,
+        )
+        held_back = min(_HELD_BACK, len(loaded) - 1)
+        return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
+
+    def _quantize(
+        self, graph: ir.Model, sites: Sequence[Site], plan: Plan, samples: Sequence[Sample]
+    ) -> dict[Weight, QuantizationResult]:
+        formats: dict[Weight, Format] = {site.weight: scheme.format for site in sites if (scheme := plan[site.name])}
+        if samples:
+            return quantize_blockwise(graph, sites, formats, self.options.quantizer, samples, self.device, self.track)
+        return {
+            weight: quantize_without_statistics(weight, fmt, self.device)
+            for weight, fmt in self.track(list(formats.items()), "quantize")
+        }
+
+    def _verify(
+        self,
+        compiled: Path,
+        original: Path | onnx.ModelProto,
+        samples: Sequence[Sample],
+        made_up: bool,
+        sites: Sequence[Site],
+        plan: Plan,
+        results: Mapping[Weight, QuantizationResult],
+    ) -> Verification:
+        worst = sorted((site for site in sites if plan[site.name]), key=lambda site: -results[site.weight].error)
+        bits = min((scheme.format.bits for scheme in plan.values() if scheme), default=32)
+        suspects = [site.name for site in worst[:_SUSPECTS]]
+        return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
 
 
 def _device(name: str) -> torch.device:
@@ -165,18 +302,16 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _sources(model: Path, graph: ir.Model, output: Path) -> list[Path]:
-    """The model's files, none of which the output may replace."""
-    sources = model_files(model, graph)
-    written = {(output / name).resolve() for name in _WRITTEN}
-    for path in sources:
-        if path.resolve() in written:
-            raise UsageError(path, "would be overwritten by the output", "name another folder with -o")
-    return sources
-
-
-def _name(graph: ir.Model) -> object:
+def _subject(graph: ir.Model) -> object:
     return graph.meta.get("path") or graph.graph.name or "the model"
+
+
+def _runnable(original: Path | onnx.ModelProto) -> Path | bytes:
+    return original.SerializeToString() if isinstance(original, onnx.ModelProto) else original
+
+
+def _bytes(original: Path | onnx.ModelProto, graph: ir.Model) -> int:
+    return original.ByteSize() if isinstance(original, onnx.ModelProto) else _size(model_files(original, graph))
 
 
 def _without_sites(graph: ir.Model) -> str:
@@ -186,66 +321,7 @@ def _without_sites(graph: ir.Model) -> str:
     return f"has no linear layer or embedding to quantize ({held or 'it holds no weights'})"
 
 
-def _plan(
-    graph: ir.Model, sites: Sequence[Site], target: Target, plan: str | Path | None, wishes: Mapping[str, str | None]
-) -> Plan:
-    if plan is None:
-        chosen = uniform_plan(sites, target, **wishes)
-        if not any(chosen.values()):
-            reason = next(iter(chosen.reasons.values()))
-            problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
-            raise ModelError(_name(graph), problem, "choose fewer bits with --weights, or keep the model as it is")
-    elif given := [f"--{name}" for name, wish in wishes.items() if wish]:
-        raise UsageError("--plan", "says every site's scheme already", f"leave out {' and '.join(given)}")
-    else:
-        chosen = load_plan(Path(plan), target, sites)
-    chosen.check(target, sites, plan or "the plan")
-    return chosen
-
-
-def _samples(
-    graph: ir.Model,
-    model: str | Path | onnx.ModelProto,
-    calibration: str | Path | Iterable[Mapping[str, npt.NDArray[Any]]] | None,
-    samples: int,
-    length: int | None,
-    quantizer: str,
-) -> tuple[list[Sample], list[Sample]]:
-    """Samples to calibrate on, and those held back for verification; a single sample serves for both."""
-    if calibration is None:
-        if quantizer != "rtn":
-            raise UsageError(
-                f"--quantizer {quantizer}",
-                "needs samples",
-                "give --calibration FILE, or choose --quantizer rtn",
-            )
-        return [], []
-    loaded = load_samples(calibration, input_specs(graph), model, samples=samples + _HELD_BACK, length=length or 512)
-    held_back = min(_HELD_BACK, len(loaded) - 1)
-    return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
-
-
-def _quantize(
-    graph: ir.Model,
-    sites: Sequence[Site],
-    plan: Plan,
-    quantizer: str,
-    samples: Sequence[Sample],
-    device: torch.device,
-    track: Track,
-) -> dict[Weight, QuantizationResult]:
-    formats: dict[Weight, Format] = {site.weight: scheme.format for site in sites if (scheme := plan[site.name])}
-    if samples:
-        return quantize_blockwise(graph, sites, formats, quantizer, samples, device, track)
-    return {
-        weight: quantize_without_statistics(weight, fmt, device)
-        for weight, fmt in track(list(formats.items()), "quantize")
-    }
-
-
-def _warnings(
-    sites: Sequence[Site], plan: Plan, results: Mapping[Weight, QuantizationResult], verified: bool
-) -> list[str]:
+def _warnings(sites: Sequence[Site], plan: Plan, results: Mapping[Weight, QuantizationResult]) -> list[str]:
     found = [
         f"{site.name}: no statistics in a subgraph, rounded to nearest"
         for site in sites
@@ -253,8 +329,6 @@ def _warnings(
     ]
     if not any(plan.values()):
         found.append("nothing was quantized: the plan leaves every site in floating point")
-    if not verified:
-        found.append("not verified: without --calibration there are no samples to run on")
     return found
 
 

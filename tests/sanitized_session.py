@@ -1,4 +1,4 @@
-"""Runs models in onnxruntime, for a process that preloads AddressSanitizer: reads `Run`s, as tuples, and writes results.
+"""Runs models in onnxruntime, for a process that preloads AddressSanitizer: reads models, writes results.
 
     python sanitized_session.py LIBRARY FOLDER
 
@@ -43,6 +43,7 @@ def _session(library: str, model: str | bytes, threads: int, optimize: bool) -> 
     options.enable_mem_pattern = False
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.register_custom_ops_library(library)

@@ -66,7 +66,8 @@ def test_a_truncated_file(tiny, fails):
 
 def test_no_file_or_a_folder(tiny, fails):
     assert "no such file" in fails(*calibrated(tiny), model=tiny.folder / "none.onnx")
-    assert "is a folder" in fails(*calibrated(tiny), model=tiny.folder)
+    (tiny.folder / "empty").mkdir()
+    assert "holds no .onnx file" in fails(*calibrated(tiny), model=tiny.folder / "empty")
 
 
 @pytest.fixture
@@ -324,7 +325,7 @@ def test_a_broken_result_is_not_called_done(tiny, fails):
     assert "broken" in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_in_the_middle(tiny, number):
     """Interrupted as soon as the temporary folder is there, which is gone afterwards."""
     tiny.calibration.write_text(tiny.calibration.read_text() * 50)
@@ -358,7 +359,7 @@ def test_an_interrupt_in_the_middle(tiny, number):
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
-    while not list(tiny.folder.glob(".out.*")):
+    while not list(tiny.folder.glob("out/.qxc-*")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -32,7 +32,8 @@ def run_segments(model, segments, feeds, *, scale=1.0):
         given = {value.name for value in (*model.graph.inputs, *segment.inputs)}
         last = [v for v in final if v not in passed] if index == len(segments) - 1 else ()
         inputs = [site.input for site in segment.sites if site.input.name not in given]
-        extracted = extract_segment(model, segment, list(dict.fromkeys([*segment.outputs, *inputs, *last])))
+        types = {name: ir.TensorType(ir.DataType.from_numpy(array.dtype)) for name, array in values.items()}
+        extracted = extract_segment(model, segment, list(dict.fromkeys([*segment.outputs, *inputs, *last])), types)
         weights = {
             site.operand.name: site.operand_array(site.weight.matrix() * scale)
             for site in (*segment.embeddings, *segment.sites)

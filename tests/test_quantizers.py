@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import itertools
 
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+from graph_models import Builder
+from onnx import numpy_helper
 
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import UsageError
 from qxcompiler.formats import parse_format
-from qxcompiler.quantizers import QUANTIZERS, find_quantizer
+from qxcompiler.graph import find_sites, normalize
+from qxcompiler.progress import silent
+from qxcompiler.quantizers import QUANTIZERS, find_quantizer, quantize_blockwise
 from qxcompiler.quantizers.gptq import gptq
 from qxcompiler.quantizers.rtn import rtn
 
@@ -135,3 +142,127 @@ def test_every_quantizer_works_without_statistics_and_repeats_itself(name):
 def test_an_unknown_quantizer_is_refused():
     with pytest.raises(UsageError, match=r"choose one of rtn, gptq"):
         find_quantizer("magic")
+
+
+def test_dead_inputs_do_not_weaken_the_damping_of_small_ones():
+    """A moment of rank 1 at a magnitude of 0.01, beside inputs that are always zero."""
+    torch.manual_seed(11)
+    X = 0.01 * correlated(40, 48)
+    weight, fmt = torch.randn(8, 48), parse_format("int3g16")
+    alone = gptq(weight, fmt, statistics_of(X))
+    wide = torch.cat([weight, torch.randn(8, 48)], 1)
+    beside = gptq(wide, fmt, statistics_of(torch.cat([X, torch.zeros_like(X)], 1)))
+    assert torch.equal(beside.codes[:, :48], alone.codes)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_tokens_that_are_no_numbers_are_left_out_and_counted(bad):
+    X = correlated(100, 12)
+    poisoned = torch.cat([X[:50], X[:2], X[50:]])
+    poisoned[50, 3], poisoned[51, 11] = bad, bad
+    statistics = InputStatistics.empty(12, CPU)
+    for part in poisoned.split(26):
+        statistics.add(part)
+    assert (statistics.tokens, statistics.skipped) == (100, 2)
+    torch.testing.assert_close(statistics.second_moment, statistics_of(X).second_moment)
+    torch.testing.assert_close(statistics.mean, statistics_of(X).mean)
+
+
+def test_statistics_of_nothing_but_nan():
+    statistics = statistics_of(torch.full((5, 4), torch.nan))
+    assert (statistics.tokens, statistics.skipped) == (0, 5)
+    assert not statistics.second_moment.any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e20, 1e37])
+def test_magnitudes_whose_squares_are_beyond_float32(scale):
+    X = correlated(64, 32)
+    expected = statistics_of(X)
+    torch.manual_seed(12)
+    weight, fmt = torch.randn(6, 32), parse_format("int4g16")
+    for parts in ([X * scale], (X * scale).split(10), [torch.zeros(3, 32), X * scale]):
+        statistics = InputStatistics.empty(32, CPU)
+        for part in parts:
+            statistics.add(part)
+        moment = statistics.second_moment.double() * (statistics.unit / scale) ** 2 * (statistics.tokens / 64)
+        torch.testing.assert_close(moment.float(), expected.second_moment, rtol=1e-3, atol=1e-2)
+        assert gptq(weight, fmt, statistics).decode().isfinite().all()
+
+
+def test_one_huge_token_after_ordinary_ones():
+    statistics = InputStatistics.empty(8, CPU)
+    statistics.add(torch.ones(10, 8))
+    assert statistics.unit == 1
+    statistics.add(torch.full((1, 8), 1e20))
+    torch.testing.assert_close(statistics.largest * statistics.unit, torch.full((8,), 1e20))
+    assert statistics.second_moment.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_moment_that_is_not_finite_is_refused(bad):
+    statistics = statistics_of(torch.eye(8))
+    statistics.second_moment[3, 3] = bad
+    with pytest.raises(ArithmeticError, match="not finite"):
+        gptq(torch.randn(2, 8), parse_format("int4"), statistics)
+
+
+def quantized_on(proto, samples, quantizer="gptq"):
+    model = ir.from_proto(proto)
+    normalize(model)
+    sites = find_sites(model)
+    formats = {site.weight: parse_format("int4g16") for site in sites}
+    results = quantize_blockwise(model, sites, formats, quantizer, samples, CPU, silent)
+    return [results[site.weight] for site in sites]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e20])
+def test_numbers_that_a_where_masks_later(bad):
+    b = Builder()
+    x = b.op("Where", "mask", b.constant(np.float32(bad)), "x")
+    y = b.op("Relu", b.linear(x, 32, 32))
+    proto = b.model({"x": (1, ["n", 32]), "mask": (9, ["n", 1])}, [b.linear(y, 32, 16)])
+    rng = np.random.default_rng(0)
+    samples = [
+        {"x": rng.standard_normal((6, 32), dtype=np.float32), "mask": np.arange(6)[:, None] == index}
+        for index in range(4)
+    ]
+    first, second = quantized_on(proto, samples)
+    assert (first.quantizer, first.reason) == ("gptq", None)
+    assert first.skipped_tokens == (4 if not np.isfinite(bad) else 0)
+    assert second.weight.decode().isfinite().all()
+    assert first.error < 0.5
+
+
+def test_inputs_that_are_never_numbers_are_rounded_and_said_so():
+    b = Builder()
+    y = b.linear(b.op("Add", b.linear("x", 32, 32), b.constant(np.float32(np.nan))), 32, 16)
+    first, second = quantized_on(b.model({"x": (1, ["n", 32])}, [y]), [{"x": np.ones((3, 32), np.float32)}])
+    assert (first.quantizer, first.reason) == ("gptq", None)
+    assert (second.quantizer, second.reason) == ("rtn", "its input is never finite")
+    assert second.skipped_tokens == 3
+
+
+def test_inputs_without_tokens_are_rounded_and_said_so():
+    b = Builder()
+    y = b.linear(b.op("Compress", "x", b.constant(np.zeros(3, bool)), axis=0), 32, 16)
+    (result,) = quantized_on(b.model({"x": (1, [3, 32])}, [y]), [{"x": np.ones((3, 32), np.float32)}])
+    assert (result.quantizer, result.reason) == ("rtn", "no sample reaches it")
+
+
+def test_float64_beyond_float32_is_left_out():
+    b = Builder()
+    y = b.op("MatMul", "x", b.constant(np.eye(32, 16)))
+    samples = [{"x": np.concatenate([np.full((1, 32), 1e300), np.eye(32)])}]
+    (result,) = quantized_on(b.model({"x": (11, ["n", 32])}, [y]), samples)
+    assert (result.quantizer, result.skipped_tokens) == ("gptq", 1)
+
+
+def test_a_part_that_onnxruntime_cannot_load_by_itself():
+    """No kernel of onnxruntime multiplies bfloat16."""
+    b = Builder()
+    weight = numpy_helper.from_array(np.eye(32, dtype=ml_dtypes.bfloat16), "w")
+    b.initializers["w"] = weight
+    x = b.op("MatMul", b.op("Cast", b.linear("x", 32, 32), to=16), "w")
+    results = quantized_on(b.model({"x": (1, ["n", 32])}, [x]), [{"x": np.ones((3, 32), np.float32)}])
+    assert [result.quantizer for result in results] == ["gptq", "rtn"]
+    assert "cannot run a part of the model by itself" in results[1].reason

@@ -22,8 +22,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from qxcompiler.calibration.arrays import InputSpec, is_float, names_batch, names_time
 from qxcompiler.calibration.input_hints import IntegerUse, integer_use, merged, sizes
-from qxcompiler.calibration.samples import InputSpec, Sample, derive, is_float
+from qxcompiler.calibration.samples import Sample, derive
 from qxcompiler.errors import CalibrationError, QxcError
 from qxcompiler.runtime_ops import session
 
@@ -234,9 +235,9 @@ def _terms(symbol: str) -> list[str]:
 
 def _is_batch(symbol: str, inputs: Sequence[_Input]) -> bool:
     """Whether a free size counts the samples: named so, or a first axis not named for time."""
-    if re.search(r"batch|^[bn]$", symbol, re.IGNORECASE):
+    if names_batch(symbol):
         return True
-    if re.search(r"seq|len|time|token|frame", symbol.partition("[")[0], re.IGNORECASE) and "[" not in symbol:
+    if names_time(symbol) and "[" not in symbol:
         return False
     return any(
         len(given.spec.shape or ()) > 1 and _symbol(given.spec, 0) == symbol and not given.in_sequence

@@ -13,12 +13,19 @@ import torch
 
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.statistics import InputStatistics
-from qxcompiler.errors import ModelError
+from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.graph import Segment, Site, Weight, extract_segment
 
-__all__ = ["SegmentRunner"]
+__all__ = ["SegmentRunner", "UnrunnableError"]
+
+# Types of which onnxruntime takes and gives no arrays.
+_NOT_IN_NUMPY = ("bfloat16", "float8", "float4", "int4", "int2")
 
 Operands = Mapping[Weight, torch.Tensor]
+
+
+class UnrunnableError(ModelError):
+    """A segment that onnxruntime cannot load by itself, whatever the samples."""
 
 
 class SegmentRunner:
@@ -45,20 +52,22 @@ class SegmentRunner:
             device: where to keep them.
 
         Raises:
-            ModelError: onnxruntime cannot run the segment.
+            UnrunnableError: onnxruntime cannot load the segment.
+            ModelError: it fails on the samples.
         """
         readers = [site for site in self._segment.sites if site.weight in wanted]
         sources = {weight: frozenset(_source(site) for site in readers if site.weight is weight) for weight in wanted}
         statistics = {source: InputStatistics.empty(weight.in_features, device) for weight, source in sources.items()}
         given = {*streams[0]}
         computed = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
-        run = _Run(self._model, self._segment, computed, operands)
+        run = _Run(self._model, self._segment, computed, operands, streams[0])
         for stream in streams:
             values = stream | run(stream)
             for source, collected in statistics.items():
                 for name, axis in sorted(source):
                     X = np.moveaxis(values[name], axis, -1)
-                    tokens = X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)
+                    with np.errstate(over="ignore"):  # beyond float32 is infinity, which statistics leave out
+                        tokens = X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)
                     collected.add(torch.from_numpy(tokens))
         return {weight: statistics[source] for weight, source in sources.items()}
 
@@ -71,9 +80,10 @@ class SegmentRunner:
             keep: the names of the values that later segments read.
 
         Raises:
-            ModelError: onnxruntime cannot run the segment.
+            UnrunnableError: onnxruntime cannot load the segment.
+            ModelError: it fails on the samples.
         """
-        run = _Run(self._model, self._segment, self._segment.outputs, operands)
+        run = _Run(self._model, self._segment, self._segment.outputs, operands, streams[0])
         done = {value.name for value in self._segment.inputs} - set(keep)
         for stream in streams:
             passed = run(stream)
@@ -85,7 +95,9 @@ class SegmentRunner:
 class _Run:
     """Computes some values of a segment, with given weights, for one sample after the other."""
 
-    def __init__(self, model: ir.Model, segment: Segment, outputs: Sequence[ir.Value], operands: Operands) -> None:
+    def __init__(
+        self, model: ir.Model, segment: Segment, outputs: Sequence[ir.Value], operands: Operands, example: Sample
+    ) -> None:
         self._sites: list[Site] = [*segment.embeddings, *segment.sites]
         self._outputs = [value.name or "" for value in outputs]
         if not outputs:
@@ -94,13 +106,20 @@ class _Run:
         options.log_severity_level = 4  # errors are raised, and need not be printed besides
         # between two runs the cores belong to the statistics
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        proto = ir.to_proto(extract_segment(model, segment, outputs))
         try:
+            types = {name: _type_of(value) for name, value in example.items()}
+            proto = ir.to_proto(extract_segment(model, segment, outputs, types))
             self._session = onnxruntime.InferenceSession(
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
+        except QxcError:  # such as a data file that has changed
+            raise
         except Exception as error:  # onnxruntime's errors share no other base
-            raise self._failure("cannot be loaded", error) from error
+            raise self._failure(UnrunnableError, "cannot be loaded", error) from error
+        for value in (*self._session.get_inputs(), *self._session.get_outputs()):
+            if any(name in value.type for name in _NOT_IN_NUMPY):
+                error = TypeError(f"{value.name} is a {value.type}, which onnxruntime gives to no caller")
+                raise self._failure(UnrunnableError, "cannot be run", error)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._weights = {
             site.operand.name: site.operand_array(operands[site.weight])
@@ -115,15 +134,23 @@ class _Run:
         try:
             values: list[npt.NDArray[Any]] = self._session.run(self._outputs, feeds | self._weights)
         except Exception as error:
-            raise self._failure("fails on the calibration samples", error) from error
+            raise self._failure(ModelError, "fails on the calibration samples", error) from error
         return dict(zip(self._outputs, values, strict=True))
 
-    def _failure(self, problem: str, error: Exception) -> ModelError:
-        return ModelError(
+    def _failure(self, kind: type[ModelError], problem: str, error: Exception) -> ModelError:
+        return kind(
             f"the part of the model around {self._sites[0].name}",
             f"{problem} ({error})",
             "check that the model runs in onnxruntime",
         )
+
+
+def _type_of(value: object) -> ir.TypeProtocol:
+    """The type of what onnxruntime gave: a sequence is a list."""
+    if isinstance(value, list):
+        return ir.SequenceType(_type_of(value[0] if value else np.float32(0)))
+    dtype = np.asarray(value).dtype
+    return ir.TensorType(ir.DataType.STRING if dtype.kind in "OSU" else ir.DataType.from_numpy(dtype))
 
 
 def _source(site: Site) -> tuple[str, int]:

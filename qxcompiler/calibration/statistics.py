@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 __all__ = ["InputStatistics"]
 
+# The squares of magnitudes in between, and sums of a billion of them, are well within float32.
+_SMALLEST, _LARGEST = 2.0**-32, 2.0**32
+
 
 @dataclass
 class InputStatistics:
-    """Statistics of an activation X of shape [tokens, K], over all tokens seen so far.
+    """Statistics of an activation X of shape [tokens, K], over all tokens seen so far that hold numbers only.
 
     Attributes:
-        second_moment: float32 [K, K]: the mean of XᵀX over tokens.
-        mean: float32 [K].
-        largest: float32 [K]: the largest magnitude in every channel.
+        second_moment: float32 [K, K]: the mean of XᵀX over tokens, divided by unit².
+        mean: float32 [K], divided by the unit.
+        largest: float32 [K]: the largest magnitude in every channel, divided by the unit.
         tokens: how many rows were seen.
+        skipped: how many more were left out, since they hold NaN or infinity.
+        unit: a power of two: 1, unless the largest magnitude is so large or small that its square has no float32.
     """
 
     second_moment: torch.Tensor
     mean: torch.Tensor
     largest: torch.Tensor
     tokens: int = 0
+    skipped: int = 0
+    unit: float = 1.0
 
     @classmethod
     def empty(cls, in_features: int, device: torch.device) -> InputStatistics:
@@ -36,11 +44,33 @@ class InputStatistics:
         X = X.to(self.mean)
         if not X.shape[0]:
             return
+        largest = X.abs().amax(0)
+        if not bool(largest.isfinite().all()):
+            finite = X.isfinite().all(1)
+            self.skipped += int((~finite).sum())
+            self.add(X[finite])
+            return
+        self._choose_unit(float(largest.max()))
+        if self.unit != 1:
+            X, largest = X / self.unit, largest / self.unit
         total = self.tokens + X.shape[0]
         self.second_moment.addmm_(X.T, X, beta=self.tokens / total, alpha=1 / total)
         self.mean.mul_(self.tokens / total).add_(X.sum(0), alpha=1 / total)
-        torch.maximum(self.largest, X.abs().amax(0), out=self.largest)
+        torch.maximum(self.largest, largest, out=self.largest)
         self.tokens = total
+
+    def _choose_unit(self, largest: float) -> None:
+        """The unit for what was seen and X, whose largest magnitude is given."""
+        largest = max(largest, self.unit * float(self.largest.max()))
+        ordinary = not largest or _SMALLEST <= largest <= _LARGEST
+        unit = 1.0 if ordinary else 2.0 ** math.floor(math.log2(largest))
+        if unit != self.unit:
+            ratio = self.unit / unit
+            if ratio < 1:  # otherwise all that was seen is zero
+                self.second_moment.mul_(ratio).mul_(ratio)
+                self.mean.mul_(ratio)
+                self.largest.mul_(ratio)
+            self.unit = unit
 
     @property
     def importance(self) -> torch.Tensor:

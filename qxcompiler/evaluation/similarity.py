@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from qxcompiler.calibration.samples import Sample, is_float
+from qxcompiler.calibration.arrays import is_float
+from qxcompiler.calibration.samples import Sample
 from qxcompiler.errors import ModelError
 from qxcompiler.evaluation.running import Runner
 

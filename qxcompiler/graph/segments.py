@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["Segment", "extract_segment", "find_segments"]
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -79,7 +79,12 @@ def find_segments(model: ir.Model, sites: Sequence[Site]) -> list[Segment]:
     return segments
 
 
-def extract_segment(model: ir.Model, segment: Segment, outputs: Sequence[ir.Value]) -> ir.Model:
+def extract_segment(
+    model: ir.Model,
+    segment: Segment,
+    outputs: Sequence[ir.Value],
+    types: Mapping[str, ir.TypeProtocol] | None = None,
+) -> ir.Model:
     """Make a model that computes some values of one segment; the graph that it comes from is left as it is.
 
     Its inputs, by name, as far as they are needed: the graph's inputs, `segment.inputs`, and the value
@@ -89,6 +94,7 @@ def extract_segment(model: ir.Model, segment: Segment, outputs: Sequence[ir.Valu
         model: the model that was segmented.
         segment: one of its segments.
         outputs: at least one value that a node of the segment computes.
+        types: of inputs by name, for those that the model says nothing of.
     """
     sites = [*segment.embeddings, *segment.sites]
     operands = {site.operand: None for site in sites}
@@ -99,7 +105,7 @@ def extract_segment(model: ir.Model, segment: Segment, outputs: Sequence[ir.Valu
             graph.initializers.pop(value.name or "", None)
             value.const_value = None
         elif original not in model.graph.inputs:
-            value.type = value.type or ir.TensorType(sites[0].operand_dtype)
+            value.type = value.type or (types or {}).get(value.name or "")
             value.shape = None
     used = [value for value in graph.inputs if value.uses()]
     graph.inputs.clear()
@@ -127,9 +133,10 @@ class _Flow:
         bodies = {site.node.graph for site in sites if site.in_subgraph}
         for node in model.graph:
             inputs = _inputs(node)
-            starts = node in self.site_of or node.op_type == "Conv" or not bodies.isdisjoint(subgraphs(node))
+            convolution = node.domain == "" and node.op_type == "Conv"
+            starts = node in self.site_of or convolution or not bodies.isdisjoint(subgraphs(node))
             if starts or any(value in self._dependent for value in inputs):
-                if node.op_type in ("Shape", "Size"):
+                if node.domain == "" and node.op_type in ("Shape", "Size") and inputs:
                     self.shapes[node.outputs[0]] = inputs[0]
                     self._roots[node.outputs[0]] = (node.outputs[0],)
                     continue

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
 
 from qxcompiler.calibration.samples import Sample
-from qxcompiler.calibration.segment_runner import SegmentRunner
+from qxcompiler.calibration.segment_runner import SegmentRunner, UnrunnableError
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import ModelError
 from qxcompiler.formats import Format, QuantizedWeight
@@ -28,11 +28,15 @@ class QuantizationResult:
         weight: the codes.
         quantizer: the algorithm that chose them.
         error: |X(W - Ŵ)ᵀ| / |XWᵀ| over the calibration samples, or |W - Ŵ| / |W| where there were none.
+        reason: why it was rounded to nearest and not by the algorithm asked for, where that is so.
+        skipped_tokens: how many rows of X were left out, since they hold NaN or infinity.
     """
 
     weight: QuantizedWeight
     quantizer: str
     error: float
+    reason: str | None = None
+    skipped_tokens: int = 0
 
 
 def quantize_without_statistics(weight: Weight, fmt: Format, device: torch.device) -> QuantizationResult:
@@ -41,7 +45,7 @@ def quantize_without_statistics(weight: Weight, fmt: Format, device: torch.devic
     Raises:
         ModelError: the weight does not fit the format.
     """
-    return _quantize(weight, fmt, "rtn", None, device)
+    return _round(weight, fmt, device)
 
 
 def quantize_blockwise(
@@ -56,8 +60,9 @@ def quantize_blockwise(
     """Quantize the weights named in `formats`, block after block.
 
     Memory holds one segment's weights and the activations that pass between segments. A weight that an embedding
-    reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics; one used in several
-    segments is quantized with the statistics of the first.
+    reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics, and so is one whose input
+    no sample reaches or is never finite, or that comes after what onnxruntime cannot run by itself; one used in
+    several segments is quantized with the statistics of the first.
 
     Args:
         model: a normalized model.
@@ -75,7 +80,7 @@ def quantize_blockwise(
     calibrated = {site.weight for segment in segments for site in segment.sites}
     looked_up = {site.weight for site in sites if site.kind == "embedding"}
     results = {
-        weight: quantize_without_statistics(weight, fmt, device)
+        weight: _round(weight, fmt, device, None if weight in looked_up else "it is used in a subgraph alone")
         for weight, fmt in formats.items()
         if weight in looked_up or weight not in calibrated
     }
@@ -87,20 +92,36 @@ def quantize_blockwise(
             for site in [*segment.embeddings, *segment.sites]
         }
         todo = [weight for weight in operands if weight in formats and weight not in results]
-        if todo:
-            statistics = runner.collect(streams, operands, todo, device)
-            for weight in todo:
-                results[weight] = _quantize(weight, formats[weight], quantizer, statistics[weight], device)
-                operands[weight] = results[weight].weight.decode()
-        if index + 1 < len(segments):
-            still_read = {value.name for later in segments[index + 1 :] for value in later.inputs}
-            runner.advance(streams, operands, still_read)
+        try:
+            if todo:
+                statistics = runner.collect(streams, operands, todo, device)
+                for weight in todo:
+                    results[weight] = _quantize(weight, formats[weight], quantizer, statistics[weight], device)
+                    operands[weight] = results[weight].weight.decode()
+            if index + 1 < len(segments):
+                still_read = {value.name for later in segments[index + 1 :] for value in later.inputs}
+                runner.advance(streams, operands, still_read)
+        except UnrunnableError as error:
+            reason = f"onnxruntime cannot run a part of the model by itself ({error})"
+            left = {weight: fmt for weight, fmt in formats.items() if weight not in results}
+            results |= {weight: _round(weight, fmt, device, reason) for weight, fmt in left.items()}
+            break
     return results
+
+
+def _round(
+    weight: Weight, fmt: Format, device: torch.device, reason: str | None = None, skipped: int = 0
+) -> QuantizationResult:
+    return replace(_quantize(weight, fmt, "rtn", None, device), reason=reason, skipped_tokens=skipped)
 
 
 def _quantize(
     weight: Weight, fmt: Format, quantizer: str, statistics: InputStatistics | None, device: torch.device
 ) -> QuantizationResult:
+    skipped = 0 if statistics is None else statistics.skipped
+    if statistics is not None and not statistics.tokens:
+        reason = "its input is never finite" if skipped else "no sample reaches it"
+        return _round(weight, fmt, device, reason, skipped)
     W = weight.matrix().to(device)
     try:
         quantized = find_quantizer(quantizer)(W, fmt, statistics)
@@ -111,12 +132,9 @@ def _quantize(
             "leave it in float with --keep",
         ) from error
     except ArithmeticError as error:
-        raise ModelError(
-            f"weight '{weight.name}'",
-            f"cannot be quantized by {quantizer} ({error})",
-            "calibrate on more, other samples",
-        ) from error
-    return QuantizationResult(quantized, quantizer, _relative_error(W, quantized.decode(), statistics))
+        return _round(weight, fmt, device, f"{quantizer} cannot be applied ({error})", skipped)
+    error = _relative_error(W, quantized.decode(), statistics)
+    return QuantizationResult(quantized, quantizer, error, skipped_tokens=skipped)
 
 
 def _relative_error(W: torch.Tensor, quantized: torch.Tensor, statistics: InputStatistics | None) -> float:

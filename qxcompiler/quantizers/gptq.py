@@ -28,6 +28,9 @@ def gptq(weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None) 
         weight: float32 [N, K].
         fmt: the format to encode in, uniform or not.
         statistics: of the site's input; without them (an embedding) there is no H, and this is `rtn`.
+
+    Raises:
+        ArithmeticError: H is no second moment, and cannot be factorised.
     """
     if statistics is None:
         return rtn(weight, fmt, None)
@@ -69,12 +72,17 @@ def _inverse_factor(H: torch.Tensor) -> torch.Tensor:
     """The upper triangular U with H⁻¹ = UᵀU, of H damped until it is positive definite.
 
     H = RRᵀ with R upper triangular is a Cholesky factorisation from the last row up; then U = R⁻¹.
-    An input that is always zero is decoupled from the others, so that its weights are merely rounded.
+    An input that is always zero is decoupled from the others, so that its weights are merely rounded; the damping is
+    a share of what the others have on average.
     """
+    if not bool(H.isfinite().all()):
+        raise ArithmeticError("the input's second moment is not finite")
     H = H.clone()
     diagonal = H.diagonal()
-    diagonal[diagonal == 0] = 1.0
-    damping = _DAMPING * float(diagonal.mean())
+    live = diagonal != 0
+    mean = float(diagonal[live].mean()) if live.any() else 1.0
+    diagonal[~live] = mean
+    damping = _DAMPING * mean
     limit = _LARGEST_DAMPING * float(diagonal.max())
     while True:
         diagonal.add_(damping)

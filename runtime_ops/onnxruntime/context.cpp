@@ -1,6 +1,8 @@
 #include "context.h"
 
 #include <algorithm>
+#include <cstring>
+#include <iterator>
 
 namespace qxc::ort {
 namespace {
@@ -41,15 +43,11 @@ std::string to_string(const Shape& shape) {
 }
 
 std::string to_string(ElementType type) {
-  switch (type) {
-    case kFloat: return "float32";
-    case kUint8: return "uint8";
-    case kInt8: return "int8";
-    case kInt32: return "int32";
-    case kInt64: return "int64";
-    case kFloat16: return "float16";
-    default: return "type " + std::to_string(type);
-  }
+  static constexpr const char* kNames[] = {"undefined", "float32", "uint8",     "int8",       "uint16",  "int16",
+                                           "int32",     "int64",   "string",    "bool",       "float16", "float64",
+                                           "uint32",    "uint64",  "complex64", "complex128", "bfloat16"};
+  const size_t at = static_cast<size_t>(type);
+  return at < std::size(kNames) ? kNames[at] : "element type " + std::to_string(type);
 }
 
 std::string printable(const std::string& text) {
@@ -63,6 +61,13 @@ int64_t element_count(Shape::const_iterator first, Shape::const_iterator last) {
   int64_t count = 1;
   for (; first != last; ++first) count *= *first;  // the memory exists, so that this is no overflow
   return count;
+}
+
+void Tensor::align(size_t size) {
+  if (reinterpret_cast<uintptr_t>(data) % size == 0) return;
+  const size_t bytes = static_cast<size_t>(element_count(shape.begin(), shape.end())) * size;
+  copy.reset(new char[bytes]);
+  data = std::memcpy(copy.get(), data, bytes);
 }
 
 std::string KernelInfo::node_name() const {

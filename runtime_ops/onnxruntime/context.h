@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <new>
 #include <optional>
 #include <stdexcept>
@@ -61,6 +62,10 @@ struct Tensor {
   ElementType type;
   Shape shape;
   const void* data;
+  std::unique_ptr<char[]> copy = nullptr;  // where `data` points to one
+
+  // Data from a file may start at any byte of it: copies them where numbers of `size` bytes cannot be read in place.
+  void align(size_t size);
 
   template <class T>
   const T* as() const {

@@ -7,12 +7,13 @@ GatherPacked::GatherPacked(WeightFormat format, const qxc_kernels&, const Kernel
 
 void GatherPacked::compute(const KernelContext& context) const {
   const int64_t K = weight_inputs_.columns(), N = weight_inputs_.rows();
-  const Tensor indices = weight_inputs_.input(context, 0, "indices");
+  Tensor indices = weight_inputs_.input(context, 0, "indices");
   const qxc_weight weight = weight_inputs_.read(context);
   if (indices.type != kInt32 && indices.type != kInt64) {
     throw weight_inputs_.error(kInvalidArgument,
                                "input 'indices' is " + to_string(indices.type) + " instead of int32 or int64");
   }
+  indices.align(indices.type == kInt64 ? 8 : 4);
   const int64_t count = element_count(indices.shape.begin(), indices.shape.end());
   std::vector<int64_t> rows(static_cast<size_t>(count));
   for (size_t i = 0; i < rows.size(); ++i) {

@@ -40,14 +40,16 @@ MatMulPacked::MatMulPacked(WeightFormat format, const qxc_kernels& kernels, cons
 
 void MatMulPacked::compute(const KernelContext& context) const {
   const int64_t K = weight_inputs_.columns(), N = weight_inputs_.rows();
-  const Tensor a = weight_inputs_.input(context, 0, "A");
+  Tensor a = weight_inputs_.input(context, 0, "A");
   const qxc_weight weight = weight_inputs_.read(context);
-  const Tensor bias = weight_inputs_.read(context, bias_);
+  Tensor bias = weight_inputs_.read(context, bias_);
   const bool is_half = a.type == kFloat16;
   if ((a.type != kFloat && !is_half) || a.shape.empty() || a.shape.back() != K) {
     throw weight_inputs_.error(kInvalidArgument, "input 'A' is " + to_string(a.type) + " " + to_string(a.shape) +
                                                      " instead of float32 or float16 [..., " + std::to_string(K) + "]");
   }
+  a.align(is_half ? 2 : 4);
+  bias.align(4);
   Shape shape = a.shape;
   shape.back() = epilogue_ == QXC_SILU_GATE ? N / 2 : N;
   void* y = weight_inputs_.output(context, a.type, shape);

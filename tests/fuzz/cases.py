@@ -127,7 +127,9 @@ def _plan(folder: Path, draw: Random) -> list[str]:
 def _arrays(folder: Path, draw: Random) -> list[str]:
     name = draw.choice(sorted(path.stem for path in CORPUS.glob("*.npz")))
     path = folder / "samples.npz"
-    path.write_bytes(draw.choice((mutate_arrays, mutate_arrays, mutate_bytes))((CORPUS / f"{name}.npz").read_bytes(), draw))
+    path.write_bytes(
+        draw.choice((mutate_arrays, mutate_arrays, mutate_bytes))((CORPUS / f"{name}.npz").read_bytes(), draw)
+    )
     _model(folder, name)
     if draw.random() < 0.5:
         return ["eval", "model.onnx", "--text", "samples.npz", "--reference", str(CORPUS / f"{name}.onnx")]
@@ -148,7 +150,16 @@ def _language(folder: Path, draw: Random, text: str) -> list[str]:
     how = draw.randrange(3)
     if how == 0:
         temperature = draw.choice(("0", "0.7", "1e-40", "1e30"))
-        arguments = ["generate", "model.onnx", "--prompt", "w1 w2", "--max-new-tokens", "3", "--temperature", temperature]
+        arguments = [
+            "generate",
+            "model.onnx",
+            "--prompt",
+            "w1 w2",
+            "--max-new-tokens",
+            "3",
+            "--temperature",
+            temperature,
+        ]
         return [*arguments, "--top-p", draw.choice(("1", "0.5", "1e-30"))]
     if how == 1:
         return ["eval", "model.onnx", "--text", text, "--windows", "2", "--length", "6"]

@@ -1,4 +1,4 @@
-"""Write the seeds that the fuzzer starts from to `tests/corpus`: `python tests/fuzz/make_corpus.py` with `tests` on the path."""
+"""Write the seeds that the fuzzer starts from to `tests/corpus`; run with `tests` on the path."""
 
 from __future__ import annotations
 
@@ -105,12 +105,14 @@ def main() -> None:
         "decoder": named_as_published(graph_models.llama(layers=2, width=16, vocabulary=VOCABULARY, hidden=32)[0]),
         "encoder": graph_models.bert(layers=1, width=16)[0],
         "vision": graph_models.vit(layers=1, width=16)[0],
-        "branches": model(
-            BRANCHES, first=weight(16, 16), inner=weight(16, 16), deep=weight(16, 16), bias=weight(16)
-        ),
+        "branches": model(BRANCHES, first=weight(16, 16), inner=weight(16, 16), deep=weight(16, 16), bias=weight(16)),
         "functions": model(FUNCTIONS, first=weight(16, 16), inner=weight(16, 16)),
         "convolutions": model(
-            CONVOLUTIONS, kernel=weight(16, 3, 3, 3), pointwise=weight(16, 16, 1, 1), bias=weight(16), last=weight(16, 4)
+            CONVOLUTIONS,
+            kernel=weight(16, 3, 3, 3),
+            pointwise=weight(16, 16, 1, 1),
+            bias=weight(16),
+            last=weight(16, 4),
         ),
         "half": model(HALF, half=weight(16, 16).astype(np.float16)),
         "recurrent": model(RECURRENT, w=weight(1, 48, 16), r=weight(1, 48, 16), inner=weight(16, 16)),

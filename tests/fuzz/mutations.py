@@ -19,21 +19,40 @@ from google.protobuf.message import Message
 
 __all__ = ["mutate_arrays", "mutate_bytes", "mutate_document", "mutate_lines", "mutate_message"]
 
-INTEGERS = (0, 1, -1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 1 << 16, 1 << 31, -(1 << 31), (1 << 31) - 1, 1 << 40, (1 << 62) + 1)
+INTEGERS = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    8,
+    16,
+    127,
+    128,
+    255,
+    256,
+    1 << 16,
+    1 << 31,
+    -(1 << 31),
+    (1 << 31) - 1,
+    1 << 40,
+    (1 << 62) + 1,
+)
 LIMITS = ((1 << 63) - 1, -(1 << 63))
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e-40, 1e20, 3e38, -3e38, float("inf"), float("-inf"), float("nan"))
 WORDS = (
-    "", " ", "x", "y", "ai.onnx", "com.microsoft", "qxc", "a\0b", "../escape", "/etc/passwd", "a/b", "\n", "é", "x" * 5000,
-    "model.onnx", "Constant", "Identity", "MatMul", "Gather", "If", "Loop", "Conv", "Gemm", "Transpose", "%s{}[/red]",
+    "", " ", "x", "y", "ai.onnx", "com.microsoft", "qxc", "a\0b", "../escape", "/etc/passwd", "a/b", "\n", "é",
+    "x" * 5000, "model.onnx", "Constant", "Identity", "MatMul", "Gather", "If", "Loop", "Conv", "Gemm", "Transpose", "%s{}[/red]",
 )  # fmt: skip
 TOKENS = (
     b"&a", b"*a", b"[", b"]", b"{", b"}", b": ", b"- ", b"!!python/name:os.system", b"null", b"true", b".nan", b"1e999",
-    b"99999999999999999999", b"-1", b'"', b"'", b"\\", b"#", b"---\n", b"<<: *a", b"\t", b"\xff", b"\xef\xbb\xbf", b"\0",
-    b"\xe2\x80\xa8", b"float", b"int4g16", b"int3g128/a8", b"lut3g128", b"[" * 3000, b"{" * 3000, b"9" * 5000,
+    b"99999999999999999999", b"-1", b'"', b"'", b"\\", b"#", b"---\n", b"<<: *a", b"\t", b"\xff", b"\xef\xbb\xbf",
+    b"\0", b"\"\\ud800\"", b"\xe2\x80\xa8", b"float", b"int4g16", b"int3g128/a8", b"lut3g128", b"[" * 3000, b"{" * 3000, b"9" * 5000,
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 1 << 31, 1 << 63, 1 << 70, 0.5, 1e-40, 1e308, float("nan"), "", "x", "\ud800", "int8/a8", [], {}, [[]],
-    [1, "a"], {"a": 1},
+    None, True, False, 0, 1, -1, 1 << 31, 1 << 63, 1 << 70, 0.5, 1e-40, 1e308, float("nan"), "", "x", "\ud800",
+    "int8/a8", [], {}, [[]], [1, "a"], {"a": 1},
 )  # fmt: skip
 
 
@@ -124,7 +143,9 @@ def mutate_arrays(data: bytes, draw: Random) -> bytes:
     elif how == 2:
         array = array[: draw.choice((0, 1, 2))]
     elif how == 3:
-        array = np.resize(array, (draw.choice((1, 3, 500)), *(draw.choice((size, 0, 1, 33)) for size in array.shape[1:])))
+        array = np.resize(
+            array, (draw.choice((1, 3, 500)), *(draw.choice((size, 0, 1, 33)) for size in array.shape[1:]))
+        )
     elif how == 4:
         array = array.copy()
         if array.size:
@@ -144,7 +165,9 @@ def mutate_arrays(data: bytes, draw: Random) -> bytes:
             np.lib.format.write_array(entry, value, allow_pickle=True)
             content = entry.getvalue()
             if how == 7:  # a header that claims another shape
-                content = content.replace(b"'shape': (", b"'shape': (" + draw.choice((b"99999999999,", b"-1,", b"0,", b"7,")), 1)
+                content = content.replace(
+                    b"'shape': (", b"'shape': (" + draw.choice((b"99999999999,", b"-1,", b"0,", b"7,")), 1
+                )
             if how == 8:
                 content = mutate_bytes(content, draw)
             archive.writestr(key.replace("\0", "").replace("/", "_") + ".npy", content)

@@ -1,8 +1,9 @@
-"""Run the command line on many inputs in forked children with limits on time and memory; a child that dies takes one input.
+"""Run the command line on many inputs in forked children, with limits on time and memory.
 
 A child is forked from a parent that has imported everything and has started no thread, works through a batch of
-inputs, and says on a pipe which one it is at. Whatever a user must never see is a `Finding`: a signal, a traceback, another exit
-status than the documented ones, more than one line of error, a hang, too much memory, files left behind.
+inputs, and says on a pipe what each gave; one that dies takes a single input with it. Whatever a user must never see
+is a `Finding`: a signal, a traceback, another exit status than the documented ones, more than one line of error, a
+hang, too much memory, files left behind.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cases import Case, make_case
 __all__ = ["MEMORY", "Finding", "Outcome", "check", "run_all"]
 
 MEMORY = 2 << 30  # resident bytes
-_ADDRESSES = MEMORY + (1 << 29)  # the interpreter and its libraries take 0.75 GB of addresses, most of them never touched
+_ADDRESSES = MEMORY + (1 << 29)  # the interpreter and its libraries take 0.75 GB of addresses, most of them never
 _STATUSES = (0, 1, 2, 3)
 _LINE = re.compile(r"qxc: error: .+: .+")
 _BATCH = 25
@@ -170,7 +171,9 @@ class _Child:
         _, status = os.waitpid(self.pid, 0)
         if self.left:
             number = self.left.pop(0)
-            name = "hang" if self.hung else signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "died"
+            name = (
+                "hang" if self.hung else signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "died"
+            )
             error = self.folder / "stderr"
             folder = self.keep / str(number)
             shutil.rmtree(folder, ignore_errors=True)
