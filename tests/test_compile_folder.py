@@ -1,4 +1,4 @@
-"""A folder with several models is compiled as one, an encoder-decoder with what each part sees when the model writes."""
+"""A folder of models is compiled as one: an encoder-decoder with what each part sees when the model writes."""
 
 from __future__ import annotations
 
