@@ -134,8 +134,8 @@ def _quantize(
         ) from error
     except ArithmeticError as error:
         return _round(weight, fmt, device, f"{quantizer} cannot be applied ({error})", skipped)
-    left = _relative_error(W, quantized.decode(), statistics)
-    return QuantizationResult(quantized, quantizer, left, skipped_tokens=skipped)
+    relative_error = _relative_error(W, quantized.decode(), statistics)
+    return QuantizationResult(quantized, quantizer, relative_error, skipped_tokens=skipped)
 
 
 def _relative_error(W: torch.Tensor, quantized: torch.Tensor, statistics: InputStatistics | None) -> float:
