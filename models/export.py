@@ -111,9 +111,9 @@ class _Job:
         options = {"gguf_file": self.gguf_file, "trust_remote_code": False, "local_files_only": True}
         with _one_line(self.source, "cannot be read"), _gguf_parsed_once(), DisableCompileContextManager():
             config = transformers.AutoConfig.from_pretrained(self.folder, **options)
-            # A GGUF file names no architecture, but holds a language model.
-            requested = self.requested or (self.gguf_file and "text-generation")
-            self.task = task_for(config, requested, self.source)
+            if self.requested is None and self.gguf_file is not None:
+                self.requested = "text-generation"  # such a file names no architecture, but holds a language model
+            self.task = task_for(config, self.requested, self.source)
             self.model, info = self.task.loader.from_pretrained(
                 self.folder,
                 config=config,
