@@ -186,7 +186,9 @@ class _Compiler:
         calibrating, held_back = self._samples(graph, original, calibration)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         made_up = not held_back
-        if options.verification and made_up:
+        if not options.verification:
+            warnings.append("not verified: --no-verify")
+        elif made_up:
             try:
                 held_back = made_up_samples(graph, _runnable(original), seed=options.seed)
             except CalibrationError as error:
