@@ -105,7 +105,7 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
         tries += 1
         try:
             outputs = trial.run(_draw(inputs, guess, np.random.default_rng(seed)))
-        except QxcError as error:
+        except (QxcError, MemoryError) as error:
             problem = str(error)
             continue
         if outputs.finite:
