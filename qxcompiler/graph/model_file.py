@@ -200,7 +200,7 @@ def _open_external_data(path: Path | None, model: ir.Model) -> set[Path]:
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
     outer = [function.graph for function in model.functions.values()]
-    for graph in (*model.graphs(), *outer, *(inner for graph in outer for inner in graph.subgraphs())):
+    for graph in (*model.graphs(), *outer, *(inner for each in outer for inner in each.subgraphs())):
         yield from graph.initializers.values()
 
 
