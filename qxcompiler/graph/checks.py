@@ -52,6 +52,8 @@ def check_proto(proto: onnx.ModelProto) -> None:
             _check_unique("initializer", [tensor.name for tensor in graph.initializer])
             for tensor in graph.initializer:
                 _check_tensor(tensor)
+            for value in (*graph.input, *graph.output, *graph.value_info):
+                _forget_negative_sizes(value.type)
             nodes.extend((node, imports) for node in graph.node)
         while nodes:
             node, imports = nodes.pop()
@@ -67,6 +69,14 @@ def check_proto(proto: onnx.ModelProto) -> None:
                 graphs.extend(
                     (body, imports) for body in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
                 )
+
+
+def _forget_negative_sizes(declared: onnx.TypeProto) -> None:
+    """Let a size below zero, as which some exporters write one that is not fixed, be unknown."""
+    if declared.HasField("tensor_type"):
+        for dim in declared.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 0:
+                dim.ClearField("dim_value")
 
 
 def _declared_attributes(node: onnx.NodeProto, imports: Mapping[str, int]) -> dict[str, int]:
