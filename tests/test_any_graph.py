@@ -132,7 +132,8 @@ def nested() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
     z = b.op("MatMul", b.op("Add", y, x), outside)
     inputs = {"x": (FLOAT, ["n", K]), "flag": (BOOL, []), "steps": (INT64, [])}
     feeds = [
-        feed(3, K, flag=np.array(flag), steps=np.array(steps)) for flag, steps in itertools.product([True, False], [0, 3])
+        feed(3, K, flag=np.array(flag), steps=np.array(steps))
+        for flag, steps in itertools.product([True, False], [0, 3])
     ]
     return b.model(inputs, [z, y]), feeds
 

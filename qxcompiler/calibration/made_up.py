@@ -33,7 +33,7 @@ _LENGTHS = (8, 16, 32, 64, 128, 1, 2, 4, 224, 256, 512, 1024)
 _RANKS = (2, 3, 4, 1, 0)  # where neither the model nor its operators tell
 _RANDOM_TRIES = 64
 _SECONDS_A_RUN, _SECONDS = 60, 120
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 1 << 28
 # Outputs with fewer numbers than this in all samples together cannot be judged: more samples then.
 _ENOUGH, _MOST_SAMPLES, _SECONDS_FOR_MORE = 64, 64, 5
 
@@ -105,7 +105,7 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
         tries += 1
         try:
             outputs = trial.run(_draw(inputs, guess, np.random.default_rng(seed)))
-        except QxcError as error:
+        except (QxcError, MemoryError) as error:
             problem = str(error)
             continue
         if outputs.finite:
