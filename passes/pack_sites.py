@@ -97,7 +97,8 @@ def _definition(function: ir.Function) -> bytes:
     ir.passes.common.RemoveUnusedNodesPass()(alone)
     (function,) = alone.functions.values()
     function.metadata_props.clear()
-    return ir.serde.serialize_function(function).SerializeToString(deterministic=True)
+    written: bytes = ir.serde.serialize_function(function).SerializeToString(deterministic=True)
+    return written
 
 
 class _SiteRewriter:
