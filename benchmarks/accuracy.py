@@ -65,7 +65,7 @@ def main(
             figures = qxc("eval", Path(folder, "model.onnx"), "--text", evaluation, "--reference", model)
         table.add_row(
             scheme,
-            f"{report['bits_per_weight']:.3f}",
+            f"{report['quantized_bits_per_weight']:.3f}",
             f"{report['bytes_after'] / 1e6:.1f}",
             f"{seconds:.0f}",
             f"{figures['perplexity']:.2f}",

@@ -8,17 +8,28 @@ from typing import TYPE_CHECKING, Any
 from qxcompiler.errors import QxcError
 
 if TYPE_CHECKING:
-    from qxcompiler.compiler import compile  # noqa: A004
+    from qxcompiler.compiler import compile, compile_folder  # noqa: A004
     from qxcompiler.evaluation import evaluate, generate
     from qxcompiler.models import export
     from qxcompiler.report import inspect
     from qxcompiler.runtime_ops import ops_library, session
 
-__all__ = ["QxcError", "compile", "evaluate", "export", "generate", "inspect", "ops_library", "session"]
+__all__ = [
+    "QxcError",
+    "compile",
+    "compile_folder",
+    "evaluate",
+    "export",
+    "generate",
+    "inspect",
+    "ops_library",
+    "session",
+]
 __version__ = "0.1.0"
 
 _HOME = {
     "compile": "compiler",
+    "compile_folder": "compiler",
     "evaluate": "evaluation",
     "export": "models",
     "generate": "evaluation",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import logging
 import os
 import signal
 import sys
 import time
+import warnings
+from contextlib import suppress
 from enum import StrEnum
+from json import dumps
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import BaseModel
@@ -16,20 +22,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qxcompiler.errors import QxcError
+from qxcompiler.errors import QxcError, UsageError
 from qxcompiler.progress import track_on_terminal
+from qxcompiler.staging import output_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qxcompiler.evaluation import Verification
+    from qxcompiler.report import Report, SiteReport, Unquantized
 
 __all__ = ["app", "main"]
 
 _INTERRUPTED = 130
+_LARGEST_SEED = 2**63 - 1
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Compile ONNX models to 2 to 8 bits a weight for edge accelerators.",
 )
-_out = Console(width=None if sys.stdout.isatty() else 200)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # `main` decides the exit status, not rich
+
+
+_out = _Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL.onnx")]
@@ -51,75 +71,94 @@ class _Activations(StrEnum):
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A Hugging Face id, a folder with safetensors, or a GGUF file.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write.", metavar="OUT")],
+    output: Annotated[Path, typer.Argument(parser=output_folder, help="The folder to write.", metavar="OUT")],
+    task: Annotated[
+        str | None, typer.Option(help="Such as text-classification. [default: that of the architecture]")
+    ] = None,
 ) -> None:
     """Export a Hugging Face model to ONNX, with its tokenizer and configuration."""
     from qxcompiler.models import export as run
 
-    folder = run(source, output, track=track_on_terminal)
+    folder = run(source, output, task, track=track_on_terminal)
     files = sorted(file for file in folder.glob("*.onnx"))
     _out.print(f"{', '.join(str(file) for file in files)} written", soft_wrap=True, highlight=False)
 
 
 @app.command()
 def compile(  # noqa: A001
-    model: _Model,
+    model: Annotated[Path, typer.Argument(help="An ONNX file, or a folder with several.", metavar="MODEL")],
     target: Annotated[str, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder to write. [default: MODEL-TARGET beside the model]"),
+        typer.Option(
+            "-o",
+            "--output",
+            parser=output_folder,
+            metavar="FOLDER",
+            help="Folder to write. [default: MODEL-TARGET beside the model]",
+        ),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")] = None,
     activations: Annotated[_Activations | None, typer.Option(help="Precision of activations.")] = None,
+    head: Annotated[str | None, typer.Option(help="Format of the head, or float. [default: the target's]")] = None,
+    embedding: Annotated[
+        str | None, typer.Option(help="Format of embeddings, or float. [default: the target's]")
+    ] = None,
     quantizer: Annotated[str, typer.Option(help="rtn or gptq.")] = "gptq",
     calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = 48,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a sample.")] = 512,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens a sample. [default: 512, or the model's context if shorter]")
+    ] = None,
     keep: Annotated[
         str | None, typer.Option(help="Leave sites whose name or role this finds in float.", metavar="REGEX")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
     device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _Device.auto,
-    seed: Annotated[int, typer.Option(help="Of random generators.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of random generators.")] = 0,
+    verification: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before handing it over.")
+    ] = True,
     json: _Json = False,
 ) -> None:
-    """Compile a model for a target."""
+    """Compile a model for a target, or every model of a folder."""
     from qxcompiler.compiler import compile as run
+    from qxcompiler.compiler import compile_folder
 
     folder = output or model.with_name(f"{model.stem}-{Path(target).stem}")
     start = time.perf_counter()
-    report = run(
-        model,
-        target,
-        folder,
-        weights=weights,
-        activations=activations,
-        quantizer=quantizer,
-        calibration=calibration,
-        samples=samples,
-        length=length,
-        keep=keep,
-        plan=plan,
-        device=device,
-        seed=seed,
-        track=track_on_terminal,
-    )
-    if json:
-        _print_json(report)
-        return
-    quantized = [site for site in report.sites if site.quantizer]
-    rows = {
-        "written to": str(folder),
-        "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
-        "bits per weight": f"{report.bits_per_weight:.3f} over {len(quantized)} of {len(report.sites)} sites",
-        "time": f"{time.perf_counter() - start:.0f} s",
+    settings: dict[str, Any] = {
+        "calibration": calibration,
+        "weights": weights,
+        "activations": activations,
+        "head": head,
+        "embedding": embedding,
+        "quantizer": quantizer,
+        "samples": samples,
+        "length": length,
+        "keep": keep,
+        "plan": plan,
+        "device": device,
+        "seed": seed,
+        "verification": verification,
+        "track": track_on_terminal,
     }
-    if report.verification:
-        name, cosine = min(report.verification.cosine_similarity.items(), key=lambda item: item[1])
-        rows["verified"] = f"cosine similarity of {name} with the original {cosine:.4f}"
-    _print_rows(rows)
-    for warning in report.warnings:
-        _complain(f"qxc: warning: {warning}")
+    if model.is_dir():
+        reports = compile_folder(model, target, folder, **settings)
+        if json:
+            _out.out(dumps({name: report.model_dump(mode="json") for name, report in reports.items()}, indent=2))
+            return
+    else:
+        reports = {"model.onnx": run(model, target, folder, **settings)}
+        if json:
+            _print_json(reports["model.onnx"])
+            return
+    for name, report in reports.items():
+        _print_report(folder / name, report)
+    _print_rows({"time": f"{time.perf_counter() - start:.0f} s"})
+    for name, report in reports.items():
+        for warning in report.warnings:
+            _complain(f"qxc: warning: {f'{name}: ' if len(reports) > 1 else ''}{warning}")
 
 
 @app.command("eval")
@@ -163,7 +202,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of the draws.")] = 0,
     tokenizer: _Tokenizer = None,
 ) -> None:
     """Let a language model continue a text."""
@@ -211,13 +250,16 @@ def inspect(model: _Model, json: _Json = False) -> None:
             site.format,
             f"{site.bits_per_weight:.3f}",
             f"{site.bytes:,}" if site.bytes else "shared",
-            escape(site.name),
+            escape(_plain(site.name)),
         )
     _out.print(table)
     rows = {"opset": str(found.opset), "nodes": str(found.nodes), "size": _megabytes(found.bytes)}
     if found.bits_per_weight is not None:
         rows["weights of sites"] = f"{_megabytes(found.site_bytes)}, {found.bits_per_weight:.3f} bits per weight"
+    if found.model_bits_per_weight is not None:
+        rows["all weights"] = f"{found.model_bits_per_weight:.3f} bits per weight"
     _print_rows(rows)
+    _print_unquantized("not sites", found.others)
 
 
 @app.command()
@@ -233,10 +275,76 @@ def targets(name: Annotated[str | None, typer.Argument(help="Name or file of one
         _out.out(yaml.safe_dump(load_target(name).model_dump(), sort_keys=False), end="")
 
 
+def _print_report(path: Path, report: Report) -> None:
+    quantized = [site for site in report.sites if site.quantizer]
+    bits = {
+        f"over {len(quantized)} quantized sites": report.quantized_bits_per_weight,
+        f"over all {len(report.sites)} sites": report.bits_per_weight,
+        "over the whole model": report.model_bits_per_weight,
+    }
+    rows = {
+        "written": str(path),
+        "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
+        "bits per weight": ", ".join(f"{figure:.3f} {where}" for where, figure in bits.items() if figure is not None),
+    }
+    if report.verification:
+        rows["verified"] = _verified(report.verification)
+    _print_rows(rows)
+    _print_roles(report.sites)
+    _print_unquantized("not quantized", report.unquantized)
+
+
+def _verified(verification: Verification) -> str:
+    """The output that is furthest from the original's."""
+    where = f"{verification.samples} {'made-up inputs' if verification.made_up else 'samples held back'}"
+    judged = {name: output for name, output in verification.outputs.items() if output.judged}
+    errors = {name: output.relative_error for name, output in judged.items() if output.relative_error is not None}
+    if errors:
+        worst = max(errors, key=lambda name: errors[name])
+        return f"{worst} differs from the original's by {errors[worst]:.2%} on {where}"
+    agreements = {name: output.agreement for name, output in judged.items() if output.agreement is not None}
+    if agreements:
+        worst = min(agreements, key=lambda name: agreements[name])
+        return f"{agreements[worst]:.2%} of {worst} equal the original's on {where}"
+    notes = "; ".join(f"{name}: {output.note}" for name, output in verification.outputs.items())
+    return f"runs on {where}, but its outputs cannot be judged ({notes})"
+
+
+def _print_roles(sites: Sequence[SiteReport]) -> None:
+    """What was chosen, by role."""
+    table = Table("role", "scheme", "sites", "bits", "bytes", "largest error", title="sites", title_justify="left")
+    by_role: dict[tuple[str, str], list[SiteReport]] = {}
+    for site in sites:
+        by_role.setdefault((site.role, site.scheme), []).append(site)
+    for (role, scheme), group in by_role.items():
+        stored = [site for site in group if site.bytes]
+        weights = sum(site.in_features * site.out_features for site in stored)
+        size = sum(site.bytes for site in stored)
+        errors = [site.error for site in group if site.error is not None]
+        table.add_row(
+            role,
+            scheme,
+            str(len(group)),
+            f"{8 * size / weights:.3f}" if weights else "",
+            f"{size:,}" if size else "shared",
+            f"{max(errors):.4f}" if errors else "",
+        )
+    _out.print(table)
+
+
+def _print_unquantized(title: str, rows: Sequence[Unquantized]) -> None:
+    if not rows:
+        return
+    table = Table("operator", "why", "tensors", "bytes", "share", title=title, title_justify="left")
+    for row in rows:
+        table.add_row(row.operator, escape(_plain(row.reason)), str(row.tensors), f"{row.bytes:,}", f"{row.share:.1%}")
+    _out.print(table)
+
+
 def _print_rows(rows: dict[str, str]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(_plain(value)))
     _out.print(table)
 
 
@@ -248,11 +356,21 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+def _plain(text: str) -> str:
+    """Text from a file, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def _complain(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    line = _plain(line)
+    with suppress(OSError):  # a terminal that is gone
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def _interrupt(*_: object) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the second does not disturb the tidying up after the first
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -262,23 +380,67 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: those of the process by default.
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # tidy up as for Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):  # tidy up as for Ctrl-C
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _silence_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not be UTF-8
     try:
-        status = app(arguments, standalone_mode=False) or 0
+        arguments = sys.argv[1:] if arguments is None else arguments
+        for argument in arguments:
+            if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+                # what Python makes of other bytes, and neither onnxruntime nor tokenizers take
+                raise UsageError(argument, "is not UTF-8", "rename it, or write it in UTF-8")
+        status = app(arguments or ["--help"], standalone_mode=False) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except QxcError as error:
         _complain(f"qxc: error: {error}")
         status = error.exit_status
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
+    except BrokenPipeError:  # whoever reads has read enough
+        _drop_output()
+        status = 0
     except Exception as error:
-        if not hasattr(error, "format_message"):  # a bug of ours: show where
+        line = _last_resort(error)
+        if line is None:  # a bug of ours: show where
             raise
-        _complain(f"qxc: error: {error.format_message()}: see `qxc --help`")
+        _complain(f"qxc: error: {line}")
         status = QxcError.exit_status
     if status == _INTERRUPTED:  # typer returns it for Ctrl-C
         _complain("qxc: error: interrupted: nothing was written")
     sys.exit(status)
+
+
+def _last_resort(error: Exception) -> str | None:
+    """The line for a failure of the command line or of the machine, None for any other."""
+    if hasattr(error, "format_message"):  # wrong arguments
+        return f"{' '.join(error.format_message().split())}: see `qxc --help`"
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        return "the model: there is not enough memory for it: free some, or use a machine with more"
+    if isinstance(error, RecursionError):
+        return "the model: nested too deep: export it again with fewer levels"
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
+        _drop_output()
+        return f"standard output: cannot be written ({error.strerror}): free the place it goes to"
+    return None
+
+
+def _drop_output() -> None:
+    """Let nothing be written at the end of the process, which would fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _silence_libraries() -> None:
+    """What libraries warn of is for developers; errors come as exceptions."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 if __name__ == "__main__":

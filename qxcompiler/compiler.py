@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import torch
 
 from qxcompiler.allocation import Plan, load_plan, uniform_plan
+from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
-from qxcompiler.errors import ModelError, UsageError
-from qxcompiler.evaluation import verify
+from qxcompiler.errors import CalibrationError, ModelError, UsageError
+from qxcompiler.evaluation import Verification, verify
+from qxcompiler.evaluation.encoder_decoder import EncoderDecoder, is_encoder_decoder
 from qxcompiler.formats import Format
 from qxcompiler.graph import (
     Site,
     Weight,
     check_finite,
+    check_unchanged,
     find_sites,
     load_model,
     model_files,
     normalize,
+    overridable_inputs,
     raise_opset,
     save_model,
 )
+from qxcompiler.options import Options
 from qxcompiler.packing import pack
 from qxcompiler.passes import FuseBias, FuseSharedInput, FuseSwiGlu, PackSites
 from qxcompiler.progress import Track, silent
@@ -34,15 +44,17 @@ from qxcompiler.quantizers import (
     quantize_blockwise,
     quantize_without_statistics,
 )
-from qxcompiler.report import Report, report_sites
+from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
-from qxcompiler.staging import staged
+from qxcompiler.staging import check_sources, output_folder, staged
 from qxcompiler.targets import Target, load_target
 
-__all__ = ["compile"]
+__all__ = ["compile", "compile_folder"]
 
-_WRITTEN = ("model.onnx", "model.onnx.data", "plan.yaml", "report.json")
+Calibration: TypeAlias = str | Path | Iterable[Mapping[str, npt.NDArray[Any]]]
+
 _HELD_BACK = 2  # samples that verification runs on
+_SUSPECTS = 3  # sites named where verification fails
 _COMPANIONS = (
     "config.json",
     "generation_config.json",
@@ -51,44 +63,30 @@ _COMPANIONS = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "preprocessor_config.json",
+    "processor_config.json",
+    "normalizer.json",
 )
 
 
 def compile(  # noqa: A001  (it is what a compiler does)
-    model: str | Path,
+    model: str | Path | onnx.ModelProto,
     target: str | Path,
     output: str | Path,
     *,
-    weights: str | None = None,
-    activations: str | None = None,
-    quantizer: str = "gptq",
-    calibration: str | Path | None = None,
-    samples: int = 48,
-    length: int = 512,
-    keep: str | None = None,
-    plan: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
+    calibration: Calibration | None = None,
     track: Track = silent,
+    **options: Any,
 ) -> Report:
     """Compile an ONNX model for a target.
 
     Args:
-        model: the ONNX file, opset 11 or later.
+        model: the ONNX file, opset 11 or later, or a model in memory.
         target: name or file of a hardware descriptor.
-        output: the folder to write `model.onnx`, `model.onnx.data`, `plan.yaml`, `report.json` to.
-        weights: weight format of the linear layers other than the head; by default what the target prefers.
-        activations: `a32`, `a16` or `a8`; by default what the target prefers.
-        quantizer: the algorithm that chooses the codes.
-        calibration: a `.txt`, `.jsonl` or `.npz` file of samples; may be left out for `rtn`, which then counts all
-            inputs alike.
-        samples: how many samples to calibrate on, at most.
-        length: tokens a sample.
-        keep: a regular expression; sites whose name or role it finds stay in float.
-        plan: a plan file that says every site's scheme, instead of `weights`, `activations` and `keep`.
-        device: where the algebra on weights runs: `cpu`, `cuda`, or `auto` for CUDA where there is one.
-        seed: of the random generators that quantizers may use.
+        output: the folder to write `model.onnx`, its data, `plan.yaml` and `report.json` to.
+        calibration: a `.txt`, `.jsonl` or `.npz` file of samples, or feeds of the model; may be left out for `rtn`,
+            which then counts all inputs alike.
         track: shows progress.
+        options: the fields of `qxcompiler.options.Options`.
 
     Returns:
         what was written to `report.json`.
@@ -96,45 +94,220 @@ def compile(  # noqa: A001  (it is what a compiler does)
     Raises:
         QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
     """
-    model, output = Path(model), Path(output)
-    torch.manual_seed(seed)
-    algebra = _device(device)
-    find_quantizer(quantizer)
-    descriptor = load_target(target)
+    output = output_folder(output)
+    compiler = _Compiler(load_target(target), Options.checked(options), track)
     graph = load_model(model)
-    sources = _sources(model, graph, output)
-    normalize(graph)
-    raise_opset(graph, MINIMUM_OPSET)
-    sites = find_sites(graph)
-    if not sites:
-        raise ModelError(model, "has no linear layer or embedding to quantize", "give a model with constant weights")
-    check_finite({site.weight: None for site in sites})
-    chosen = _plan(sites, descriptor, plan, weights, activations, keep)
-    calibrating, held_back = _samples(graph, model, calibration, samples, length, quantizer)
+    original = model if isinstance(model, onnx.ModelProto) else Path(model)
+    names = ["model.onnx", "plan.yaml", "report.json"]
+    if isinstance(original, Path):
+        check_sources(model_files(original, graph), output, names)
+    with staged(output, names) as stage:
+        report = compiler.compile(graph, original, calibration, stage, "model.onnx")
+        if isinstance(original, Path):
+            _copy_companions(original.parent, stage)
+    return report
 
-    with staged(output) as stage:
-        results = _quantize(graph, sites, chosen, quantizer, calibrating, algebra, track)
+
+def compile_folder(
+    folder: str | Path,
+    target: str | Path,
+    output: str | Path,
+    *,
+    calibration: str | Path | None = None,
+    track: Track = silent,
+    **options: Any,
+) -> dict[str, Report]:
+    """Compile every model of a folder, such as the encoder and the decoders of one model.
+
+    An encoder-decoder is calibrated as a whole: the encoder on the samples, the decoder on what the encoder makes of
+    them and on the text that the model then writes. Weights that several files have alike get the same codes.
+
+    Args:
+        folder: holds the ONNX files, whose names the output keeps, and the tokenizer and configuration.
+        target, output, calibration, track, options: as for `compile`, but a `plan` serves one file only.
+
+    Returns:
+        By the name of each file, what was written to `NAME.report.json` for `NAME.onnx`; its plan is `NAME.plan.yaml`.
+
+    Raises:
+        QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
+    """
+    folder, output = Path(folder), output_folder(output)
+    files = sorted(folder.glob("*.onnx"))
+    if not files:
+        raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
+    compiler = _Compiler(load_target(target), Options.checked(options), track, several=True)
+    if compiler.options.plan:
+        raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
+    graphs = {file: load_model(file) for file in files}
+    names = [f"{file.stem}.{kind}" for file in files for kind in ("onnx", "plan.yaml", "report.json")]
+    for file, graph in graphs.items():
+        check_sources(model_files(file, graph), output, names)
+    reports = {}
+    with staged(output, names) as stage:
+        samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
+        for file, graph in graphs.items():
+            given = samples.get(file.name, calibration)
+            reports[file.name] = compiler.compile(graph, file, given, stage, file.name)
+        _copy_companions(folder, stage)
+    return reports
+
+
+class _Compiler:
+    """Compiles models with the same options; weights that several of them have alike get the same codes."""
+
+    def __init__(self, target: Target, options: Options, track: Track, *, several: bool = False) -> None:
+        torch.manual_seed(options.seed)
+        find_quantizer(options.quantizer)
+        self.target, self.options, self.track = target, options, track
+        self.device = _device(options.device)
+        self.several = several
+        self.done: dict[bytes, QuantizationResult] = {}
+
+    def compile(
+        self,
+        graph: ir.Model,
+        original: Path | onnx.ModelProto,
+        calibration: Calibration | None,
+        stage: Path,
+        name: str,
+    ) -> Report:
+        """Write the compiled model, its plan and its report to `stage`."""
+        options = self.options
+        bytes_before = _bytes(original, graph)
+        fixed = overridable_inputs(graph)
+        normalize(graph)
+        raise_opset(graph, MINIMUM_OPSET)
+        sites = find_sites(graph)
+        if not sites:
+            raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
+        check_finite({site.weight: None for site in sites})
+        plan = self._plan(graph, sites)
+        calibrating, held_back = self._samples(graph, original, calibration)
+        warnings = [f"input {name}: its default becomes constant" for name in fixed]
+        made_up = not held_back
+        if options.verification and made_up:
+            try:
+                held_back = made_up_samples(graph, _runnable(original), seed=options.seed)
+            except CalibrationError as error:
+                warnings.append(f"not verified: {error}")
+
+        results = self._quantize(graph, sites, plan, calibrating)
+        said = report_sites(graph, sites, plan, results)
         packed = {weight: pack(result.weight) for weight, result in results.items()}
-        PackSites({site: scheme for site in sites if (scheme := chosen[site.name])}, packed)(graph)
+        PackSites({site: scheme for site in sites if (scheme := plan[site.name])}, packed)(graph)
         FuseBias()(graph)
         FuseSwiGlu()(graph)
         FuseSharedInput()(graph)
-        save_model(graph, stage)
-        (stage / "plan.yaml").write_text(chosen.to_yaml(descriptor, sites), encoding="utf-8")
-        _copy_companions(model.parent, stage)
-        rows, bits_per_weight = report_sites(sites, chosen, results)
+        save_model(graph, stage, name)
+
+        check_unchanged(graph)
+        verification = None
+        if options.verification and held_back:
+            verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
         report = Report(
-            target=descriptor.name,
+            target=self.target.name,
             samples=len(calibrating),
-            bits_per_weight=bits_per_weight,
-            bytes_before=_size(sources),
-            bytes_after=_size(stage.glob("model.onnx*")),
-            verification=verify(stage / "model.onnx", model, held_back) if held_back else None,
-            warnings=_warnings(sites, chosen, results, verified=bool(held_back)),
-            sites=rows,
+            bytes_before=bytes_before,
+            bytes_after=_size(stage.glob(f"{name}*")),
+            verification=verification,
+            warnings=[*_warnings(sites, plan, results), *warnings],
+            **asdict(said),
         )
-        (stage / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return report
+        prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
+        (stage / f"{prefix}plan.yaml").write_text(plan.to_yaml(self.target, sites), encoding="utf-8")
+        (stage / f"{prefix}report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return report
+
+    def samples_of_parts(self, folder: Path, calibration: str | Path) -> dict[str, list[Sample]]:
+        """What each file of an encoder-decoder sees on the calibration samples."""
+        model = EncoderDecoder(folder)
+        samples = load_samples(
+            calibration,
+            model.inputs,
+            folder / "encoder_model.onnx",
+            samples=self.options.samples + _HELD_BACK,
+            length=self.options.length,
+        )
+        parts: dict[str, list[Sample]] = {}
+        for sample in self.track(samples, "samples"):
+            for file, feed in model.feeds(sample).items():
+                parts.setdefault(file, []).append(feed)
+        return parts
+
+    def _plan(self, graph: ir.Model, sites: Sequence[Site]) -> Plan:
+        options = self.options
+        wishes = {name: getattr(options, name) for name in ("weights", "activations", "head", "embedding", "keep")}
+        if options.plan is None:
+            plan = uniform_plan(sites, self.target, **wishes)
+            if not any(plan.values()):
+                reason = next(iter(plan.reasons.values()))
+                problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
+                raise ModelError(_subject(graph), problem, "choose fewer bits with --weights, or keep it as it is")
+        elif given := [f"--{name}" for name, wish in wishes.items() if wish]:
+            remedy = f"leave out {' and '.join(given)}"
+            raise UsageError("--plan", "says every site's scheme already", remedy)
+        else:
+            plan = load_plan(options.plan, self.target, sites)
+        plan.check(self.target, sites, options.plan or "the plan")
+        return plan
+
+    def _samples(
+        self, graph: ir.Model, original: Path | onnx.ModelProto, calibration: Calibration | None
+    ) -> tuple[list[Sample], list[Sample]]:
+        """Samples to calibrate on, and those held back for verification; a single sample serves for both."""
+        options = self.options
+        if calibration is None:
+            if options.quantizer != "rtn":
+                remedy = "give --calibration FILE, or choose --quantizer rtn"
+                raise UsageError(f"--quantizer {options.quantizer}", "needs samples", remedy)
+            return [], []
+        loaded = load_samples(
+            calibration,
+            input_specs(graph),
+            original if isinstance(original, Path) else None,
+            samples=options.samples + _HELD_BACK,
+            length=options.length,
+        )
+        held_back = min(_HELD_BACK, len(loaded) - 1)
+        return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
+
+    def _quantize(
+        self, graph: ir.Model, sites: Sequence[Site], plan: Plan, samples: Sequence[Sample]
+    ) -> dict[Weight, QuantizationResult]:
+        formats: dict[Weight, Format] = {site.weight: scheme.format for site in sites if (scheme := plan[site.name])}
+        digests = {weight: _digest(weight, fmt) for weight, fmt in formats.items()} if self.several else {}
+        known = {weight: self.done[digest] for weight, digest in digests.items() if digest in self.done}
+        if samples:
+            method = self.options.quantizer
+            results = quantize_blockwise(graph, sites, formats, method, samples, self.device, self.track, known)
+        else:
+            results = {
+                weight: known.get(weight) or quantize_without_statistics(weight, fmt, self.device)
+                for weight, fmt in self.track(list(formats.items()), "quantize")
+            }
+        self.done |= {digest: results[weight] for weight, digest in digests.items()}
+        return results
+
+    def _verify(
+        self,
+        compiled: Path,
+        original: Path | onnx.ModelProto,
+        samples: Sequence[Sample],
+        made_up: bool,
+        sites: Sequence[Site],
+        plan: Plan,
+        results: Mapping[Weight, QuantizationResult],
+    ) -> Verification:
+        worst = sorted((site for site in sites if plan[site.name]), key=lambda site: -results[site.weight].error)
+        bits = min((scheme.format.bits for scheme in plan.values() if scheme), default=32)
+        suspects = [site.name for site in worst[:_SUSPECTS]]
+        return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
+
+
+def _digest(weight: Weight, fmt: Format) -> bytes:
+    """Equal for weights of equal numbers in one format."""
+    return hashlib.sha256(fmt.name.encode() + weight.matrix().numpy().tobytes()).digest()
 
 
 def _device(name: str) -> torch.device:
@@ -147,80 +320,41 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _sources(model: Path, graph: ir.Model, output: Path) -> list[Path]:
-    """The model's files, none of which the output may replace."""
-    sources = model_files(model, graph)
-    written = {(output / name).resolve() for name in _WRITTEN}
-    for path in sources:
-        if path.resolve() in written:
-            raise UsageError(path, "would be overwritten by the output", "name another folder with -o")
-    return sources
+def _subject(graph: ir.Model) -> object:
+    return graph.meta.get("path") or graph.graph.name or "the model"
 
 
-def _plan(
-    sites: Sequence[Site],
-    target: Target,
-    plan: str | Path | None,
-    weights: str | None,
-    activations: str | None,
-    keep: str | None,
-) -> Plan:
-    if plan is None:
-        chosen = uniform_plan(sites, target, weights, activations, keep)
-    elif weights or activations or keep:
-        raise UsageError("--plan", "says every site's scheme already", "leave out --weights, --activations and --keep")
-    else:
-        chosen = load_plan(Path(plan), sites)
-    chosen.check(target, sites, plan or "the plan")
-    return chosen
+def _runnable(original: Path | onnx.ModelProto) -> Path | bytes:
+    return original.SerializeToString() if isinstance(original, onnx.ModelProto) else original
 
 
-def _samples(
-    graph: ir.Model, model: Path, calibration: str | Path | None, samples: int, length: int, quantizer: str
-) -> tuple[list[Sample], list[Sample]]:
-    """Samples to calibrate on, and those held back for verification; a single sample serves for both."""
-    if calibration is None:
-        if quantizer != "rtn":
-            raise UsageError(
-                f"--quantizer {quantizer}",
-                "needs samples",
-                "give --calibration FILE, or choose --quantizer rtn",
-            )
-        return [], []
-    loaded = load_samples(calibration, input_specs(graph), model, samples=samples + _HELD_BACK, length=length)
-    held_back = min(_HELD_BACK, len(loaded) - 1)
-    return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
+def _bytes(original: Path | onnx.ModelProto, graph: ir.Model) -> int:
+    return original.ByteSize() if isinstance(original, onnx.ModelProto) else _size(model_files(original, graph))
 
 
-def _quantize(
-    graph: ir.Model,
-    sites: Sequence[Site],
-    plan: Plan,
-    quantizer: str,
-    samples: Sequence[Sample],
-    device: torch.device,
-    track: Track,
-) -> dict[Weight, QuantizationResult]:
-    formats: dict[Weight, Format] = {site.weight: scheme.format for site in sites if (scheme := plan[site.name])}
-    if samples:
-        return quantize_blockwise(graph, sites, formats, quantizer, samples, device, track)
-    return {
-        weight: quantize_without_statistics(weight, fmt, device)
-        for weight, fmt in track(list(formats.items()), "quantize")
-    }
+def _without_sites(graph: ir.Model) -> str:
+    """Why there is nothing to quantize."""
+    largest = coverage(graph, [], 0, {}).rows[:3]
+    held = "; ".join(f"{row.share:.0%} of its bytes: {row.operator or 'others'}, {row.reason}" for row in largest)
+    return f"has no linear layer or embedding to quantize ({held or 'it holds no weights'})"
 
 
-def _warnings(
-    sites: Sequence[Site], plan: Plan, results: Mapping[Weight, QuantizationResult], verified: bool
-) -> list[str]:
-    found = [
-        f"{site.name}: no statistics in a subgraph, rounded to nearest"
-        for site in sites
-        if site.in_subgraph and plan[site.name] and results[site.weight].quantizer == "rtn"
+def _warnings(sites: Sequence[Site], plan: Plan, results: Mapping[Weight, QuantizationResult]) -> list[str]:
+    """What a user should know of a compile that went well; sites with the same to say are counted."""
+    found: dict[str, list[str]] = {}
+    for site in sites:
+        result = results.get(site.weight)
+        if result is not None and result.reason:
+            found.setdefault(f"rounded to nearest: {result.reason}", []).append(site.name)
+        if result is not None and result.skipped_tokens:
+            text = f"{result.skipped_tokens} tokens of its input hold NaN or infinity and were left out"
+            found.setdefault(text, []).append(site.name)
+    said = [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}" for text, names in found.items()
     ]
-    if not verified:
-        found.append("not verified: without --calibration there are no samples to run on")
-    return found
+    if not any(plan.values()):
+        said.append("nothing was quantized: the plan leaves every site in floating point")
+    return said
 
 
 def _copy_companions(source: Path, stage: Path) -> None:

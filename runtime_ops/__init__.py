@@ -25,13 +25,16 @@ def ops_library() -> Path:
     return library
 
 
-def session(path: str | Path, *, threads: int | None = None, optimize: bool = True) -> onnxruntime.InferenceSession:
+def session(
+    path: str | Path | bytes, *, threads: int | None = None, optimize: bool = True, library: bool = True
+) -> onnxruntime.InferenceSession:
     """Open a model on the CPU, with the packed operators at hand.
 
     Args:
-        path: an ONNX file.
+        path: an ONNX file, or a whole model as bytes.
         threads: how many threads an operator may use; None leaves it to ONNX Runtime.
         optimize: let ONNX Runtime rewrite the graph.
+        library: False leaves our library out, so that ONNX Runtime computes the packed operators by their definition.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -43,8 +46,12 @@ def session(path: str | Path, *, threads: int | None = None, optimize: bool = Tr
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.register_custom_ops_library(str(ops_library()))
+    if library:
+        options.register_custom_ops_library(str(ops_library()))
+    model, subject = (path, "the model") if isinstance(path, bytes) else (str(path), path)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise ModelError(path, f"onnxruntime cannot run it ({error})", "check that it is a whole ONNX model") from error
+        raise ModelError(
+            subject, f"onnxruntime cannot run it ({error})", "check that it is a whole ONNX model"
+        ) from error

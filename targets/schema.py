@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 from pydantic.functional_validators import BeforeValidator
 
@@ -22,11 +21,11 @@ from qxcompiler.formats import (
     MxFormat,
     Scheme,
 )
+from qxcompiler.yaml_files import read_yaml
 
 __all__ = ["Target", "load_target", "target_names"]
 
 _FOLDER = Path(__file__).parent
-_LARGEST_FILE = 1 << 20
 
 
 def _one_of(allowed: tuple[Any, ...]) -> AfterValidator:
@@ -46,6 +45,20 @@ def _parse_scheme(value: Any) -> Any:
 
 
 _Scheme = Annotated[Scheme, BeforeValidator(_parse_scheme), PlainSerializer(str)]
+
+
+def _multiplies(scheme: Scheme) -> Scheme:
+    if scheme.activation is None:
+        raise ValueError(f"{scheme} has no activation precision, write {scheme}/{ACTIVATIONS[-1]}")
+    return scheme
+
+
+def _looks_up(scheme: Scheme) -> Scheme:
+    if scheme.activation is not None:
+        raise ValueError(f"an embedding multiplies nothing, write {scheme.format.name} without /{scheme.activation}")
+    return scheme
+
+
 _GroupSizes = Annotated[list[int | Literal["row"]], _one_of((*GROUP_SIZES, "row"))]
 
 
@@ -93,9 +106,9 @@ class CodebookSupport(_Section):
 class Preferred(_Section):
     """The schemes used where the user asks for none."""
 
-    linear: _Scheme
-    head: _Scheme
-    embedding: _Scheme
+    linear: Annotated[_Scheme, AfterValidator(_multiplies)]
+    head: Annotated[_Scheme, AfterValidator(_multiplies)]
+    embedding: Annotated[_Scheme, AfterValidator(_looks_up)]
 
 
 class Target(_Section):
@@ -171,14 +184,7 @@ def load_target(name_or_path: str | Path) -> Target:
         path = _FOLDER / f"{name_or_path}.yaml"
     elif not path.is_file():
         raise TargetError(name_or_path, "no such target", f"name one of {', '.join(target_names())}, or a YAML file")
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise TargetError(path, "too large for a descriptor", "give a YAML file below 1 MiB")
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise TargetError(path, f"not readable YAML ({error})", "correct the file") from error
-    if not isinstance(fields, dict):
-        raise TargetError(path, "not a mapping of fields", "start from one of the descriptors of `qxc targets`")
+    fields = read_yaml(path, "a descriptor", "start from one of the descriptors of `qxc targets`")
     try:
         target = Target.model_validate(fields)
     except ValidationError as error:

@@ -30,8 +30,10 @@ QXC_SAME_SLOT(KernelInfoGetAttributeInt, KernelInfoGetAttribute_int64);
 QXC_SAME_SLOT(KernelInfoGetAttributeString, KernelInfoGetAttribute_string);
 QXC_SAME_SLOT(KernelContextGetInput, KernelContext_GetInput);
 QXC_SAME_SLOT(KernelContextGetOutput, KernelContext_GetOutput);
+QXC_SAME_SLOT(ReleaseStatus, ReleaseStatus);
 QXC_SAME_SLOT(ReleaseTensorTypeAndShapeInfo, ReleaseTensorTypeAndShapeInfo);
 QXC_SAME_SLOT(KernelInfoGetNodeName, KernelInfo_GetNodeName);
+QXC_SAME_SLOT(KernelInfoGetConstantInput, KernelInfoGetConstantInput_tensor);
 QXC_SAME_SLOT(KernelContextParallelFor, KernelContext_ParallelFor);
 
 #define QXC_SAME_MEMBER(name) static_assert(offsetof(official::OrtCustomOp, name) == offsetof(OrtCustomOp, name), #name)

@@ -66,7 +66,8 @@ def test_a_truncated_file(tiny, fails):
 
 def test_no_file_or_a_folder(tiny, fails):
     assert "no such file" in fails(*calibrated(tiny), model=tiny.folder / "none.onnx")
-    assert "is a folder" in fails(*calibrated(tiny), model=tiny.folder)
+    (tiny.folder / "empty").mkdir()
+    assert "holds no .onnx file" in fails(*calibrated(tiny), model=tiny.folder / "empty")
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_calibration_arrays_that_do_not_fit(tiny, fails):
     ids = np.zeros((4, 16), np.int64)
     for arrays, said in (
         ({"tokens": ids}, "tokens"),
-        ({"input_ids": ids[..., None]}, "input_ids"),
+        ({"input_ids": ids[..., None, None]}, "input_ids"),
         ({"input_ids": ids.astype(np.float32)}, "input_ids"),
         ({"input_ids": ids, "past0k": np.zeros((4, 9, 0, 4), np.float32)}, "past0k"),
         ({"input_ids": ids[:0]}, "samples.npz"),
@@ -308,23 +309,23 @@ def test_an_earlier_output_survives_a_failure(tiny, qxc):
 
 def test_a_broken_result_is_not_called_done(tiny, fails):
     """Weights of an input that is always zero, so large that eight bits leave nothing of the others."""
-    weights = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    weights = np.random.default_rng(0).standard_normal((32, 48)).astype(np.float32)
     weights[0] = 10_000
     node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
-    x, y = (onnx.helper.make_tensor_value_info(name, 1, ["b", n]) for name, n in (("x", 8), ("y", 6)))
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, ["b", n]) for name, n in (("x", 32), ("y", 48)))
     graph = onnx.helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
     onnx.save(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8),
         tiny.model,
     )
-    samples = np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)
+    samples = np.random.default_rng(1).standard_normal((8, 32)).astype(np.float32)
     samples[:, 0] = 0
     np.savez(tiny.folder / "s.npz", x=samples)
     line = fails("--quantizer", "rtn", "--calibration", tiny.folder / "s.npz", status=1)
     assert "broken" in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_in_the_middle(tiny, number):
     """Interrupted as soon as the temporary folder is there, which is gone afterwards."""
     tiny.calibration.write_text(tiny.calibration.read_text() * 50)
@@ -358,7 +359,7 @@ def test_an_interrupt_in_the_middle(tiny, number):
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
-    while not list(tiny.folder.glob(".out.*")):
+    while not list(tiny.folder.glob("out/.qxc-*")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)

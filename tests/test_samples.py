@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,11 @@ def test_windows_lie_in_the_text_and_differ(
         return
     loaded = load(folder, words(tokens), samples=samples, length=length)
     starts = [int(sample["input_ids"][0, 0]) for sample in loaded]
-    assert len(starts) == min(samples, tokens - length + 1)
-    assert len(set(np.diff(starts))) <= 1
-    assert starts == sorted(set(starts))
+    assert len(starts) == min(samples, tokens // length)
+    gaps = np.diff(starts)
+    assert (gaps >= length).all()  # no token is in two windows
+    assert np.ptp(gaps) <= 1 if len(gaps) else starts == [0]
+    assert tokens - (starts[-1] + length) <= max(gaps, default=tokens) + samples
     for sample, start in zip(loaded, starts, strict=True):
         assert sample["input_ids"].tolist() == [list(range(start, start + length))]
 
@@ -173,6 +176,7 @@ GOOD = np.zeros((2, 3, 4, 5), np.float32)
             {"pixel_values": GOOD[:, :2]},
             r"pixel_values has shape \[2, 2, 4, 5\]: the model takes pixel_values float32",
         ),
+        ({"pixel_values": GOOD[None]}, r"pixel_values has shape \[1, 2, 3, 4, 5\]"),
         ({"pixel_values": GOOD[0]}, r"pixel_values has shape \[3, 4, 5\]"),
         ({"pixel_values": np.float32(1)}, r"pixel_values has shape \[\]"),
         ({"pixel_values": GOOD.astype(int)}, r"pixel_values has type int64"),
@@ -207,6 +211,183 @@ def test_inputs_of_fixed_size(folder: Path) -> None:
         load(folder, words(20), fixed)
 
 
+def test_short_text_makes_fewer_windows_that_do_not_overlap(folder: Path) -> None:
+    """48 windows of 64 from 163 tokens would lie over each other, those held back for verification too."""
+    starts = [sample["input_ids"][0, 0] for sample in load(folder, words(163), samples=48, length=64)]
+    assert starts == [0, 163 - 64]
+    assert len(load(folder, words(1000), samples=10**6, length=10)) == 100
+
+
+def test_windows_reach_to_the_end_of_the_text(folder: Path) -> None:
+    """With fewer than twice as many windows as asked for, they were the first ones."""
+    starts = [int(sample["input_ids"][0, 0]) for sample in load(folder, words(15), samples=10, length=1)]
+    assert (starts[0], starts[-1], len(starts)) == (0, 14, 10)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "text.jsonl"])
+def test_a_byte_order_mark_is_no_text(folder: Path, name: str) -> None:
+    content = "\ufeff" + (words(10) if name == "text.txt" else json.dumps({"text": words(10)}))
+    assert load(folder, content, name=name, samples=1)[0]["input_ids"].tolist() == [list(range(10))]
+
+
+def test_text_for_a_fixed_batch(folder: Path) -> None:
+    fixed = [InputSpec("input_ids", INT64, (4, "sequence")), InputSpec("attention_mask", INT64, (4, "sequence"))]
+    samples = load(folder, words(200), fixed, samples=2, length=10)
+    assert [sample["input_ids"].shape for sample in samples] == [(4, 10)] * 2
+    assert len({int(first) for sample in samples for first in sample["input_ids"][:, 0]}) == 8
+    assert samples[0]["attention_mask"].shape == (4, 10)
+    with pytest.raises(CalibrationError, match="makes 3 windows of 10 tokens, but one run of the model takes 4"):
+        load(folder, words(30), fixed, length=10)
+    alone = [InputSpec("input_ids", INT64, ("sequence",))]
+    assert load(folder, words(200), alone, samples=2)[0]["input_ids"].shape == (10,)
+
+
+def test_a_fixed_length_is_the_default(folder: Path) -> None:
+    assert load(folder, words(20), [InputSpec("input_ids", INT64, (1, 8))], length=None)[0]["input_ids"].shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "one_run", "runs"),
+    [
+        (("batch", 3), (6, 3), (1, 3), 6),
+        ((None, 3), (6, 3), (1, 3), 6),
+        ((4, 3), (10, 3), (4, 3), 2),  # a fixed batch; what is left over is dropped
+        ((1, 3, "h", "w"), (6, 3, 5, 7), (1, 3, 5, 7), 6),
+        ((), (6,), (), 6),  # conditions
+        ((1,), (6,), (1,), 6),
+        ((3,), (6, 3), (3,), 6),  # no batch axis
+        ((5, 3), (6, 5, 3), (5, 3), 6),
+        (("time", "batch", 3), (5, 6, 3), (5, 1, 3), 6),  # time-major, by either name
+        (("seq_len", None, 3), (5, 6, 3), (5, 1, 3), 6),
+        ((5, "n", 3), (5, 6, 3), (5, 1, 3), 6),
+        (("batch", "time", 3), (6, 1, 5, 3), (1, 5, 3), 6),  # whole inputs, each a batch of one
+        (None, (6, 3), (1, 3), 6),
+        ((4, 3), (4, 3), (4, 3), 1),
+        ((), (), (), 1),
+        (("time",), (6,), (6,), 1),
+    ],
+)
+def test_samples_lie_along_the_batch_axis(folder: Path, declared: Any, given: Any, one_run: Any, runs: int) -> None:
+    spec = InputSpec("x", FLOAT32, declared)
+    array = np.arange(np.prod(given, dtype=int), dtype=np.float32).reshape(given)
+    np.savez(folder / "x.npz", x=array)
+    samples = load_samples(folder / "x.npz", [spec], None, samples=99)
+    assert [sample["x"].shape for sample in samples] == [one_run] * runs
+    values = np.concatenate([sample["x"].ravel() for sample in samples])
+    assert len(set(values)) == len(values)
+    assert set(values) <= set(array.ravel())
+    assert len(values) == array.size or declared == (4, 3)
+
+
+def test_an_input_that_all_samples_share(folder: Path) -> None:
+    specs = [
+        InputSpec("x", FLOAT32, ("batch", 3)),
+        InputSpec("anchors", FLOAT32, (7, 4)),
+        InputSpec("threshold", FLOAT32, ()),
+        InputSpec("places", FLOAT32, ("count", 2)),  # x names its batch, this names another size
+    ]
+    arrays = {"x": np.ones((6, 3)), "anchors": np.ones((7, 4)), "threshold": np.float64(2), "places": np.ones((9, 2))}
+    np.savez(folder / "x.npz", **arrays)
+    samples = load_samples(folder / "x.npz", specs, None, samples=2)
+    assert [{name: array.shape for name, array in sample.items()} for sample in samples] == [
+        {"x": (1, 3), "anchors": (7, 4), "threshold": (), "places": (9, 2)}
+    ] * 2
+
+
+def test_a_free_batch_goes_with_a_fixed_one(folder: Path) -> None:
+    specs = [InputSpec("x", FLOAT32, (4, 3)), InputSpec("y", FLOAT32, ("batch", 2))]
+    np.savez(folder / "x.npz", x=np.ones((12, 3)), y=np.ones((12, 2)))
+    samples = load_samples(folder / "x.npz", specs, None, samples=9)
+    assert [sample["y"].shape for sample in samples] == [(4, 2)] * 3
+
+
+def test_arrays_are_spaced_evenly(folder: Path) -> None:
+    np.savez(folder / "x.npz", x=np.arange(50, dtype=np.float32)[:, None])
+    samples = load_samples(folder / "x.npz", [InputSpec("x", FLOAT32, ("batch", 1))], None, samples=40)
+    rows = [int(sample["x"].item()) for sample in samples]
+    assert (len(set(rows)), rows[0]) == (40, 0)
+    assert rows[-1] >= 48  # they were the first 40
+    assert max(np.diff(rows)) == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "array", "message"),
+    [
+        ("float32", np.array([1e300]), "x holds numbers too large for float32"),
+        ("float16", np.array([70000.0]), "x holds numbers too large for float16"),
+        ("bfloat16", np.array([1e300]), "x holds numbers too large for bfloat16"),
+        ("float64", np.array([np.inf]), "x holds NaN or infinity"),
+        ("int32", np.array([2**40]), "x holds numbers from 1099511627776 .* too large for int32"),
+        ("uint8", np.array([-1]), "x holds numbers from -1"),
+        ("bool", np.array([1]), "x has type int64"),
+        ("int64", np.array([1.0]), "x has type float64"),
+        ("O", np.array([1]), "x has type int64: the model takes x string"),
+    ],
+)
+def test_numbers_that_the_type_of_an_input_cannot_hold(dtype: str, array: Any, message: str) -> None:
+    spec = InputSpec("x", np.dtype(dtype), ("batch",))
+    with pytest.raises(CalibrationError, match=message):
+        load_samples([{"x": array}], [spec], None, samples=1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "array"),
+    [
+        ("bfloat16", np.array([1.5])),
+        ("int32", np.array([2**31 - 1])),
+        ("uint8", np.array([255])),
+        ("bool", np.array([True])),
+        ("O", np.array(["a", "b"])),
+        ("O", np.array(["a", "bc"], object)),
+    ],
+)
+def test_numbers_that_fit_are_cast(dtype: str, array: Any) -> None:
+    (sample,) = load_samples([{"x": array}], [InputSpec("x", np.dtype(dtype), ("batch",))], None, samples=1)
+    assert sample["x"].dtype == np.dtype(dtype)
+    assert sample["x"].tolist() == array.tolist()
+
+
+def test_feeds_from_python() -> None:
+    taken = []
+
+    def feeds():
+        for number in range(10):
+            taken.append(number)
+            yield {"input_ids": [[number, 1]]}
+
+    samples = load_samples(feeds(), LANGUAGE, None, samples=3)
+    assert taken == [0, 1, 2]
+    assert [sample["input_ids"].tolist() for sample in samples] == [[[0, 1]], [[1, 1]], [[2, 1]]]
+    assert samples[0]["past_key_values.0.key"].shape == (1, 3, 0, 16)
+    for wrong, message in (
+        ([], "samples: there are none"),
+        ([{"input_ids": [[1]]}, [1]], "sample 1: is a list"),
+        ([{"ids": [[1]]}], "sample 0: the model has no input ids"),
+        ([{"input_ids": [1]}], r"a sample has input_ids of shape \[1\]"),
+    ):
+        with pytest.raises(CalibrationError, match=message):
+            load_samples(wrong, [IDS], None, samples=3)
+
+
+def test_archives_that_unpack_to_too_much(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(folder / "x.npz", input_ids=np.zeros((400, 1000), int))
+    monkeypatch.setattr("qxcompiler.calibration.arrays._MOST_BYTES", 3_000_000)
+    with pytest.raises(CalibrationError, match=r"unpacks to 0.0 GB, more than 0.0 GB: give fewer samples"):
+        load_samples(folder / "x.npz", LANGUAGE, None, samples=1)
+
+
+def test_arrays_that_claim_more_than_they_hold(folder: Path) -> None:
+    np.save(folder / "x.npy", np.zeros((2, 4), int))
+    data = (folder / "x.npy").read_bytes().replace(b"(2, 4)", b"(2, 9)")
+    with zipfile.ZipFile(folder / "x.npz", "w") as archive:
+        archive.writestr("input_ids.npy", data)
+    with pytest.raises(CalibrationError, match=r"claims 144 bytes and has 64"):
+        load_samples(folder / "x.npz", LANGUAGE, None, samples=1)
+    (folder / "x.npz").write_bytes((folder / "x.npy").read_bytes())  # an array, not an archive of some
+    with pytest.raises(CalibrationError, match="not an archive of plain arrays"):
+        load_samples(folder / "x.npz", LANGUAGE, None, samples=1)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -217,6 +398,9 @@ def test_inputs_of_fixed_size(folder: Path) -> None:
         ("text.jsonl", "{", "line 1 is not JSON"),
         ("text.jsonl", '{"text": "n1"}\n{"texts": "n1"}', "line 2 has no string 'text'"),
         ("text.jsonl", '{"text": 3}', "line 1 has no string 'text'"),
+        ("text.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("text.jsonl", '{"text": ' + "9" * 5000 + "}", "line 1 is not JSON"),
+        ("text.jsonl", '{"text": "\\ud800"}', "holds half a surrogate pair"),
         ("text.csv", "n1", "cannot read samples from .csv files: give .txt, .jsonl or .npz"),
         ("text.npz", "n1", "not an archive of plain arrays"),
     ],
@@ -262,9 +446,13 @@ def test_the_context_is_respected(folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps({key: 9}))
         with pytest.raises(CalibrationError, match=r"samples of 10 tokens, but .* takes at most 9: give --length 9"):
             load(folder, words(20))
-        assert len(load(folder, words(20), length=9)) == 4
-    (folder / "config.json").write_text("[1")
-    assert context_limit(folder / "model.onnx") is None
+        assert len(load(folder, words(20), length=9)) == 2
+        assert load(folder, words(20), length=None)[0]["input_ids"].shape == (1, 9)
+    for unsaid in ("[1", "[" * 100_000, '{"n_positions": true}', '{"n_positions": -1}', '{"n_positions": "9"}', "{}"):
+        (folder / "config.json").write_text(unsaid)
+        assert context_limit(folder / "model.onnx") is None
+    (folder / "config.json").write_text(json.dumps({"n_positions": 10**4000}))
+    assert load(folder, words(600), length=None)[0]["input_ids"].shape == (1, 512)
 
 
 @pytest.mark.parametrize("bad", [{"samples": 0}, {"length": 0}, {"samples": -3}])
@@ -286,6 +474,6 @@ def test_input_specs() -> None:
     assert (x.dtype.name, x.shape, str(x)) == ("bfloat16", (None, 2), "x bfloat16 [?, 2]")
     assert (y.dtype, y.shape, str(y)) == (np.dtype(bool), None, "y bool [any shape]")
     assert y.accepts((1, 2, 3))
-    text = ir.Value(name="s", type=ir.TensorType(ir.DataType.STRING))
-    with pytest.raises(CalibrationError, match=r"input s: .* is not a tensor of numbers"):
-        input_specs(ir.Model(ir.Graph([text], [], nodes=[], opset_imports={"": 18}), ir_version=10))
+    many = ir.Value(name="s", type=ir.SequenceType(ir.TensorType(ir.DataType.FLOAT)))
+    with pytest.raises(CalibrationError, match=r"input s: .* is not a tensor: use a model with tensor inputs"):
+        input_specs(ir.Model(ir.Graph([many], [], nodes=[], opset_imports={"": 18}), ir_version=10))

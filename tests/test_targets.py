@@ -43,6 +43,9 @@ def test_a_descriptor_of_ones_own_is_read(descriptor):
         ({"dialect": "klingon"}, "dialect"),
         ({"name": ""}, "name"),
         ({"preferred": {"linear": "int9", "head": "int8/a8", "embedding": "int8"}}, "preferred.linear"),
+        ({"preferred": {"linear": "int8", "head": "int8/a8", "embedding": "int8"}}, "preferred.linear"),
+        ({"preferred": {"linear": "int8/a8", "head": "int8", "embedding": "int8"}}, "preferred.head"),
+        ({"preferred": {"linear": "int8/a8", "head": "int8/a8", "embedding": "int8/a8"}}, "preferred.embedding"),
     ],
 )
 def test_a_wrong_field_is_named(descriptor, changes, field):
@@ -55,11 +58,48 @@ def test_a_target_may_not_prefer_what_it_cannot_do(descriptor):
         load_target(descriptor(preferred={"linear": "int3g128a/a8", "head": "int8g128/a8", "embedding": "int8g128"}))
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "", "!!python/object/apply:os.system ['true']"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1, 2]",
+        "a: [",
+        "",
+        "1: 2",
+        "[1]: 2",
+        "a: b\na: b",
+        "a: {b: 1, b: 2}",
+        "a: &x 1\nb: *x",
+        "a: " + "[" * 100_000,
+        "a: " + "- " * 1000,
+        "a: " + "9" * 5000,
+        "a: !!timestamp x",
+        "a: !!bool x",
+        "a: 1\n---\na: 2",
+        "a: \0",
+        "a: 2001-13-45",
+        "# " + "x" * (5 << 20),
+        "!!python/object/apply:os.system ['true']",
+    ],
+)
 def test_what_is_no_descriptor_is_refused(tmp_path, content):
     path = tmp_path / "bad.yaml"
     path.write_text(content)
     with pytest.raises(TargetError, match=r"bad\.yaml"):
+        load_target(path)
+
+
+def test_a_repeated_key_is_named(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\ndescription: b\nname: c\n")
+    with pytest.raises(TargetError, match=r"twice\.yaml: .*line 3: 'name' is there twice"):
+        load_target(path)
+
+
+def test_laughs_are_not_multiplied(tmp_path):
+    path = tmp_path / "laughs.yaml"
+    lines = ["a0: &a0 [ha, ha]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
+    path.write_text("\n".join(lines))
+    with pytest.raises(TargetError, match="aliases"):
         load_target(path)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import yaml
 
 from qxcompiler.errors import QxcError, TargetError, UsageError
 from qxcompiler.formats import Scheme, check_activation, parse_format
-from qxcompiler.graph import Site, Weight
+from qxcompiler.graph import Site, Weight, readers
+from qxcompiler.packing import packed_bytes
 from qxcompiler.targets import Target
 
 __all__ = ["FLOAT", "Plan", "load_plan", "sites_by_weight", "uniform_plan"]
@@ -22,7 +24,21 @@ _LARGEST_FILE = 64 << 20
 
 
 class Plan(dict[str, Scheme | None]):
-    """The scheme of every site by its name, None for a site left in floating point."""
+    """The scheme of every site by its name, None for a site left in floating point.
+
+    Attributes:
+        reasons: why sites were left in floating point, by their names.
+    """
+
+    def __init__(self, schemes: Mapping[str, Scheme | None] | None = None) -> None:
+        super().__init__(schemes or {})
+        self.reasons = {name: "float in the plan" for name, scheme in self.items() if scheme is None}
+
+    def leave(self, sites: Iterable[Site], reason: str) -> None:
+        """Leave sites in floating point."""
+        for site in sites:
+            self[site.name] = None
+            self.reasons[site.name] = reason
 
     def to_yaml(self, target: Target, sites: Sequence[Site]) -> str:
         """The plan as people edit it, the sites in the order of the graph."""
@@ -64,61 +80,134 @@ def sites_by_weight(sites: Sequence[Site]) -> dict[Weight, list[Site]]:
 
 
 def uniform_plan(
-    sites: Sequence[Site], target: Target, weights: str | None, activations: str | None, keep: str | None
+    sites: Sequence[Site],
+    target: Target,
+    *,
+    weights: str | None = None,
+    activations: str | None = None,
+    head: str | None = None,
+    embedding: str | None = None,
+    keep: str | None = None,
 ) -> Plan:
-    """One scheme for all linear layers; head and embeddings as the target prefers them.
+    """One scheme for all linear layers, one for the head and one for embeddings, where packing makes a weight smaller.
 
     Args:
         sites: the sites of the model.
         target: what it prefers fills what is not given.
         weights: the format of linear layers other than the head.
         activations: the activation precision of all linear layers.
+        head: the format of the head, or `float`. A head and an embedding of one weight agree.
+        embedding: the format of embeddings, or `float`.
         keep: sites whose name or role this regular expression finds stay in floating point, and with them those that
             share their weight.
 
     Raises:
-        UsageError: one of the arguments is not valid, or `keep` leaves nothing to quantize.
+        UsageError: one of the arguments is not valid, `keep` finds no site, or nothing is left to quantize.
     """
     preferred = target.preferred
-    linear = Scheme(
-        parse_format(weights) if weights else preferred.linear.format,
-        check_activation(activations) if activations else preferred.linear.activation,
-    )
-    head = Scheme(preferred.head.format, activations or preferred.head.activation)
-    try:
-        kept = re.compile(keep) if keep is not None else None
-    except re.error as error:
-        raise UsageError(f"--keep {keep}", f"not a regular expression ({error})", "correct it") from error
+    precision = check_activation(activations) if activations else None
+    schemes = {
+        "linear": Scheme(parse_format(weights) if weights else preferred.linear.format, None),
+        "head": _scheme_or_float(head, preferred.head),
+        "embedding": _scheme_or_float(embedding, preferred.embedding),
+    }
+    precisions = {"linear": precision or preferred.linear.activation, "head": precision or preferred.head.activation}
+    kept = _kept(sites, keep)
 
     plan = Plan()
     for users in sites_by_weight(sites).values():
-        if kept and any(kept.search(site.name) or kept.search(site.role) for site in users):
-            plan.update({site.name: None for site in users})
-            continue
         roles = {site.role for site in users}
-        scheme = head if "head" in roles else preferred.embedding if roles == {"embedding"} else linear
+        if not kept.isdisjoint(users):
+            plan.leave(users, f"kept by --keep {keep}")
+            continue
+        if {"head", "embedding"} <= roles and head and embedding and head != embedding:
+            names = " and ".join(site.name for site in users)
+            problem, remedy = f"differs from --embedding {embedding}, but {names} share a weight", "give them the same"
+            raise UsageError(f"--head {head}", problem, remedy)
+        decides = "head" if "head" in roles else "embedding" if roles == {"embedding"} else "linear"
+        if {"head", "embedding"} <= roles and embedding and not head:
+            decides = "embedding"
+        scheme = schemes[decides]
+        if scheme is None:
+            plan.leave(users, f"kept by --{decides} {FLOAT}")
+            continue
+        precision_of = precisions["head" if "head" in roles else "linear"]
         for site in users:
-            plan[site.name] = Scheme(scheme.format, None) if site.kind == "embedding" else scheme
+            plan[site.name] = Scheme(scheme.format, None if site.kind == "embedding" else precision_of)
     if not any(plan.values()):
-        raise UsageError(f"--keep {keep}", "leaves no site to quantize", "keep fewer")
+        raise UsageError(f"--keep {keep}" if keep else f"--head {head}", "leaves no site to quantize", "keep fewer")
+    _leave_what_packing_does_not_shrink(plan, sites)
     return plan
 
 
-def load_plan(path: Path, sites: Sequence[Site]) -> Plan:
+def _scheme_or_float(given: str | None, preferred: Scheme) -> Scheme | None:
+    if given is None:
+        return preferred
+    return None if given == FLOAT else Scheme(parse_format(given), None)
+
+
+def _kept(sites: Sequence[Site], keep: str | None) -> set[Site]:
+    """The sites that `--keep` finds."""
+    if keep is None:
+        return set()
+    try:
+        pattern = re.compile(keep)
+    except re.error as error:
+        raise UsageError(f"--keep {keep}", f"not a regular expression ({error})", "correct it") from error
+    kept = {site for site in sites if pattern.search(site.name) or pattern.search(site.role)}
+    if not kept:
+        raise UsageError(f"--keep {keep}", "finds no site by name or role", "see `qxc inspect` for both")
+    return kept
+
+
+def _leave_what_packing_does_not_shrink(plan: Plan, sites: Sequence[Site]) -> None:
+    """Leave sites in floating point whose initializer, packed for all its uses, would not take fewer bytes."""
+    users_of: dict[ir.Value, list[Site]] = {}
+    for site in sites:
+        users_of.setdefault(site.weight.value, []).append(site)
+    nodes = {site.node for site in sites if plan[site.name]}
+    for value, users in users_of.items():
+        formats = {site.weight: scheme.format for site in users if (scheme := plan[site.name])}
+        if not formats:
+            continue
+        packed = sum(packed_bytes(fmt, weight.out_features, weight.in_features) for weight, fmt in formats.items())
+        stored = users[0].weight.nbytes
+        if others := _other_readers(value, nodes):
+            stays = f"{' and '.join(others)} read the same weight, which would be stored twice"
+        elif packed >= stored:
+            stays = f"packing would not make it smaller ({stored} bytes, {packed} packed)"
+        else:
+            continue
+        plan.leave(users, stays)
+
+
+def _other_readers(value: ir.Value, sites: set[ir.Node]) -> list[str]:
+    """What reads an initializer besides the nodes of sites."""
+    nodes, is_output = readers(value)
+    return sorted({node.op_type for node in nodes if node not in sites} | ({"the output"} if is_output else set()))
+
+
+def load_plan(path: Path, target: Target, sites: Sequence[Site]) -> Plan:
     """Read a plan that `to_yaml` wrote and a person may have edited.
 
     Raises:
-        TargetError: it cannot be read, or does not name just the sites of the model.
+        TargetError: it cannot be read, is for another target, or does not name just the sites of the model.
     """
+    remedy = "give the plan.yaml of an earlier compile"
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise TargetError(path, "too large for a plan", "give the plan.yaml of an earlier compile")
+            raise TargetError(path, "too large for a plan", remedy)
         document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise TargetError(path, f"not a readable plan ({error})", "give the plan.yaml of an earlier compile") from error
+        raise TargetError(path, f"not a readable plan ({error})", remedy) from error
     schemes = document.get("sites") if isinstance(document, dict) else None
     if not isinstance(schemes, dict):
-        raise TargetError(path, "has no field `sites`", "give the plan.yaml of an earlier compile")
+        raise TargetError(path, "has no field `sites`", remedy)
+    if unknown := sorted(set(map(str, document)) - {"target", "sites"}):
+        raise TargetError(path, f"has an unknown field `{unknown[0]}`", "its fields are `target` and `sites`")
+    if document.get("target", target.name) != target.name:
+        problem = f"is a plan for target {document['target']}, not {target.name}"
+        raise TargetError(path, problem, "name that target, or correct the plan's field `target`")
     names = [site.name for site in sites]
     if unknown := sorted(set(map(str, schemes)) - set(names)):
         raise TargetError(path, f"the model has no site {unknown[0]}", "see `qxc inspect` for its sites")

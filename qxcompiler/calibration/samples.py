@@ -1,9 +1,10 @@
-"""Samples in: a file of text or of named arrays becomes the inputs of a model, one batch of one at a time.
+"""Samples in: text or named arrays become the inputs of a model, one run at a time.
 
 Text is tokenised once as a whole, without special tokens, and cut into windows spaced evenly over it: the
-usual protocol for the perplexity of language models, which adds no leading `<s>` to a window. Where a
-tokenizer brackets a text on both sides (`[CLS]` ... `[SEP]`, as for encoders), every window is bracketed so;
-the brackets count towards its length.
+usual protocol for the perplexity of language models, which adds no leading `<s>` to a window. Windows do not
+overlap: short text makes fewer. Where a tokenizer brackets a text on both sides (`[CLS]` ... `[SEP]`, as for
+encoders), every window is bracketed so; the brackets count towards its length. How arrays are cut is said in
+`qxcompiler.calibration.arrays`.
 """
 
 from __future__ import annotations
@@ -12,55 +13,31 @@ __all__ = [
     "InputSpec",
     "Sample",
     "context_limit",
+    "default_length",
+    "derive",
     "input_specs",
     "load_samples",
     "load_tokenizer",
     "supply_missing",
 ]
 
+import itertools
 import json
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import ml_dtypes  # noqa: F401  (teaches numpy the names bfloat16 and float8)
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
+from qxcompiler.calibration.arrays import InputSpec, batch_axis, fit, read_npz, split
 from qxcompiler.errors import CalibrationError
 
+_LENGTH = 512  # tokens a sample, unless the model takes fewer or is told otherwise
+
 Sample: TypeAlias = dict[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input of a model.
-
-    Attributes:
-        name: the input's name in the graph.
-        dtype: its element type.
-        shape: its dimensions: a number where fixed, a name or None where free; None if the rank is unknown.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str | None, ...] | None
-
-    def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape can be fed to the input."""
-        if self.shape is None:
-            return True
-        return len(shape) == len(self.shape) and all(
-            not isinstance(mine, int) or mine == size for mine, size in zip(self.shape, shape, strict=True)
-        )
-
-    def __str__(self) -> str:
-        dims = "any shape" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
-        return f"{self.name} {self.dtype} [{dims}]"
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:
@@ -73,16 +50,16 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
         One `InputSpec` an input, in the graph's order.
 
     Raises:
-        CalibrationError: an input is not a tensor of numbers.
+        CalibrationError: an input is not a tensor.
     """
     specs = []
     for value in model.graph.inputs:
         if value.name in model.graph.initializers:
             continue
-        if not isinstance(value.type, ir.TensorType) or value.dtype in (None, ir.DataType.STRING):
+        if not isinstance(value.type, ir.TensorType) or value.dtype in (None, ir.DataType.UNDEFINED):
             raise CalibrationError(
                 f"input {value.name}",
-                f"{value.type} is not a tensor of numbers",
+                f"{value.type} is not a tensor",
                 "use a model with tensor inputs",
             )
         shape = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
@@ -91,67 +68,119 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
 
 
 def load_samples(
-    path: str | Path,
+    source: str | Path | Iterable[Mapping[str, npt.NDArray[Any]]],
     inputs: Sequence[InputSpec],
-    model_path: str | Path,
+    model_path: str | Path | None,
     *,
     samples: int,
-    length: int,
+    length: int | None = None,
     tokenizer: str | Path | None = None,
 ) -> list[Sample]:
     """Read calibration or evaluation samples.
 
     `.txt` is one text; `.jsonl` has an object with a string `text` on every line, joined by newlines into one
-    text. Either is cut into `samples` windows of `length` tokens, spaced evenly over the text (overlapping if
-    it is short). `.npz` has an array for each input, whose first axis counts the samples; at most `samples`
-    of them are taken, spaced evenly. Attention masks, position ids, token types and an empty past are
-    supplied where the file has none.
+    text. Either is cut into up to `samples` runs of windows of `length` tokens, spaced evenly over the text, which do
+    not overlap. `.npz` has an array for each input, see `qxcompiler.calibration.arrays`; at most `samples` runs are
+    taken, spaced evenly. A Python iterable gives the inputs of a run with each element; the first `samples` are taken.
+    Attention masks, position ids, token types and an empty past are supplied where there are none.
 
     Args:
-        path: a `.txt`, `.jsonl` or `.npz` file.
+        source: a `.txt`, `.jsonl` or `.npz` file, or an iterable of mappings from inputs to arrays.
         inputs: what the model takes.
-        model_path: the ONNX file, beside which `tokenizer.json` and `config.json` lie.
+        model_path: the ONNX file, beside which `tokenizer.json` and `config.json` lie; None if there is none.
         samples: how many samples at most.
-        length: tokens a sample, special tokens included; without meaning for `.npz`.
+        length: tokens a window, special tokens included; None is 512, or the model's own limit where that is less.
+            Without meaning for arrays.
         tokenizer: another `tokenizer.json`, or the folder that holds one.
 
     Returns:
-        At least one sample; in each, every input of the model with a leading batch axis of 1.
+        At least one sample; in each, every input of the model.
 
     Raises:
-        CalibrationError: the file cannot be read, is too short, or does not fit the model's inputs.
+        CalibrationError: the source cannot be read, is too short, or does not fit the model's inputs.
     """
-    path, model_path = Path(path), Path(model_path)
-    if samples < 1 or length < 1:
-        raise CalibrationError(path, f"{samples} samples of length {length}", "give positive numbers")
-    match path.suffix:
-        case ".npz":
-            loaded = _arrays(path, inputs, samples)
-        case ".txt" | ".jsonl":
-            ids = _token_input(path, inputs)
-            limit = context_limit(model_path)
-            if limit is not None and length > limit:
+    if samples < 1 or (length is not None and length < 1):
+        raise CalibrationError(_source_name(source), f"{samples} samples of length {length}", "give positive numbers")
+    loaded: list[Sample]
+    if not isinstance(source, (str, Path)):
+        loaded = _feeds(source, inputs, samples)
+    elif Path(source).suffix == ".npz":
+        loaded = split(read_npz(Path(source)), inputs, samples, source)
+    elif Path(source).suffix in (".txt", ".jsonl"):
+        loaded = _text(Path(source), inputs, model_path, samples, length, tokenizer)
+    else:
+        kind = Path(source).suffix or "such"
+        raise CalibrationError(source, f"cannot read samples from {kind} files", "give .txt, .jsonl or .npz")
+    subject = _source_name(source)
+    complete = [supply_missing(sample, inputs, subject=subject) for sample in loaded]
+    for sample in complete:
+        for spec in inputs:
+            shape = sample[spec.name].shape
+            if not spec.accepts(shape):
                 raise CalibrationError(
-                    path,
-                    f"samples of {length} tokens, but {model_path} takes at most {limit}",
-                    f"give --length {limit}",
+                    subject,
+                    f"a sample has {spec.name} of shape {list(shape)}, but the model takes {spec}",
+                    "give samples (or a --length) of the model's fixed size",
                 )
-            tokens = _windows(path, load_tokenizer(model_path, tokenizer), samples, length)
-            loaded = [{ids.name: window[None].astype(ids.dtype)} for window in tokens]
-        case _:
-            raise CalibrationError(
-                path, f"cannot read samples from {path.suffix or 'such'} files", "give .txt, .jsonl or .npz"
-            )
-    complete = [supply_missing(sample, inputs, subject=path) for sample in loaded]
-    for spec in inputs:
-        shape = complete[0][spec.name].shape
-        if not spec.accepts(shape):
-            raise CalibrationError(
-                path,
-                f"a sample has {spec.name} of shape {list(shape)}, but the model takes {spec}",
-                "give samples (or a --length) of the model's fixed size",
-            )
     return complete
+
+
+def _source_name(source: object) -> str:
+    """What to call a source of samples in a message."""
+    return str(source) if isinstance(source, (str, Path)) else "samples"
+
+
+def default_length(inputs: Sequence[InputSpec], model_path: str | Path | None) -> int:
+    """Tokens a window where none were asked for: what the model takes if that is fixed, else 512 or its context."""
+    for spec in inputs:
+        if spec.name.endswith("input_ids") and spec.shape and isinstance(spec.shape[-1], int):
+            return spec.shape[-1]
+    return min(_LENGTH, context_limit(model_path) or _LENGTH)
+
+
+def _feeds(source: Iterable[Mapping[str, npt.NDArray[Any]]], inputs: Sequence[InputSpec], samples: int) -> list[Sample]:
+    """The inputs of single runs, as a Python caller gives them."""
+    by_name = {spec.name: spec for spec in inputs}
+    loaded: list[Sample] = []
+    for number, feed in enumerate(itertools.islice(source, samples)):
+        subject = f"sample {number}"
+        if not isinstance(feed, Mapping):
+            raise CalibrationError(subject, f"is a {type(feed).__name__}", "give mappings from inputs to arrays")
+        if unknown := [name for name in feed if name not in by_name]:
+            names = ", ".join(by_name)
+            raise CalibrationError(subject, f"the model has no input {unknown[0]}", f"give arrays for {names}")
+        loaded.append({name: fit(name, np.asarray(array), by_name[name], subject) for name, array in feed.items()})
+    if not loaded:
+        raise CalibrationError("samples", "there are none", "give an iterable of mappings from inputs to arrays")
+    return loaded
+
+
+def _text(
+    path: Path,
+    inputs: Sequence[InputSpec],
+    model_path: str | Path | None,
+    samples: int,
+    length: int | None,
+    tokenizer: str | Path | None,
+) -> list[Sample]:
+    """The token ids of windows of a text, as many to a run as the model's batch holds."""
+    ids = _token_input(path, inputs)
+    limit = context_limit(model_path)
+    if length is None:
+        length = default_length(inputs, model_path)
+    elif limit is not None and length > limit:
+        raise CalibrationError(
+            path, f"samples of {length} tokens, but {model_path} takes at most {limit}", f"give --length {limit}"
+        )
+    axis = None if ids.shape is not None and len(ids.shape) == 1 else batch_axis(ids, inputs) or 0
+    size = ids.shape[axis] if ids.shape is not None and axis is not None else None
+    batch = size if isinstance(size, int) and size > 0 else 1
+    windows = _windows(path, load_tokenizer(model_path, tokenizer), samples * batch, length)
+    if len(windows) < batch:
+        problem = f"makes {len(windows)} windows of {length} tokens, but one run of the model takes {batch}"
+        raise CalibrationError(path, problem, "give more text or a smaller --length")
+    runs = [windows[start : start + batch] for start in range(0, len(windows) - batch + 1, batch)]
+    return [{ids.name: (run[0] if axis is None else np.stack(run, axis)).astype(ids.dtype)} for run in runs]
 
 
 def supply_missing(
@@ -181,7 +210,7 @@ def supply_missing(
     for spec in inputs:
         value = sample.get(spec.name)
         if value is None:
-            value = _derive(spec, sample, past_length)
+            value = derive(spec, sample, past_length)
         if value is None:
             raise CalibrationError(
                 subject,
@@ -192,7 +221,7 @@ def supply_missing(
     return complete
 
 
-def _derive(spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length: int) -> npt.NDArray[Any] | None:
+def derive(spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length: int) -> npt.NDArray[Any] | None:
     """The value of an input that follows from the token ids, or None."""
     ids = next((value for name, value in sample.items() if name.endswith("input_ids")), None)
     batch, length = ids.shape if ids is not None and ids.ndim == 2 else (1, None)
@@ -232,7 +261,7 @@ def _token_input(path: Path, inputs: Sequence[InputSpec]) -> InputSpec:
     )
 
 
-def load_tokenizer(model_path: str | Path, tokenizer: str | Path | None = None) -> Tokenizer:
+def load_tokenizer(model_path: str | Path | None, tokenizer: str | Path | None = None) -> Tokenizer:
     """The tokenizer of a model, with truncation and padding switched off.
 
     Args:
@@ -242,7 +271,9 @@ def load_tokenizer(model_path: str | Path, tokenizer: str | Path | None = None) 
     Raises:
         CalibrationError: there is no such file, or it is not a tokenizer.
     """
-    path = Path(tokenizer) if tokenizer is not None else Path(model_path).parent
+    if tokenizer is None and model_path is None:
+        raise CalibrationError("text", "there is no tokenizer to read it with", "name one, or give arrays")
+    path = Path(tokenizer) if tokenizer is not None else Path(model_path or "").parent
     if path.is_dir():
         path /= "tokenizer.json"
     if not path.is_file():
@@ -256,18 +287,20 @@ def load_tokenizer(model_path: str | Path, tokenizer: str | Path | None = None) 
     return loaded
 
 
-def context_limit(model_path: str | Path) -> int | None:
+def context_limit(model_path: str | Path | None) -> int | None:
     """How many tokens the model's positions reach, by the `config.json` beside it; None if unsaid."""
+    if model_path is None:
+        return None
     try:
         config = json.loads((Path(model_path).parent / "config.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     limits = [config.get(key) for key in ("max_position_embeddings", "n_positions")] if isinstance(config, dict) else []
-    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+    return next((limit for limit in limits if type(limit) is int and limit > 0), None)
 
 
 def _windows(path: Path, tokenizer: Tokenizer, samples: int, length: int) -> list[npt.NDArray[np.int64]]:
-    """`samples` windows of `length` tokens, spaced evenly over the text."""
+    """Up to `samples` windows of `length` tokens, spaced evenly over the text without overlapping."""
     prefix, suffix = _brackets(tokenizer)
     body = length - len(prefix) - len(suffix)
     tokens = np.asarray(tokenizer.encode(_read_text(path), add_special_tokens=False).ids, np.int64)
@@ -284,7 +317,12 @@ def _windows(path: Path, tokenizer: Tokenizer, samples: int, length: int) -> lis
             "give more text or a smaller --length",
         )
     last = len(tokens) - body
-    starts = range(0, last + 1, max(1, last // samples))[:samples]
+    stride = last // samples
+    if stride > body:
+        starts = list(range(0, stride * samples, stride))
+    else:
+        count = min(samples, len(tokens) // body)
+        starts = [number * last // max(count - 1, 1) for number in range(count)]
     return [np.concatenate([prefix, tokens[start : start + body], suffix]) for start in starts]
 
 
@@ -300,7 +338,7 @@ def _brackets(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], npt.NDArray[
 
 def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a leading byte-order mark is no text
     except OSError as error:
         raise CalibrationError(path, f"cannot be read ({error.strerror})", "give a readable file") from error
     except UnicodeDecodeError as error:
@@ -309,6 +347,8 @@ def _read_text(path: Path) -> str:
         text = "\n".join(_documents(path, text))
     if not text.strip():
         raise CalibrationError(path, "is empty", "give a file with text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise CalibrationError(path, "holds half a surrogate pair", "give a valid text")
     return text
 
 
@@ -319,51 +359,10 @@ def _documents(path: Path, lines: str) -> Iterator[str]:
             continue
         try:
             document = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CalibrationError(
                 path, f"line {number} is not JSON ({error})", "give one JSON object a line"
             ) from error
         if not isinstance(document, dict) or not isinstance(document.get("text"), str):
             raise CalibrationError(path, f"line {number} has no string 'text'", 'give lines like {"text": "..."}')
         yield document["text"]
-
-
-def _arrays(path: Path, inputs: Sequence[InputSpec], samples: int) -> list[Sample]:
-    """Up to `samples` rows of a `.npz` file, spaced evenly over it."""
-    arrays = _read_npz(path)
-    by_name = {spec.name: spec for spec in inputs}
-    wanted = "; ".join(str(spec) for spec in inputs if not _is_past(spec))
-    for name, array in arrays.items():
-        spec = by_name.get(name)
-        if spec is None:
-            raise CalibrationError(path, f"the model has no input {name}", f"give arrays for {wanted}")
-        if array.dtype.kind != spec.dtype.kind or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-            raise CalibrationError(path, f"{name} has type {array.dtype}", f"the model takes {spec}")
-        if array.ndim == 0 or not spec.accepts((1, *array.shape[1:])):
-            raise CalibrationError(
-                path,
-                f"{name} has shape {list(array.shape)}",
-                f"the model takes {spec}, with the samples along the first axis, each run as a batch of 1",
-            )
-        if not np.isfinite(array).all():
-            raise CalibrationError(path, f"{name} holds NaN or infinity", "give finite values")
-    counts = {name: len(array) for name, array in arrays.items()}
-    count = min(counts.values(), default=0)
-    if count == 0:
-        raise CalibrationError(path, "holds no samples", f"give arrays for {wanted}")
-    if count != max(counts.values()):
-        raise CalibrationError(path, f"arrays differ in their number of samples {counts}", "give as many in each")
-    rows = range(0, count, max(1, count // samples))[:samples]
-    return [{name: array[row : row + 1].astype(by_name[name].dtype) for name, array in arrays.items()} for row in rows]
-
-
-def _read_npz(path: Path) -> Sample:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise CalibrationError(
-            path, f"cannot be read ({error.strerror or error})", "give a readable .npz file"
-        ) from error
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise CalibrationError(path, f"not an archive of plain arrays ({error})", "save it with numpy.savez") from error

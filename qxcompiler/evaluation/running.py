@@ -5,14 +5,15 @@ from __future__ import annotations
 __all__ = ["Runner"]
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from qxcompiler.calibration.samples import InputSpec
+from qxcompiler.calibration.arrays import InputSpec
+from qxcompiler.calibration.feeding import run
 from qxcompiler.errors import ModelError
 from qxcompiler.runtime_ops import session
 
@@ -21,37 +22,65 @@ class Runner:
     """A model in an onnxruntime session.
 
     Args:
-        path: the ONNX file.
+        model: the ONNX file, or a whole model as bytes.
         threads: threads of one operator; None lets onnxruntime choose.
+        library: False computes the packed operators by their definition, as onnxruntime does without our library.
 
     Attributes:
-        path: the ONNX file.
-        inputs: what the model takes.
+        path: the ONNX file; for messages, `the model` where it has none.
         outputs: the outputs' names, each with its rank (None if unknown), in the graph's order.
 
     Raises:
-        ModelError: the file cannot be loaded, or has inputs that are not tensors of numbers.
+        ModelError: the model cannot be loaded.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
+    def __init__(self, model: str | Path | bytes, *, threads: int | None = None, library: bool = True) -> None:
+        self.path = Path("the model") if isinstance(model, bytes) else Path(model)
+        if not isinstance(model, bytes) and not self.path.is_file():
             raise ModelError(self.path, "no such file", "give an ONNX file")
-        self.session = session(self.path, threads=threads)
-        self.inputs = [self._spec(value) for value in self.session.get_inputs()]
+        self.session = session(model, threads=threads, library=library)
         self.outputs = {value.name: _rank(value.shape) for value in self.session.get_outputs()}
 
-    def run(self, sample: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
+    @cached_property
+    def inputs(self) -> list[InputSpec]:
+        """What the model takes.
+
+        Raises:
+            ModelError: an input is a sequence, a map or optional.
+        """
+        return [self._spec(value) for value in self.session.get_inputs()]
+
+    def run(self, sample: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """The values of some outputs.
 
         Raises:
             ModelError: onnxruntime could not run the model.
         """
         try:
-            values: list[npt.NDArray[Any]] = self.session.run(list(outputs), dict(sample))
+            return run(self.session, outputs, sample)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise self.failure(error) from error
-        return values
+
+    def declared_shapes(self, sample: Mapping[str, Any]) -> dict[str, list[int | None] | None]:
+        """The shapes that the outputs should have by the model's own word, given its inputs.
+
+        Args:
+            sample: the inputs, which say how large the symbolic sizes are.
+
+        Returns:
+            For each output its sizes, None where unsaid; None if its rank is unsaid.
+        """
+        known: dict[object, int] = {}
+        for value in self.session.get_inputs():
+            array = sample.get(value.name)
+            if isinstance(array, np.ndarray) and _rank(value.shape) == array.ndim:
+                known |= {size: n for size, n in zip(value.shape, array.shape, strict=True) if isinstance(size, str)}
+        return {
+            value.name: None
+            if _rank(value.shape) is None
+            else [size if isinstance(size, int) else known.get(size) for size in value.shape]
+            for value in self.session.get_outputs()
+        }
 
     def failure(self, error: Exception) -> ModelError:
         """The one line for an error of onnxruntime."""
@@ -59,9 +88,9 @@ class Runner:
 
     def _spec(self, value: Any) -> InputSpec:
         element = value.type.removeprefix("tensor(").removesuffix(")").upper()
-        if element == "STRING" or element not in ir.DataType.__members__:
+        if element not in ir.DataType.__members__:
             raise ModelError(
-                self.path, f"input {value.name} has type {value.type}", "use a model whose inputs are numbers"
+                self.path, f"input {value.name} has type {value.type}", "use a model whose inputs are tensors"
             )
         shape = None if _rank(value.shape) is None else tuple(value.shape)
         return InputSpec(value.name, np.dtype(ir.DataType[element].numpy()), shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "FLOAT_TYPES",
     "Names",
     "Segment",
     "Site",
@@ -19,6 +20,7 @@ __all__ = [
     "normalize",
     "overridable_inputs",
     "raise_opset",
+    "readers",
     "save_model",
 ]
 
@@ -26,6 +28,7 @@ from qxcompiler.graph.external_data import check_unchanged
 from qxcompiler.graph.model_file import load_model, model_files, save_model
 from qxcompiler.graph.names import Names, make_names_unique
 from qxcompiler.graph.normal_form import normalize, overridable_inputs, raise_opset
+from qxcompiler.graph.readers import readers
 from qxcompiler.graph.roles import assign_roles
 from qxcompiler.graph.segments import Segment, extract_segment, find_segments
-from qxcompiler.graph.sites import Site, Weight, check_finite, find_sites
+from qxcompiler.graph.sites import FLOAT_TYPES, Site, Weight, check_finite, find_sites

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["first_cause", "load_model", "model_files", "save_model"]
 
+import hashlib
 import logging
 import os
 import stat
@@ -75,8 +76,9 @@ def model_files(path: str | os.PathLike[str], model: ir.Model) -> list[Path]:
 
 
 def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "model.onnx") -> None:
-    """Write a normalized model to `<folder>/<name>` and its tensors from 1 KiB on to `<name>.data` beside it.
+    """Write a normalized model to `<folder>/<name>` and its tensors from 1 KiB on to `<name>.<digest>.data` beside it.
 
+    The data file is named by its content, so that a model never meets the data of another that is written over it.
     Equal models give equal bytes. Every tensor in the data file starts on a multiple of 64 bytes, those from
     1 MiB on a page, so that a runtime can use them in place. The model itself is left as it was.
 
@@ -90,7 +92,8 @@ def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "mod
                 node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.tensor(attribute.value.numpy()))
     values = [value for graph in model.graphs() for value in graph.initializers.values()]
     originals = [value.const_value for value in values]
-    data_path = folder / f"{name}.data"
+    data_path = folder / f"{name}.data"  # until its content is known
+    places: list[tuple[ir.Value, int]] = []
     try:
         with data_path.open("wb") as file:
             for value in values:
@@ -108,18 +111,26 @@ def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "mod
                     tensor.tofile(file)  # from file to file, not through memory
                 else:
                     file.write(tensor.tobytes())
-                value.const_value = ir.ExternalTensor(
-                    data_path.name,
-                    offset,
-                    tensor.nbytes,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=value.name or "",
-                    base_dir=folder,
-                )
-        (folder / name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-        if not data_path.stat().st_size:
+                places.append((value, offset))
+        if places:
+            with data_path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+            data_path = data_path.rename(folder / f"{name}.{digest}.data")
+        else:
             data_path.unlink()
+        for value, offset in places:
+            tensor = value.const_value
+            assert tensor is not None
+            value.const_value = ir.ExternalTensor(
+                data_path.name,
+                offset,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=value.name or "",
+                base_dir=folder,
+            )
+        (folder / name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     except OSError as error:
         raise OutputError(
             error.filename or data_path,

@@ -43,8 +43,8 @@ def assign_roles(model: ir.Model, sites: Sequence[Site]) -> None:
        product. What the three come from is `query`, `key` and `value`; a site that feeds several of them is
        `query_key_value`; the first sites after it are `attention_output`. Fused attention operators count as
        well.
-    3. A site that reaches a graph output through no other site and no residual addition is `head`, unless it
-       has a role in attention (keys and values reach the cache).
+    3. A site behind others that reaches a graph output through no other site and no residual addition is `head`,
+       unless it has a role in attention (keys and values reach the cache).
     4. Where two sites of the same origin are multiplied, one of them through an activation, that is the
        `gate`, the other `up`, and the site they feed `down`. One site whose halves are multiplied is
        `gate_up`. A site that feeds another through an activation alone is `up`, and the other `down`.
@@ -62,7 +62,7 @@ def assign_roles(model: ir.Model, sites: Sequence[Site]) -> None:
     for attention in attentions:
         attention.assign()
     for site in sites:
-        if site.role == "other" and trace.reaches_output(site):
+        if site.role == "other" and trace.sources(site.input) and trace.reaches_output(site):
             site.role = "head"
     for site in sites:
         if site.kind == "linear" and site.role in ("other", "head"):

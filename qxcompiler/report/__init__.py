@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from qxcompiler.report.coverage import Coverage, Unquantized, coverage
 from qxcompiler.report.inspection import InspectedSite, Inspection, inspect
-from qxcompiler.report.report import Report, SiteReport, report_sites
+from qxcompiler.report.report import Report, SiteReport, SitesReport, report_sites
 
-__all__ = ["InspectedSite", "Inspection", "Report", "SiteReport", "inspect", "report_sites"]
+__all__ = [
+    "Coverage",
+    "InspectedSite",
+    "Inspection",
+    "Report",
+    "SiteReport",
+    "SitesReport",
+    "Unquantized",
+    "coverage",
+    "inspect",
+    "report_sites",
+]

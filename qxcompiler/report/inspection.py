@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from qxcompiler.errors import ModelError
 from qxcompiler.graph import Site, find_sites, load_model, model_files, normalize
 from qxcompiler.passes.pack_sites import BLOCK, ROLE, SCHEME
+from qxcompiler.report.coverage import Unquantized, coverage
 from qxcompiler.runtime_ops.operators import DOMAIN
 
 __all__ = ["InspectedSite", "Inspection", "inspect"]
@@ -50,6 +51,8 @@ class Inspection(BaseModel):
         bytes: size of the model's files.
         site_bytes: what the weights of all sites take.
         bits_per_weight: over the weights of all sites, each counted once; None without sites.
+        model_bits_per_weight: over all weights of the model; None where it has none.
+        others: the tensors that belong to no site, the most bytes first.
         sites: a row a site, in the order of the graph.
     """
 
@@ -58,6 +61,8 @@ class Inspection(BaseModel):
     bytes: int
     site_bytes: int
     bits_per_weight: float | None
+    model_bits_per_weight: float | None
+    others: list[Unquantized]
     sites: list[InspectedSite]
 
 
@@ -74,12 +79,14 @@ def inspect(path: str | Path) -> Inspection:
     normalize(model)
     float_sites = {site.node: site for site in find_sites(model)}
     seen: set[ir.Value] = set()
+    listed: set[ir.Value] = set()  # with all that belongs to a packed weight
     rows = []
     for node in model.graph.all_nodes():
         if node in float_sites:
             row, weight = _float_row(float_sites[node]), float_sites[node].weight.value
         elif node.domain == DOMAIN:
             row, weight = _packed_row(path, node)
+            listed.update(value for value in node.inputs if value is not None)
         else:
             continue
         rows.append(row if weight not in seen else row.model_copy(update={"bytes": 0}))
@@ -87,12 +94,16 @@ def inspect(path: str | Path) -> Inspection:
     stored = [row for row in rows if row.bytes]
     weights = sum(row.in_features * row.out_features for row in stored)
     site_bytes = sum(row.bytes for row in stored)
+    rest = coverage(model, seen | listed, site_bytes, {})
+    all_weights = weights + rest.weights
     return Inspection(
         opset=model.opset_imports.get("", 0),
         nodes=nodes,
         bytes=size,
         site_bytes=site_bytes,
         bits_per_weight=8 * site_bytes / weights if weights else None,
+        model_bits_per_weight=8 * (site_bytes + rest.weight_bytes) / all_weights if all_weights else None,
+        others=rest.rows,
         sites=rows,
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import onnx_ir as ir
 from pydantic import BaseModel
 
 from qxcompiler.allocation import FLOAT, Plan, sites_by_weight
@@ -11,8 +13,9 @@ from qxcompiler.evaluation import Verification
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import packed_bytes
 from qxcompiler.quantizers import QuantizationResult
+from qxcompiler.report.coverage import Unquantized, coverage
 
-__all__ = ["Report", "SiteReport", "report_sites"]
+__all__ = ["Report", "SiteReport", "SitesReport", "report_sites"]
 
 
 class SiteReport(BaseModel):
@@ -25,6 +28,7 @@ class SiteReport(BaseModel):
         in_features: K.
         out_features: N.
         scheme: weight format and activation precision, or `float`.
+        reason: why it was left in float, None where it was not.
         quantizer: the algorithm that chose the codes, None where left in float.
         bits_per_weight: everything stored for the weight, over its number of weights.
         bytes: what the weight takes; 0 where an earlier site has the same weight.
@@ -38,6 +42,7 @@ class SiteReport(BaseModel):
     in_features: int
     out_features: int
     scheme: str
+    reason: str | None
     quantizer: str | None
     bits_per_weight: float
     bytes: int
@@ -50,38 +55,54 @@ class Report(BaseModel):
     Attributes:
         target: name of the hardware descriptor.
         samples: how many calibration samples were used.
-        bits_per_weight: over the quantized weights, each counted once.
+        quantized_bits_per_weight: over the quantized weights, each counted once; None where all stay in float.
+        bits_per_weight: over the weights of all sites, those left in float too.
+        model_bits_per_weight: over all weights of the model, those that belong to no site too.
         bytes_before: size of the model's files.
         bytes_after: size of the compiled model's files.
-        verification: None where there were no samples to verify on.
+        verification: None where nothing was verified; `warnings` says why.
         warnings: what a user should know.
+        unquantized: what was not quantized, and why, the most bytes first.
         sites: a row a site, in the order of the graph.
     """
 
     target: str
     samples: int
+    quantized_bits_per_weight: float | None
     bits_per_weight: float
+    model_bits_per_weight: float
     bytes_before: int
     bytes_after: int
     verification: Verification | None
     warnings: list[str]
+    unquantized: list[Unquantized]
     sites: list[SiteReport]
 
 
+@dataclass(frozen=True)
+class SitesReport:
+    """What `Report` says of sites and weights, in its words."""
+
+    sites: list[SiteReport]
+    unquantized: list[Unquantized]
+    quantized_bits_per_weight: float | None
+    bits_per_weight: float
+    model_bits_per_weight: float
+
+
 def report_sites(
-    sites: Sequence[Site], plan: Plan, results: Mapping[Weight, QuantizationResult]
-) -> tuple[list[SiteReport], float]:
-    """A row a site, and the bits per weight over the quantized weights."""
+    model: ir.Model, sites: Sequence[Site], plan: Plan, results: Mapping[Weight, QuantizationResult]
+) -> SitesReport:
+    """A row a site, what was not quantized, and bits per weight; of a model whose sites are not replaced yet."""
     rows = []
     first = {users[0] for users in sites_by_weight(sites).values()}
-    total_bytes = total_weights = 0
+    packed, stored = _Sum(), _Sum()
     for site in sites:
-        N, K = site.out_features, site.in_features
         scheme, result = plan[site.name], results.get(site.weight)
-        stored = packed_bytes(scheme.format, N, K) if scheme else site.weight.nbytes
-        if scheme and site in first:
-            total_bytes += stored
-            total_weights += N * K
+        N, K = site.out_features, site.in_features
+        size = packed_bytes(scheme.format, N, K) if scheme else site.weight.nbytes
+        if site in first:
+            (packed if scheme else stored).add(size, N * K)
         rows.append(
             SiteReport(
                 name=site.name,
@@ -90,10 +111,37 @@ def report_sites(
                 in_features=K,
                 out_features=N,
                 scheme=str(scheme or FLOAT),
+                reason=plan.reasons.get(site.name),
                 quantizer=result.quantizer if result else None,
-                bits_per_weight=8 * stored / (N * K),
-                bytes=stored if site in first else 0,
+                bits_per_weight=8 * size / (N * K),
+                bytes=size if site in first else 0,
                 error=result.error if result else None,
             )
         )
-    return rows, 8 * total_bytes / total_weights
+    values = {site.weight.value for site in sites if plan[site.name]}
+    reasons = {site.weight.value: plan.reasons[site.name] for site in sites if not plan[site.name]}
+    rest = coverage(model, values, packed.bytes, reasons)
+    return SitesReport(
+        sites=rows,
+        unquantized=rest.rows,
+        quantized_bits_per_weight=packed.bits_per_weight if packed.weights else None,
+        bits_per_weight=(packed + stored).bits_per_weight,
+        model_bits_per_weight=(packed + _Sum(rest.weight_bytes, rest.weights)).bits_per_weight,
+    )
+
+
+@dataclass
+class _Sum:
+    bytes: int = 0
+    weights: int = 0
+
+    def add(self, size: int, weights: int) -> None:
+        self.bytes += size
+        self.weights += weights
+
+    def __add__(self, other: _Sum) -> _Sum:
+        return _Sum(self.bytes + other.bytes, self.weights + other.weights)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes / self.weights

@@ -33,7 +33,7 @@ struct RowDecoder {
   float scale(int64_t group) const {
     const int64_t at = (tile * weight.groups + group) * kTileRows + lane;
     if constexpr (code == Code::kMx) return e8m0_to_float(weight.exponents[at]);
-    return half_to_float(weight.scales[at]);
+    return half_to_float(half_at(weight.scales, at));
   }
 };
 

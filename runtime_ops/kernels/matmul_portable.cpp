@@ -72,7 +72,7 @@ void matmul_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
         if constexpr (code == Code::kMx) {
           sums[m][r] += 0.5f * e8m0_to_float(weight.exponents[at_group + r]) * product;
         } else {
-          sums[m][r] += half_to_float(weight.scales[at_group + r]) * product;
+          sums[m][r] += half_to_float(half_at(weight.scales, at_group + r)) * product;
         }
       }
     }

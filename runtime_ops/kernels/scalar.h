@@ -26,6 +26,13 @@ inline uint32_t bits_of_float(float value) {
   return bits;
 }
 
+// Number `at` of halves that may lie at any address.
+inline uint16_t half_at(const uint16_t* halves, int64_t at) {
+  uint16_t half;
+  std::memcpy(&half, reinterpret_cast<const char*>(halves) + at * 2, sizeof half);
+  return half;
+}
+
 inline float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = half & 0x7FFFu;

@@ -1,11 +1,73 @@
 #include "context.h"
 
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+
 namespace qxc::ort {
+namespace {
+
+constexpr size_t kLongestText = 200;
+
+// Asks the runtime whether there is something: its error, which names no node, is dropped.
+bool succeeds(Table api, OrtStatus* status) {
+  if (status) ReleaseStatus::call(api, status);
+  return !status;
+}
+
+Tensor tensor_of(Table api, const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(GetTensorTypeAndShape::call(api, value, &info));
+  int type = 0;
+  size_t rank = 0;
+  OrtStatus* status = GetTensorElementType::call(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &type);
+  if (!status) status = GetDimensionsCount::call(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &rank);
+  Shape shape(rank);
+  if (!status) {
+    status = GetDimensions::call(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info), shape.data(), rank);
+  }
+  ReleaseTensorTypeAndShapeInfo::call(api, info);
+  check(status);
+
+  void* data = nullptr;  // the table has no reader for constants; nothing is written through it but outputs
+  check(GetTensorMutableData::call(api, const_cast<OrtValue*>(value), &data));
+  return {static_cast<ElementType>(type), std::move(shape), data};
+}
+
+}  // namespace
 
 std::string to_string(const Shape& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + "]";
+}
+
+std::string to_string(ElementType type) {
+  static constexpr const char* kNames[] = {"undefined", "float32", "uint8",     "int8",       "uint16",  "int16",
+                                           "int32",     "int64",   "string",    "bool",       "float16", "float64",
+                                           "uint32",    "uint64",  "complex64", "complex128", "bfloat16"};
+  const size_t at = static_cast<size_t>(type);
+  return at < std::size(kNames) ? kNames[at] : "element type " + std::to_string(type);
+}
+
+std::string printable(const std::string& text) {
+  std::string shown = text.substr(0, kLongestText);
+  std::replace_if(shown.begin(), shown.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+  return shown.size() < text.size() ? shown + "..." : shown;
+}
+
+int64_t element_count(Shape::const_iterator first, Shape::const_iterator last) {
+  if (std::find(first, last, 0) != last) return 0;
+  int64_t count = 1;
+  for (; first != last; ++first) count *= *first;  // the memory exists, so that this is no overflow
+  return count;
+}
+
+void Tensor::align(size_t size) {
+  if (reinterpret_cast<uintptr_t>(data) % size == 0) return;
+  const size_t bytes = static_cast<size_t>(element_count(shape.begin(), shape.end())) * size;
+  copy.reset(new char[bytes]);
+  data = std::memcpy(copy.get(), data, bytes);
 }
 
 std::string KernelInfo::node_name() const {
@@ -17,49 +79,44 @@ std::string KernelInfo::node_name() const {
   return name;
 }
 
-int64_t KernelInfo::attribute_int(const char* name) const {
+std::optional<int64_t> KernelInfo::attribute_int(const char* name) const {
   int64_t value = 0;
-  check(KernelInfoGetAttributeInt::call(api_, info_, name, &value));
+  if (!succeeds(api_, KernelInfoGetAttributeInt::call(api_, info_, name, &value))) return {};
   return value;
 }
 
-std::string KernelInfo::attribute_string(const char* name) const {
+std::optional<std::string> KernelInfo::attribute_string(const char* name) const {
   size_t size = 0;
-  check(KernelInfoGetAttributeString::call(api_, info_, name, static_cast<char*>(nullptr), &size));
+  if (!succeeds(api_, KernelInfoGetAttributeString::call(api_, info_, name, static_cast<char*>(nullptr), &size))) {
+    return {};
+  }
   std::string value(size, '\0');
   check(KernelInfoGetAttributeString::call(api_, info_, name, value.data(), &size));
   value.resize(size ? size - 1 : 0);
   return value;
 }
 
-Tensor KernelContext::input(size_t index) const {
+std::optional<Tensor> KernelInfo::constant(size_t index) const {
+  int is_constant = 0;
   const OrtValue* value = nullptr;
-  check(KernelContextGetInput::call(api_, static_cast<const OrtKernelContext*>(context_), index, &value));
-  if (!value) throw Error(kInvalidGraph, "input " + std::to_string(index) + " is missing");
-
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  check(GetTensorTypeAndShape::call(api_, value, &info));
-  int type = 0;
-  size_t rank = 0;
-  OrtStatus* status = GetTensorElementType::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &type);
-  if (!status) status = GetDimensionsCount::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &rank);
-  Shape shape(rank);
-  if (!status)
-    status = GetDimensions::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), shape.data(), rank);
-  ReleaseTensorTypeAndShapeInfo::call(api_, info);
-  check(status);
-
-  void* data = nullptr;  // the table has no reader for constants; nothing is written through it
-  check(GetTensorMutableData::call(api_, const_cast<OrtValue*>(value), &data));
-  return {static_cast<ElementType>(type), std::move(shape), data};
+  check(KernelInfoGetConstantInput::call(api_, info_, index, &is_constant, &value));
+  if (!is_constant || !value) return {};
+  return tensor_of(api_, value);
 }
 
-void* KernelContext::output(const Shape& shape) const {
+std::optional<Tensor> KernelContext::input(size_t index) const {
+  const OrtValue* value = nullptr;
+  check(KernelContextGetInput::call(api_, static_cast<const OrtKernelContext*>(context_), index, &value));
+  if (!value) return {};
+  return tensor_of(api_, value);
+}
+
+void* KernelContext::output(ElementType type, const Shape& shape) const {
   OrtValue* value = nullptr;
   check(KernelContextGetOutput::call(api_, context_, static_cast<size_t>(0), shape.data(), shape.size(), &value));
-  void* data = nullptr;
-  check(GetTensorMutableData::call(api_, value, &data));
-  return data;
+  if (!value) return nullptr;
+  const Tensor tensor = tensor_of(api_, value);
+  return tensor.type == type && tensor.shape == shape ? const_cast<void*>(tensor.data) : nullptr;
 }
 
 }  // namespace qxc::ort

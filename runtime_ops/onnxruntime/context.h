@@ -3,6 +3,9 @@
 
 #include <cstdint>
 #include <exception>
+#include <memory>
+#include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -37,6 +40,8 @@ OrtStatus* as_status(Table api, Body body) noexcept {
     return error.status;
   } catch (const Error& error) {
     return CreateStatus::call(api, static_cast<int>(error.code), error.what());
+  } catch (const std::bad_alloc&) {
+    return CreateStatus::call(api, static_cast<int>(kFail), "the qxc operators lack memory");
   } catch (const std::exception& error) {
     return CreateStatus::call(api, static_cast<int>(kFail), error.what());
   }
@@ -45,11 +50,22 @@ OrtStatus* as_status(Table api, Body body) noexcept {
 using Shape = std::vector<int64_t>;
 
 std::string to_string(const Shape& shape);
+std::string to_string(ElementType type);
+
+// A model's text, made fit for an error message: it may be long, or no text at all.
+std::string printable(const std::string& text);
+
+// How many elements a tensor has, of dimensions [first, last) of its shape: 0 where one of them is 0.
+int64_t element_count(Shape::const_iterator first, Shape::const_iterator last);
 
 struct Tensor {
   ElementType type;
   Shape shape;
   const void* data;
+  std::unique_ptr<char[]> copy = nullptr;  // where `data` points to one
+
+  // Data from a file may start at any byte of it: copies them where numbers of `size` bytes cannot be read in place.
+  void align(size_t size);
 
   template <class T>
   const T* as() const {
@@ -57,14 +73,18 @@ struct Tensor {
   }
 };
 
-// A kernel being made: its node's name and attributes.
+// A kernel being made: its node's name, attributes and constant inputs.
 class KernelInfo {
  public:
   KernelInfo(Table api, const OrtKernelInfo* info) : api_(api), info_(info) {}
 
   std::string node_name() const;
-  int64_t attribute_int(const char* name) const;
-  std::string attribute_string(const char* name) const;
+  // Nothing where the node has no such attribute, or one of another type.
+  std::optional<int64_t> attribute_int(const char* name) const;
+  std::optional<std::string> attribute_string(const char* name) const;
+
+  // Nothing where the input is known only when the model runs.
+  std::optional<Tensor> constant(size_t index) const;
 
  private:
   Table api_;
@@ -76,8 +96,10 @@ class KernelContext {
  public:
   KernelContext(Table api, OrtKernelContext* context) : api_(api), context_(context) {}
 
-  Tensor input(size_t index) const;
-  void* output(const Shape& shape) const;  // of the type that the operator declares
+  std::optional<Tensor> input(size_t index) const;  // nothing where the node leaves it out
+
+  // Memory for the output; null where it has another type than `type`, whatever the model declared.
+  void* output(ElementType type, const Shape& shape) const;
 
   // Calls body(i) for i in 0..count-1 on the session's threads. `body` must not throw.
   template <class Body>

@@ -15,7 +15,7 @@ qxc_activation parse_activation(const WeightInputs& weight, const std::string& n
   if (name == "a8") return QXC_A8;
   if (name == "a16") return QXC_A16;
   if (name == "a32") return QXC_A32;
-  throw weight.error(kInvalidGraph, "activation '" + name + "' is none of 'a32', 'a16' and 'a8'");
+  throw weight.error(kInvalidGraph, "activation '" + printable(name) + "' is none of 'a32', 'a16' and 'a8'");
 }
 
 struct Free {
@@ -26,35 +26,34 @@ struct Free {
 
 MatMulPacked::MatMulPacked(WeightFormat format, const qxc_kernels& kernels, const KernelInfo& info,
                            qxc_epilogue epilogue)
-    : weight_inputs_(format, info),
-      activation_(parse_activation(weight_inputs_, info.attribute_string("activation"))),
+    : weight_inputs_(format, info, 1),
+      bias_{weight_inputs_.next(), "bias", kFloat, {{1}, {weight_inputs_.rows()}}},
+      activation_(parse_activation(weight_inputs_, weight_inputs_.attribute_string(info, "activation"))),
       epilogue_(epilogue),
       kernels_(kernels) {
   if (epilogue == QXC_SILU_GATE && weight_inputs_.rows() % kTilePair != 0) {
     throw weight_inputs_.error(kInvalidGraph, "N = " + std::to_string(weight_inputs_.rows()) + " is no multiple of " +
                                                   std::to_string(kTilePair) + ", as tiles of gate and up in turn have");
   }
+  weight_inputs_.check_constant(info, bias_);
 }
 
 void MatMulPacked::compute(const KernelContext& context) const {
   const int64_t K = weight_inputs_.columns(), N = weight_inputs_.rows();
-  const Tensor a = context.input(0);
-  const qxc_weight weight = weight_inputs_.read(context, 1);
-  const Tensor bias = context.input(1 + weight_inputs_.count());
+  Tensor a = weight_inputs_.input(context, 0, "A");
+  const qxc_weight weight = weight_inputs_.read(context);
+  Tensor bias = weight_inputs_.read(context, bias_);
   const bool is_half = a.type == kFloat16;
   if ((a.type != kFloat && !is_half) || a.shape.empty() || a.shape.back() != K) {
-    throw weight_inputs_.error(kInvalidArgument, "input 'A' has shape " + to_string(a.shape) +
+    throw weight_inputs_.error(kInvalidArgument, "input 'A' is " + to_string(a.type) + " " + to_string(a.shape) +
                                                      " instead of float32 or float16 [..., " + std::to_string(K) + "]");
   }
-  if (bias.type != kFloat || (bias.shape != Shape{N} && bias.shape != Shape{1})) {
-    throw weight_inputs_.error(kInvalidArgument, "input 'bias' has shape " + to_string(bias.shape) +
-                                                     " instead of float32 [1] or [" + std::to_string(N) + "]");
-  }
+  a.align(is_half ? 2 : 4);
+  bias.align(4);
   Shape shape = a.shape;
   shape.back() = epilogue_ == QXC_SILU_GATE ? N / 2 : N;
-  void* y = context.output(shape);
-  int64_t M = 1;
-  for (size_t i = 0; i + 1 < a.shape.size(); ++i) M *= a.shape[i];
+  void* y = weight_inputs_.output(context, a.type, shape);
+  const int64_t M = element_count(a.shape.begin(), a.shape.end() - 1);
   if (M == 0) return;
 
   const int64_t bias_stride = bias.shape[0] == 1 ? 0 : 1;
@@ -65,7 +64,11 @@ void MatMulPacked::compute(const KernelContext& context) const {
   if (qxc_matmul_check(&product, &bytes)) {
     throw weight_inputs_.error(kInvalidArgument, "input 'A' has shape " + to_string(a.shape) + ", which is too large");
   }
-  const std::unique_ptr<void, Free> workspace(::operator new(bytes, std::align_val_t{QXC_ALIGNMENT}));
+  const std::unique_ptr<void, Free> workspace(::operator new(bytes, std::align_val_t{QXC_ALIGNMENT}, std::nothrow));
+  if (!workspace) {
+    throw weight_inputs_.error(kFail, "input 'A' has shape " + to_string(a.shape) + ", whose workspace of " +
+                                          std::to_string(bytes) + " bytes this machine lacks");
+  }
   product.workspace = workspace.get();
 
   if (M * K < kSerialWork) {
@@ -74,7 +77,7 @@ void MatMulPacked::compute(const KernelContext& context) const {
     context.parallel_for(M, [&](int64_t m) { qxc_matmul_prepare(&product, m, m + 1); });
   }
   const int64_t tiles = qxc_matmul_tiles(&product);
-  if (M * K * N < kSerialWork) return qxc_matmul_compute(&product, 0, tiles);
+  if (M * K <= (kSerialWork - 1) / N) return qxc_matmul_compute(&product, 0, tiles);
   const int64_t tiles_per_task = 2 * ((tiles + 2 * kTasks - 1) / (2 * kTasks));  // even, as the epilogue needs it
   context.parallel_for((tiles + tiles_per_task - 1) / tiles_per_task, [&](int64_t task) {
     const int64_t first = task * tiles_per_task;

@@ -49,8 +49,11 @@ using KernelInfoGetAttributeString = Slot<87, OrtStatus*(const OrtKernelInfo*, c
 using KernelContextGetInput = Slot<90, OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**)>;
 using KernelContextGetOutput =
     Slot<91, OrtStatus*(OrtKernelContext*, size_t, const int64_t* dims, size_t rank, OrtValue**)>;
+using ReleaseStatus = Slot<93, void(OrtStatus*)>;
 using ReleaseTensorTypeAndShapeInfo = Slot<99, void(OrtTensorTypeAndShapeInfo*)>;
 using KernelInfoGetNodeName = Slot<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)>;
+using KernelInfoGetConstantInput =
+    Slot<249, OrtStatus*(const OrtKernelInfo*, size_t, int* is_constant, const OrtValue**)>;
 using KernelContextParallelFor =
     Slot<274, OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t total, size_t batches, void* data)>;
 

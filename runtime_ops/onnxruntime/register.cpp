@@ -10,8 +10,6 @@
 namespace qxc::ort {
 namespace {
 
-Table g_api = nullptr;  // set once, by RegisterCustomOps; the runtime's table never changes
-
 struct Operator : OrtCustomOp {
   std::string name;
   std::vector<ElementType> inputs;
@@ -22,14 +20,24 @@ struct Operator : OrtCustomOp {
 
 const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 
+// A kernel, and the table of the runtime that made it.
 template <class Kernel>
-OrtStatus* create(const OrtCustomOp* op, Table api, const OrtKernelInfo* info, void** kernel) {
-  return as_status(api, [&] { *kernel = new Kernel(self(op).format, *self(op).kernels, KernelInfo(api, info)); });
+struct Instance {
+  Table api;
+  const Kernel kernel;
+};
+
+template <class Kernel>
+OrtStatus* create(const OrtCustomOp* op, Table api, const OrtKernelInfo* info, void** instance) {
+  return as_status(api, [&] {
+    *instance = new Instance<Kernel>{api, Kernel(self(op).format, *self(op).kernels, KernelInfo(api, info))};
+  });
 }
 
 template <class Kernel>
-OrtStatus* compute(void* kernel, OrtKernelContext* context) {
-  return as_status(g_api, [&] { static_cast<const Kernel*>(kernel)->compute(KernelContext(g_api, context)); });
+OrtStatus* compute(void* instance, OrtKernelContext* context) {
+  const auto& self = *static_cast<const Instance<Kernel>*>(instance);
+  return as_status(self.api, [&] { self.kernel.compute(KernelContext(self.api, context)); });
 }
 
 template <class Kernel>
@@ -53,7 +61,7 @@ Operator make_operator(std::string name, std::vector<ElementType> inputs, Elemen
   op.GetStartVersion = op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
   op.CreateKernelV2 = create<Kernel>;
   op.KernelComputeV2 = compute<Kernel>;
-  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  op.KernelDestroy = [](void* instance) { delete static_cast<Instance<Kernel>*>(instance); };
   return op;
 }
 
@@ -90,14 +98,14 @@ std::vector<Operator> make_operators() {
   return operators;
 }
 
-OrtCustomOpDomain* make_domain(const qxc_kernels& kernels) {
+OrtCustomOpDomain* make_domain(Table api, const qxc_kernels& kernels) {
   // never freed: sessions point to the operators until the process ends
   auto& operators = *new std::vector<Operator>(make_operators());
   OrtCustomOpDomain* domain = nullptr;
-  check(CreateCustomOpDomain::call(g_api, "qxc", &domain));
+  check(CreateCustomOpDomain::call(api, "qxc", &domain));
   for (Operator& op : operators) {
     op.kernels = &kernels;
-    check(CustomOpDomainAdd::call(g_api, domain, static_cast<const OrtCustomOp*>(&op)));
+    check(CustomOpDomainAdd::call(api, domain, static_cast<const OrtCustomOp*>(&op)));
   }
   return domain;
 }
@@ -112,10 +120,10 @@ const qxc_kernels& select_kernels() {
   return *kernels;
 }
 
-OrtStatus* register_operators(OrtSessionOptions* options) {
-  return as_status(g_api, [&] {
-    static OrtCustomOpDomain* domain = make_domain(select_kernels());
-    check(AddCustomOpDomain::call(g_api, options, domain));
+OrtStatus* register_operators(Table api, OrtSessionOptions* options) {
+  return as_status(api, [&] {
+    static OrtCustomOpDomain* domain = make_domain(api, select_kernels());
+    check(AddCustomOpDomain::call(api, options, domain));
   });
 }
 
@@ -127,11 +135,12 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   using namespace qxc::ort;
   const Table api = base->GetApi(kApiVersion);
   if (!api) {
-    const std::string message =
-        std::string("the qxc operators need ONNX Runtime 1.17 or later, and this is ") + base->GetVersionString();
     const Table oldest = base->GetApi(1);  // every runtime has it
-    return oldest ? CreateStatus::call(oldest, static_cast<int>(kFail), message.c_str()) : nullptr;
+    if (!oldest) return nullptr;
+    return as_status(oldest, [&] {
+      throw Error(kFail, std::string("the qxc operators need ONNX Runtime 1.17 or later, and this is ") +
+                             base->GetVersionString());
+    });
   }
-  g_api = api;
-  return register_operators(options);
+  return register_operators(api, options);
 }

@@ -1,0 +1,62 @@
+"""What a user can ask of a compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qxcompiler.errors import UsageError
+
+__all__ = ["Options"]
+
+
+class Options(BaseModel):
+    """The options of `compile` and `compile_folder`.
+
+    Attributes:
+        weights: weight format of the linear layers other than the head; by default what the target prefers.
+        activations: precision of activations; by default what the target prefers.
+        head: format of the head, or `float`; by default what the target prefers.
+        embedding: format of embeddings, or `float`; by default what the target prefers.
+        quantizer: the algorithm that chooses the codes.
+        samples: how many samples to calibrate on, at most.
+        length: tokens a sample; by default 512, or the model's context where that is shorter.
+        keep: a regular expression; sites whose name or role it finds stay in float.
+        plan: a plan file that says every site's scheme, instead of `weights`, `activations`, `head`, `embedding` and
+            `keep`.
+        device: where the algebra on weights runs: `cpu`, `cuda`, or `auto` for CUDA where there is one.
+        seed: of the random generators that quantizers, and inputs made up for verification, may use.
+        verification: run the compiled model beside the original before it is handed over, on samples held back from
+            calibration, or on inputs made up where there are none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: str | None = None
+    activations: Literal["a32", "a16", "a8"] | None = None
+    head: str | None = None
+    embedding: str | None = None
+    quantizer: str = "gptq"
+    samples: int = Field(48, ge=1)
+    length: int | None = Field(None, ge=1)
+    keep: str | None = None
+    plan: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    verification: bool = True
+
+    @classmethod
+    def checked(cls, given: dict[str, Any]) -> Options:
+        """Options from keyword arguments.
+
+        Raises:
+            UsageError: there is no such option, or its value is out of range.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise UsageError(f"option {name}", first["msg"], f"choose among {', '.join(cls.model_fields)}") from error
