@@ -614,3 +614,19 @@ def test_functions_of_older_opsets() -> None:
     for body in proto.functions:
         body.opset_import[0].version = 12
     check_equal(proto, compiled(proto), feed(3, K))
+
+
+def test_sequences_stay_sequences() -> None:
+    b = Builder()
+    x = b.linear("x", K, K)
+    both = b.op("SequenceConstruct", x, b.op("Neg", x))
+    y = b.op("Relu", b.linear(b.op("ConcatFromSequence", both, axis=0), K, K))
+    parts = b.op("SplitToSequence", y, axis=0)
+    ends = [
+        b.linear(b.op("SequenceAt", sequence, b.constant(np.int64(index))), K, K)
+        for index, sequence in enumerate((both, parts))
+    ]
+    proto = b.model({"x": (FLOAT, ["n", K])}, [*ends, b.op("SequenceLength", parts)])
+    model = compiled(proto)
+    assert len(packed_operators(model)) == 4
+    check_equal(proto, model, feed(3, K))
