@@ -360,6 +360,12 @@ MODELS = {
         {"w": (1, 2, 60, 60)},
         {"x": (1, 2, 64, 64)},
     ),
+    "a state whose batch has no name": (
+        "(float[?, ?] x, float[2, ?, 3] s) => (float[] y)"
+        " { m = ReduceMax<axes = [0, 2], keepdims = 0>(s) c = Unsqueeze(m, one) y = Concat<axis = 1>(x, c) }",
+        {"one": 1},
+        {"x": (1, 8), "s": (2, 1, 3)},
+    ),
     "scalars": (
         "(float a, float[1] b, bool c) => (float[] y) { d = Add(a, b) y = Where(c, d, b) }",
         {},
@@ -372,8 +378,13 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_sizes_follow_from_what_reads_an_input(tmp_path: Path, name: str) -> None:
     text, weights, expected = MODELS[name]
-    path = save_graph(tmp_path, text, **{key: random(*shape) for key, shape in weights.items()})
+    path = save_graph(tmp_path, text, **weights_of(weights))
     assert shapes(made_up(path)[0]) == expected
+
+
+def weights_of(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Random weights of these shapes; a number stands for the axis of an operator."""
+    return {key: random(*shape) if isinstance(shape, tuple) else np.array([shape]) for key, shape in shapes.items()}
 
 
 def random(*shape: int) -> np.ndarray:

@@ -25,7 +25,7 @@ import onnxruntime
 from qxcompiler.calibration.arrays import InputSpec, is_float, names_batch, names_time
 from qxcompiler.calibration.feeding import run
 from qxcompiler.calibration.input_hints import IntegerUse, integer_use, merged, sizes
-from qxcompiler.calibration.samples import Sample, derive
+from qxcompiler.calibration.samples import Sample, declared_sizes, derive
 from qxcompiler.errors import CalibrationError, ModelError, QxcError
 from qxcompiler.runtime_ops import session
 
@@ -186,8 +186,7 @@ def _input(value: ir.Value) -> _Input:
         )
     learnt = sizes(value)
     if value.shape is not None:
-        declared = tuple(d if isinstance(d, int) else d.value for d in value.shape)
-        shape: tuple[int | str | None, ...] | None = tuple(merged(declared, learnt))
+        shape: tuple[int | str | None, ...] | None = tuple(merged(declared_sizes(value.shape), learnt))
     elif learnt.rank is not None:
         shape = tuple(learnt.dims(learnt.rank))
     else:
@@ -206,7 +205,13 @@ def _guesses(inputs: Sequence[_Input], seed: int) -> Iterator[_Guess]:
     def even(length: int) -> dict[str, int]:
         return {symbol: 0 if _is_past(symbol) else 1 if symbol in batches else length for symbol in free}
 
+    last = {_symbol(given.spec, len(given.spec.shape) - 1) for given in inputs if given.spec.shape}
+
+    def only_last(length: int) -> dict[str, int]:
+        return {symbol: length if symbol in last else 1 for symbol in free}
+
     yield from (_Guess(even(length), length, rank) for rank in ranks for length in lengths)
+    yield from (_Guess(only_last(length), length, rank) for rank in ranks for length in lengths if free)
     yield from (
         _Guess(even(length), length, rank, style, derived, choice)
         for style, length, rank, derived, choice in itertools.product(
