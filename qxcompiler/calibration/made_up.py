@@ -210,8 +210,10 @@ def _guesses(inputs: Sequence[_Input], seed: int) -> Iterator[_Guess]:
     def only_last(length: int) -> dict[str, int]:
         return {symbol: length if symbol in last else 1 for symbol in free}
 
-    yield from (_Guess(even(length), length, rank) for rank in ranks for length in lengths)
-    yield from (_Guess(only_last(length), length, rank) for rank in ranks for length in lengths if free)
+    for rank, length in itertools.product(ranks, lengths):
+        yield _Guess(even(length), length, rank)
+        if only_last(length) != even(length):
+            yield _Guess(only_last(length), length, rank)
     yield from (
         _Guess(even(length), length, rank, style, derived, choice)
         for style, length, rank, derived, choice in itertools.product(
