@@ -49,6 +49,14 @@ def test_figures_by_closed_form() -> None:
     assert (figures.values, figures.broken, figures.moved, figures.misfits, figures.note) == (32, 0, 0, 0, "")
 
 
+def test_large_outputs_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    y_ref = np.where(np.eye(4, 8) > 0, -INF, VALUES)
+    whole = compare((y_ref * 1.1, y_ref))
+    monkeypatch.setattr("qxcompiler.evaluation.similarity._CHUNK", 10)
+    parts = compare((y_ref * 1.1, y_ref))
+    assert parts.model_dump() == pytest.approx(whole.model_dump())
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_float_types(dtype: str) -> None:
     values = VALUES.astype(np.dtype(dtype))
@@ -228,6 +236,8 @@ def test_the_floor_follows_the_bits(tmp_path: Path) -> None:
     assert 0.3 < verify(compiled, original, X, bits=2).cosine_similarity["y"] < 0.8
     with pytest.raises(VerificationError):
         verify(compiled, original, X, bits=8)
+    with pytest.raises(VerificationError, match="cosine similarity -1.000"):
+        verify(linear(tmp_path / "c.onnx", -W), original, X, bits=1.58)
 
 
 def test_a_model_that_cannot_be_loaded_or_run(tmp_path: Path) -> None:
