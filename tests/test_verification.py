@@ -236,7 +236,7 @@ def test_the_floor_follows_the_bits(tmp_path: Path) -> None:
     assert 0.3 < verify(compiled, original, X, bits=2).cosine_similarity["y"] < 0.8
     with pytest.raises(VerificationError):
         verify(compiled, original, X, bits=8)
-    with pytest.raises(VerificationError, match="cosine similarity -1.000"):
+    with pytest.raises(VerificationError, match=r"cosine similarity -1\.000"):
         verify(linear(tmp_path / "c.onnx", -W), original, X, bits=1.58)
 
 
