@@ -318,6 +318,7 @@ def test_usual_architectures_take_what_is_made_up(tmp_path: Path, name: str) -> 
     onnx.save(model, tmp_path / "m.onnx")
     samples = made_up(tmp_path / "m.onnx", count=2)
     assert len(samples) >= 2
+    assert made_up(tmp_path / "m.onnx", seed=-1)
     result = verify(tmp_path / "m.onnx", tmp_path / "m.onnx", samples, made_up=True)
     assert all(output.judged for output in result.outputs.values())
     again = made_up(tmp_path / "m.onnx", count=2)

@@ -80,7 +80,7 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
         model: the model, normalized and not yet quantized.
         original: the ONNX file that it was read from, or that model as bytes: what the guesses are tried on.
         count: how many samples; there are more where the outputs hold few numbers.
-        seed: equal seeds make equal samples.
+        seed: equal seeds make equal samples; any number.
 
     Returns:
         At least one sample, all of the same sizes.
@@ -88,6 +88,7 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
     Raises:
         CalibrationError: no guess runs, or onnxruntime cannot load the model; it says why.
     """
+    seed %= 2**64  # numpy takes none below 0
     inputs = [_input(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
     try:
         trial = _Trial(session(original))
