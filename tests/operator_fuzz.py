@@ -91,6 +91,7 @@ class Call:
     output_type: int = TensorProto.FLOAT
     output_shape: list[int] | None = None  # as the model declares it, true or not
     node_name: str = "the_node"
+    is_fed_other_types: bool = False  # than the model declares
     breaks: list[str] = field(default_factory=list)
     expected: np.ndarray | None = None  # float64, of the sound call
     tolerance: float = 0
@@ -130,7 +131,9 @@ def fed_otherwise(call: Call, rng: random.Random) -> Call:
     fed = replace(other, inputs=[tensor for tensor in other.inputs if tensor.place == "fed"])
     if fed.inputs:
         change = rng.choice(FED_BREAKS)
+        types = [tensor.array.dtype for tensor in fed.inputs]
         change(fed, rng)
+        other.is_fed_other_types = types != [tensor.array.dtype for tensor in fed.inputs]
         other.breaks.append(f"fed {change.__name__.strip('_')}")
         other.expected = None
     return other
@@ -403,6 +406,8 @@ def flaw(call: Call) -> str | None:
         return "A"
     if not is_linear and (data.dtype not in (np.int32, np.int64) or not ((data >= -N) & (data < N)).all()):
         return "indices"
+    if call.is_fed_other_types:
+        return "fed types"
     if call.outputs != ["Y"]:
         return "outputs"
     is_half = is_linear and data.dtype == np.float16

@@ -180,7 +180,7 @@ def test_attributes_that_make_no_sense(wrong: dict[str, object], message: str) -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"K": 101, "group_size": 32}, "'A' has shape"),
+        ({"K": 101, "group_size": 32}, r"'A' is float32 \[1, 100\] instead of float32 or float16 \[\.\.\., 101\]"),
         ({"N": 49}, "'packed' has shape"),
         ({"group_size": 16}, "'scales' has shape"),
         (

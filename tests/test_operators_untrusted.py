@@ -113,7 +113,7 @@ def test_external_data_at_any_byte_of_a_file(model_of: Callable[..., bytes], isa
         assert relative_error(session.run(None, {"data": a})[0], expected_matmul(WEIGHT, a, 0, "a32")) <= 2e-6
 
 
-@pytest.mark.parametrize("shape", [(0, 2**40, 2**15), (2**40, 0, 2**15), (2**31, 2**20, 0), (0,)])
+@pytest.mark.parametrize("shape", [(0, 2**40, 2**10), (2**40, 0, 2**10), (2**31, 2**20, 0), (0,)])
 def test_empty_indices_of_huge_dimensions(shape: tuple[int, ...]) -> None:
     y = run(gather_model(WEIGHT), np.zeros(shape, np.int64), BEST)
     assert y.shape == (*shape, 100)

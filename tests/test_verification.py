@@ -243,6 +243,20 @@ def test_a_model_that_cannot_be_loaded_or_run(tmp_path: Path) -> None:
         verify(renamed, original, X)
 
 
+@pytest.mark.parametrize("size", ["5", "b", "n"])
+def test_a_shape_that_the_data_cannot_change(tmp_path: Path, size: str) -> None:
+    """The compiled model gives [5, b] for [b, 5]; only a size that nobody declares may differ."""
+    graph = "g (float[b, 6] x) => (float[b, SIZE] y) { y = MatMul(x, w) }"
+    wrong = "g (float[b, 6] x) => (float[n, m] y) { z = MatMul(x, w)  y = Transpose(z) }"
+    original = linear(tmp_path / "m.onnx", graph=graph.replace("SIZE", size))
+    with pytest.raises(VerificationError, match=r"output y has shape \[5, 4\], not \[4, 5\]"):
+        verify(linear(tmp_path / "c.onnx", graph=wrong), original, X)
+    short = """g (float[b, 6] x) => (float[m] y)
+    { z = MatMul(x, w)  all = Constant<value = int64[1] {-1}>()  y = Reshape(z, all) }"""
+    with pytest.raises(VerificationError, match=r"output y has shape \[20\], not \[4, 5\]"):
+        verify(linear(tmp_path / "c.onnx", graph=short), original, X)
+
+
 def test_what_the_original_refuses_is_no_bug(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     with pytest.raises(CalibrationError, match=r"samples: the original fails on them .*: give samples that"):
@@ -366,9 +380,9 @@ def random(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def save_graph(folder: Path, text: str, **weights: np.ndarray) -> Path:
+def save_graph(folder: Path, text: str, opset: int = 17, **weights: np.ndarray) -> Path:
     """A model given in ONNX's textual form; `a__b` stands for the size `a + b`."""
-    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g ' + text)
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": {opset}]> g {text}')
     model.graph.initializer.extend(onnx.numpy_helper.from_array(array, key) for key, array in weights.items())
     for value in model.graph.input:
         for dim in value.type.tensor_type.shape.dim:
@@ -376,6 +390,18 @@ def save_graph(folder: Path, text: str, **weights: np.ndarray) -> Path:
                 dim.dim_param = dim.dim_param.replace("__", " + ")
     onnx.save(model, folder / "m.onnx")
     return folder / "m.onnx"
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "double", "float8e4m3fn", "int8", "uint64", "bool"])
+def test_element_types(tmp_path: Path, kind: str) -> None:
+    path = save_graph(tmp_path, f"({kind}[n, 20] x) => ({kind}[n, 20] y) {{ y = Identity(x) }}", opset=19)
+    samples = made_up(path)
+    (figures,) = verify(path, path, samples, made_up=True).outputs.values()
+    assert figures.judged
+    assert (figures.cosine_similarity or figures.agreement) == 1
+    assert figures.values == 20 * len(samples)
+    if kind in ("bfloat16", "float16", "double"):
+        assert figures.relative_error == 0
 
 
 def test_a_condition_that_chooses_what_runs(tmp_path: Path) -> None:
@@ -423,6 +449,12 @@ def test_a_model_that_takes_nothing_made_up(tmp_path: Path) -> None:
     { shape = Constant<value = int64[2] {7, 11}>()  y = Reshape(x, shape) }"""
     with pytest.raises(CalibrationError, match=r"the model takes none of \d+ .*: give samples with --calibration"):
         made_up(save_graph(tmp_path, text))
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "x": 1]> g (float[2] x) => (float[2] y) { y = x.Own(x) }'
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(CalibrationError, match=r"there is nothing to try them on \(.*onnxruntime cannot run it"):
+        made_up(tmp_path / "m.onnx")
     with pytest.raises(CalibrationError, match=r"would take \d+\.\d GB"):
         made_up(save_graph(tmp_path, "(float[1000000, 1000000] x) => (float[] y) { y = Identity(x) }"))
 

@@ -20,7 +20,7 @@ struct Operator : OrtCustomOp {
 
 const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 
-// A kernel and the runtime that made it: one process may hold several.
+// A kernel, and the table of the runtime that made it.
 template <class Kernel>
 struct Instance {
   Table api;
@@ -135,10 +135,12 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   using namespace qxc::ort;
   const Table api = base->GetApi(kApiVersion);
   if (!api) {
-    const std::string message =
-        std::string("the qxc operators need ONNX Runtime 1.17 or later, and this is ") + base->GetVersionString();
     const Table oldest = base->GetApi(1);  // every runtime has it
-    return oldest ? CreateStatus::call(oldest, static_cast<int>(kFail), message.c_str()) : nullptr;
+    if (!oldest) return nullptr;
+    return as_status(oldest, [&] {
+      throw Error(kFail, std::string("the qxc operators need ONNX Runtime 1.17 or later, and this is ") +
+                             base->GetVersionString());
+    });
   }
   return register_operators(api, options);
 }
