@@ -11,6 +11,7 @@ compiler quantizes while everything else must stay what it was.
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 import traceback
 import warnings
@@ -315,7 +316,8 @@ def main() -> None:
     arguments = parser.parse_args()
     counts: Counter[tuple[str, str, str]] = Counter()
     reasons: Counter[str] = Counter()
-    sites = models = 0
+    models = sites = failed = 0
+    with_sites: set[str] = set()
     with tempfile.TemporaryDirectory() as scratch:
         for number, case in enumerate(case for case in cases() if arguments.only in case.name):
             models += 1
@@ -328,18 +330,24 @@ def main() -> None:
                         continue
                     counts[variant, scheme, result.outcome] += 1
                     sites += result.sites
+                    if result.sites and variant != "grafted":
+                        with_sites.add(case.name)
                     if result.outcome == "refused":
-                        reasons[result.detail] += 1
+                        reasons[re.sub(r" \(.*", "", result.detail)] += 1
                     elif result.outcome not in ("equal", "onnxruntime cannot run it", "not deterministic"):
+                        failed += 1
                         last = (result.detail.strip().splitlines() or [""])[-1]
                         print(f"- {case.kind}/{case.name} ({variant}, {scheme}) {result.outcome}: {last}", flush=True)
-    print(f"\n{models} models of onnx {onnx.__version__}, {sites} sites quantized\n")
+    print(f"\n{models} models of onnx {onnx.__version__}, {len(with_sites)} with sites of their own, all in all")
+    print(f"{sites} sites quantized in {counts.total()} compiles, of which {failed} failed or differ\n")
     print("| variant | scheme | outcome | models |\n|---|---|---|---|")
     for (variant, scheme, outcome), count in sorted(counts.items()):
         print(f"| {variant} | {scheme} | {outcome} | {count} |")
     print("\n| refused because | times |\n|---|---|")
     for reason, count in reasons.most_common():
         print(f"| {reason} | {count} |")
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

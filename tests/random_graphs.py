@@ -85,7 +85,15 @@ class _Maker:
         """The standard domain; onnxruntime knows its long name in a main graph only."""
         return "" if scope.outer or scope.in_function else self.domain
 
-    def node(self, scope: _Scope, op: str, inputs: list[str], outputs: int | list[str] = 1, domain: str | None = None, **attributes) -> list[str]:
+    def node(
+        self,
+        scope: _Scope,
+        op: str,
+        inputs: list[str],
+        outputs: int | list[str] = 1,
+        domain: str | None = None,
+        **attributes,
+    ) -> list[str]:
         names = [f"{self.fresh(scope)}_{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
         scope.nodes.append(
             helper.make_node(
@@ -106,7 +114,7 @@ class _Maker:
         return name
 
     def matrix(self, scope: _Scope, rows: int, columns: int) -> tuple[str, bool]:
-        """A weight `[rows, columns]`, or, where one there is of that shape, an old one; and whether it is transposed."""
+        """A weight `[rows, columns]`, maybe one that other layers read; and whether it is stored transposed."""
         for shape, turned in (((rows, columns), False), ((columns, rows), True)):
             if shape in self.matrices and self.draw(st.booleans(), label="share a weight"):
                 name, home, array = self.matrices[shape]
@@ -281,7 +289,9 @@ class _Maker:
         if self.draw(st.sampled_from((False, False, True)), label="gate read elsewhere"):
             self.add(scope, self.draw(st.sampled_from((gate, up, sigmoid))), *x.shape[:-1], n)
 
-    def graph(self, scope: _Scope, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.GraphProto:
+    def graph(
+        self, scope: _Scope, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+    ) -> onnx.GraphProto:
         return helper.make_graph(scope.nodes, name, inputs, outputs, scope.weights)
 
     def value_info(self, value: _Value, known: bool) -> onnx.ValueInfoProto:
@@ -353,7 +363,7 @@ class _Maker:
         self.add(scope, y, x.shape[0], *step.shape[:-1], n)
 
     def call(self, scope: _Scope, depth: int) -> None:
-        """A model function: a layer whose weight is its own or handed in, and whose attributes may refer to the call's."""
+        """A model function: a layer whose weight is its own or handed in, and an attribute that the call may give."""
         x = self.pick(scope, 2)
         if x is None:
             return
@@ -440,7 +450,9 @@ class _Maker:
         if self.draw(st.sampled_from((False, False, True)), label="weights are inputs as well"):
             inputs += [helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in main.weights]
         graph = helper.make_graph(main.nodes, "main", inputs, outputs, main.weights)
-        model = helper.make_model(graph, opset_imports=self.imports(self.domain), functions=self.functions, ir_version=8)
+        model = helper.make_model(
+            graph, opset_imports=self.imports(self.domain), functions=self.functions, ir_version=8
+        )
         if self.draw(st.booleans(), label="inferred shapes"):
             model = onnx.shape_inference.infer_shapes(model)
         feeds = []
