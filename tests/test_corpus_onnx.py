@@ -49,7 +49,7 @@ def outcomes(chosen: list[Case], variant: Variant, scheme: str, folder: Path) ->
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_models_of_layers_agree_with_weights_made_constant(models, tmp_path, scheme):
     counts = outcomes(list(filter(is_layer, models)), "constant", scheme, tmp_path)
-    assert counts["equal"] >= 12, counts
+    assert counts["equal"] >= 10, counts
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
