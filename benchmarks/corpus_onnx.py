@@ -23,17 +23,19 @@ import numpy as np
 import onnx
 import onnx.backend.test
 import onnxruntime as ort
+import yaml
 from onnx import numpy_helper
 
 import qxcompiler
 from qxcompiler.errors import QxcError
+from qxcompiler.graph import find_sites, load_model, normalize, raise_opset
 
-__all__ = ["FORMATS", "VARIANTS", "Case", "Result", "cases", "check"]
+__all__ = ["SCHEMES", "VARIANTS", "Case", "Result", "cases", "check", "write_plan"]
 
 Variant = Literal["as it is", "constant", "grafted"]
 VARIANTS: tuple[Variant, ...] = ("as it is", "constant", "grafted")
-# weight formats, and the relative L2 error that rounding alone may cause in a layer or two
-FORMATS = {"int8g16": 0.03, "int3g16": 0.5}
+# schemes, and the relative L2 error that rounding alone may cause in a layer or two
+SCHEMES = {"int8g16/a32": 0.03, "int3g16/a16": 0.5}
 _NO_SITES = "has no linear layer"
 _GRAFT = "qxc_test_graft"
 
@@ -157,13 +159,23 @@ def vary(case: Case, variant: Variant) -> Case | None:
     return Case(case.kind, case.name, model, feeds, case.folder)
 
 
-def check(case: Case, variant: Variant, weights: str, folder: Path) -> Result | None:
+def write_plan(model: Path, scheme: str, plan: Path) -> None:
+    """A plan that quantizes every site of a model, those too that packing does not shrink."""
+    graph = load_model(model)
+    normalize(graph)
+    raise_opset(graph)
+    lookup = scheme.partition("/")[0]
+    schemes = {site.name: lookup if site.kind == "embedding" else scheme for site in find_sites(graph)}
+    plan.write_text(yaml.safe_dump({"target": "cpu-x86", "sites": schemes}))
+
+
+def check(case: Case, variant: Variant, scheme: str, folder: Path) -> Result | None:
     """Compile one variant of a case and compare it with itself, with the library and without.
 
     Args:
         case: the model.
         variant: see the module.
-        weights: the format, one of `FORMATS`.
+        scheme: of all sites, one of `SCHEMES`.
         folder: an empty folder to write to.
 
     Returns:
@@ -187,7 +199,8 @@ def check(case: Case, variant: Variant, weights: str, folder: Path) -> Result | 
     if any(_difference(a, b) for a, b in zip(expected, again, strict=True)):
         return Result("not deterministic")
     try:
-        report = qxcompiler.compile(path, "cpu-x86", folder / "out", weights=weights, quantizer="rtn")
+        write_plan(path, scheme, folder / "plan.yaml")
+        report = qxcompiler.compile(path, "cpu-x86", folder / "out", plan=folder / "plan.yaml", quantizer="rtn")
     except QxcError as error:
         true = _NO_SITES not in str(error) or not _constant_layers(varied.model.graph)
         return Result("refused" if true else "false refusal", str(error).removeprefix(f"{path}: "))
@@ -203,7 +216,7 @@ def check(case: Case, variant: Variant, weights: str, folder: Path) -> Result | 
             return Result("bug", f"with {name}: {error}", sites)
         for output, y, y_ref in zip(outputs, found, expected, strict=True):
             # What does not read a quantized weight stays as it was, but for the order of sums.
-            bound = 1e-5 if variant == "grafted" and not output.startswith(_GRAFT) else FORMATS[weights]
+            bound = 1e-5 if variant == "grafted" and not output.startswith(_GRAFT) else SCHEMES[scheme]
             if problem := _difference(y, y_ref, bound):
                 return Result("differs", f"with {name}: output {output} {problem}", sites)
     return Result("equal", sites=sites)
@@ -272,23 +285,23 @@ def main() -> None:
         for number, case in enumerate(case for case in cases() if arguments.only in case.name):
             models += 1
             for variant in VARIANTS:
-                for weights in FORMATS if variant != "grafted" else ["int8g16"]:
-                    folder = Path(scratch, f"{number}-{variant}-{weights}")
+                for scheme in list(SCHEMES)[: 1 if variant == "grafted" else None]:
+                    folder = Path(scratch, f"{number}-{variant}-{scheme}".replace("/", "-"))
                     folder.mkdir()
-                    result = check(case, variant, weights, folder)
+                    result = check(case, variant, scheme, folder)
                     if result is None:
                         continue
-                    counts[variant, weights, result.outcome] += 1
+                    counts[variant, scheme, result.outcome] += 1
                     sites += result.sites
                     if result.outcome == "refused":
                         reasons[result.detail] += 1
                     elif result.outcome not in ("equal", "onnxruntime cannot run it", "not deterministic"):
                         last = (result.detail.strip().splitlines() or [""])[-1]
-                        print(f"- {case.kind}/{case.name} ({variant}, {weights}) {result.outcome}: {last}", flush=True)
+                        print(f"- {case.kind}/{case.name} ({variant}, {scheme}) {result.outcome}: {last}", flush=True)
     print(f"\n{models} models of onnx {onnx.__version__}, {sites} sites quantized\n")
-    print("| variant | weights | outcome | models |\n|---|---|---|---|")
-    for (variant, weights, outcome), count in sorted(counts.items()):
-        print(f"| {variant} | {weights} | {outcome} | {count} |")
+    print("| variant | scheme | outcome | models |\n|---|---|---|---|")
+    for (variant, scheme, outcome), count in sorted(counts.items()):
+        print(f"| {variant} | {scheme} | {outcome} | {count} |")
     print("\n| refused because | times |\n|---|---|")
     for reason, count in reasons.most_common():
         print(f"| {reason} | {count} |")

@@ -1,8 +1,7 @@
-"""Export recipes: from a Hugging Face model to ONNX, one YAML file for each family of models."""
+"""The export: from a Hugging Face model to ONNX."""
 
 from __future__ import annotations
 
-__all__ = ["Recipe", "export", "load_recipes"]
+__all__ = ["export"]
 
 from qxcompiler.models.export import export
-from qxcompiler.models.recipes import Recipe, load_recipes

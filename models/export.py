@@ -24,26 +24,33 @@ import onnx_ir as ir
 import torch
 
 from qxcompiler.errors import ExportError, OutputError, QxcError
-from qxcompiler.models.recipes import Recipe, recipe_for
+from qxcompiler.models.missing_weights import MissingWeights
+from qxcompiler.models.tasks import Part, Task, parts_of, task_for
 from qxcompiler.models.tie_weights import TieWeights
 from qxcompiler.models.verify import verify
 from qxcompiler.progress import Track, silent
 from qxcompiler.staging import staged
 
 _INLINE_LIMIT = 2_000_000_000  # bytes of weights within the ONNX file itself; protobuf ends at 2 GiB
-_DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
 _CONFIGURATIONS = ["config.json", "generation_config.json"]
-_TOKENIZER_FILES = [
-    "tokenizer.json",
-    "tokenizer_config.json",
+_VOCABULARIES = ["tokenizer.json", "vocab.json", "vocab.txt", "vocab.bpe", "*.spm", "*.model"]
+_COMPANIONS = [
+    *_VOCABULARIES,
+    "merges.txt",
+    "added_tokens.json",
     "special_tokens_map.json",
+    "tokenizer_config.json",
+    "normalizer.json",
     "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
 ]
+_DOWNLOADED = [*_CONFIGURATIONS, *_COMPANIONS, "*.safetensors", "*.safetensors.index.json"]
 _PICKLES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 
 
-def export(source: str | Path, output: str | Path, *, track: Track = silent) -> Path:
-    """Export a model to ONNX, check it, and put its tokenizer and configuration beside it.
+def export(source: str | Path, output: str | Path, task: str | None = None, *, track: Track = silent) -> Path:
+    """Export a model to ONNX with the head of its task, check it, and put its tokenizer and configuration beside it.
 
     Weights are read from safetensors or GGUF only, never from pickles, and no code that comes with a model is
     run. A tied embedding is stored once. Weights of more than 2 GB go to `<model>.onnx.data`.
@@ -52,25 +59,28 @@ def export(source: str | Path, output: str | Path, *, track: Track = silent) -> 
         source: a Hugging Face id; a folder with `config.json` and safetensors, or with one GGUF file; or a
             GGUF file.
         output: the folder to write. Files of an earlier export are replaced, others are left alone.
+        task: what the model is to do, by optimum's names (`text-classification`, `fill-mask`, ...); by default
+            what the architecture in `config.json` does.
         track: shows how far the export is.
 
     Returns:
-        The folder, with `model.onnx`, or for speech with `encoder_model.onnx`, `decoder_model.onnx` and
-        `decoder_with_past_model.onnx`.
+        The folder, with `model.onnx`, or for an encoder-decoder with `encoder_model.onnx`, `decoder_model.onnx`
+        and `decoder_with_past_model.onnx`.
 
     Raises:
-        ExportError: the source cannot be found, read or exported, or what came out differs from it.
+        ExportError: the source cannot be found, read or exported, or not for this task; it lacks weights that the
+            task needs; or what came out differs from it.
         OutputError: the output cannot be written.
     """
     for package in ("transformers", "optimum", "accelerate", "gguf"):
         if find_spec(package) is None:
-            raise ExportError(source, f"the export needs {package}", "pip install 'qxcompiler[export]'")
+            raise ExportError(source, f"the export needs {package}", "pip install '.[export]' in the checkout")
     output = Path(output)
     folder, gguf_file = _locate(str(source))
     if output.resolve() == folder.resolve():
         raise OutputError(output, "is the source itself", "name another folder")
     with _quiet(), staged(output) as stage, TemporaryDirectory(prefix=".qxc-export.", dir=stage.parent) as scratch:
-        job = _Job(str(source), folder, gguf_file, Path(scratch), stage)
+        job = _Job(str(source), folder, gguf_file, task, Path(scratch), stage)
         for step in track([job.load, job.trace, job.store, job.check], "export"):
             step()
     return output
@@ -80,24 +90,33 @@ class _Job:
     """The steps of one export, in order: `scratch` holds what optimum wrote, `stage` what is handed over."""
 
     model: Any
-    recipe: Recipe
+    task: Task
+    preprocessors: list[Any] | None = None
+    parts: list[Part]
+    missing: MissingWeights
 
-    def __init__(self, source: str, folder: Path, gguf_file: str | None, scratch: Path, stage: Path) -> None:
-        self.source, self.folder, self.gguf_file = source, folder, gguf_file
+    def __init__(
+        self, source: str, folder: Path, gguf_file: str | None, requested: str | None, scratch: Path, stage: Path
+    ) -> None:
+        self.source, self.folder, self.gguf_file, self.requested = source, folder, gguf_file, requested
         self.scratch, self.stage = scratch, stage
 
     def load(self) -> None:
         """Read the weights into a model of transformers, and save the tokenizer."""
         import transformers
+        from optimum.exporters.utils import DisableCompileContextManager
+        from optimum.utils.save_utils import maybe_load_preprocessors
 
         if self.gguf_file is None:
-            self.recipe = recipe_for(_model_type(self.folder / "config.json"), self.source)
-            self._copy(self.folder, [*_TOKENIZER_FILES, *self.recipe.companions])
+            _check_config(self.folder / "config.json")
+            self._copy(self.folder, _COMPANIONS)
         options = {"gguf_file": self.gguf_file, "trust_remote_code": False, "local_files_only": True}
-        with _one_line(self.source, "cannot be read"), _gguf_parsed_once():
+        with _one_line(self.source, "cannot be read"), _gguf_parsed_once(), DisableCompileContextManager():
             config = transformers.AutoConfig.from_pretrained(self.folder, **options)
-            self.recipe = recipe_for(config.model_type, self.source)
-            self.model, info = getattr(transformers, self.recipe.model_class).from_pretrained(
+            # A GGUF file names no architecture, but holds a language model.
+            requested = self.requested or (self.gguf_file and "text-generation")
+            self.task = task_for(config, requested, self.source)
+            self.model, info = self.task.loader.from_pretrained(
                 self.folder,
                 config=config,
                 dtype=torch.float32,
@@ -105,19 +124,30 @@ class _Job:
                 output_loading_info=True,
                 **options,
             )
-            if self.recipe.tokenizer and not (self.stage / "tokenizer.json").exists():
-                tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, **options)
-                if self.gguf_file is not None:
-                    _follow_gguf(self.folder / self.gguf_file, tokenizer)
-                tokenizer.save_pretrained(self.stage)
-        missing = [key for key in info["missing_keys"] if not key.startswith(self.recipe.unused_weights)]
-        if missing:
-            raise ExportError(
-                self.source,
-                f"has no weight {missing[0]} ({len(missing)} missing)",
-                "give a complete checkpoint",
-            )
-        if self.recipe.tokenizer and not (self.stage / "tokenizer.json").is_file():
+            self.model.config.architectures = [type(self.model).__name__]
+            self.missing = MissingWeights(self.model, info["missing_keys"])
+            if (self.stage / "preprocessor_config.json").is_file():
+                self.preprocessors = maybe_load_preprocessors(self.stage)
+            self.parts = parts_of(self.model, self.task, self.preprocessors)
+            if any(name.endswith("input_ids") for part in self.parts for name in part.config.inputs):
+                self._save_tokenizer(options)
+
+    def _save_tokenizer(self, options: dict[str, Any]) -> None:
+        import transformers
+
+        if (self.stage / "tokenizer.json").is_file():
+            return
+        other = any(True for pattern in _VOCABULARIES for _ in self.stage.glob(pattern))
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, **options)
+        except Exception:
+            if other:  # a form that takes a package we do not need; it was copied as it is
+                return
+            raise
+        if self.gguf_file is not None:
+            _follow_gguf(self.folder / self.gguf_file, tokenizer)
+        tokenizer.save_pretrained(self.stage)
+        if not other and not (self.stage / "tokenizer.json").is_file():
             raise ExportError(self.source, "has no tokenizer.json", "add the one of this model")
 
     def trace(self) -> None:
@@ -127,17 +157,25 @@ class _Job:
         self.model.eval()
         # The weights are plain numbers by now, whatever they were stored as.
         self.model.config.__dict__.pop("quantization_config", None)
-        self.model.config._name_or_path = str(self.scratch)  # companions are ours to copy
+        # Where optimum looks for preprocessors, to know the sizes of images.
+        self.model.config._name_or_path = str(self.stage if self.preprocessors else self.scratch)
         with _one_line(self.source, "cannot be exported"):
             onnx_export_from_model(
-                self.model, self.scratch, task=self.recipe.task, do_validation=False, no_post_process=True
+                self.model,
+                self.scratch,
+                task=self.task.name,
+                preprocessors=self.preprocessors,
+                do_validation=False,
+                no_post_process=True,
             )
 
     def store(self) -> None:
         """Write the final files."""
         self._copy(self.scratch, _CONFIGURATIONS)
-        for path in sorted(self.scratch.glob("*.onnx")):
+        for part in self.parts:
+            path = self.scratch / f"{part.name}.onnx"
             graph = ir.load(path)
+            self.missing.check(graph, self.source)
             TieWeights()(graph)
             with _one_line(self.source, "cannot be stored"):
                 _save(graph, self.stage / path.name)
@@ -145,13 +183,12 @@ class _Job:
     def check(self) -> None:
         """Compare the final files with the model."""
         with _one_line(self.source, "cannot be checked"):
-            verify(self.stage, self.model, self.recipe, self.source)
+            verify(self.stage, self.parts, self.source)
 
-    def _copy(self, folder: Path, names: list[str]) -> None:
+    def _copy(self, folder: Path, patterns: list[str]) -> None:
         with _one_line(self.source, "cannot be copied"):
-            for name in names:
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, self.stage / name)
+            for file in [file for pattern in patterns for file in folder.glob(pattern) if file.is_file()]:
+                shutil.copyfile(file, self.stage / file.name)
 
 
 def _locate(source: str) -> tuple[Path, str | None]:
@@ -189,14 +226,13 @@ def _download(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=_DOWNLOADED, ignore_patterns=["*/*"]))
 
 
-def _model_type(path: Path) -> str:
+def _check_config(path: Path) -> None:
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ExportError(path, f"cannot be read ({error})", "give the model's config.json") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ExportError(path, "names no model_type", "give the model's config.json")
-    return str(config["model_type"])
 
 
 def _follow_gguf(path: Path, tokenizer: Any) -> None:

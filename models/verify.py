@@ -4,117 +4,149 @@ from __future__ import annotations
 
 __all__ = ["verify"]
 
-from collections.abc import Callable
+import random
+from collections.abc import Iterator, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 
-from qxcompiler.calibration.samples import InputSpec, Sample, supply_missing
 from qxcompiler.errors import ExportError
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.models.recipes import Recipe
+from qxcompiler.models.tasks import Part
 
 _TOLERANCE = 1e-3  # relative L2 error; float32 summed in another order stays far below
-_ENCODER, _DECODER = "encoder_model.onnx", "decoder_model.onnx"
-_DECODER_WITH_PAST = "decoder_with_past_model.onnx"
+_SHAPES = {"batch_size": 3, "sequence_length": 11}  # others than those that optimum traces with: they must be free
 
-Forward = Callable[..., Any]
+Tensors: TypeAlias = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
-def verify(folder: Path, model: Any, recipe: Recipe, source: object) -> None:
-    """Run every ONNX file in a folder on random inputs, and the model itself on the same.
+def verify(folder: Path, parts: Sequence[Part], source: object) -> None:
+    """Run every ONNX file of a model on random inputs, and the model itself on the same: all outputs must agree.
 
-    Where there are past key values, one more token is run on top of them.
+    What takes past key values is given some; a decoder that is one file is also run without any.
 
     Args:
-        folder: holds `model.onnx`, or an encoder and a decoder with and without past.
-        model: the model of transformers that was exported.
-        recipe: how, with shapes of examples.
+        folder: holds the ONNX files.
+        parts: what they were exported from.
         source: what an error is about.
 
     Raises:
-        ExportError: an output is off by more than 1e-3 (relative L2 error).
+        ExportError: an output is missing, or off by more than 1e-3 (relative L2 error).
         ModelError: onnxruntime cannot load or run a file.
     """
-    example = _Example(model.config, recipe)
-    if (folder / _ENCODER).is_file():
-        encoder = Runner(folder / _ENCODER)
-        sample = example.sample(encoder.inputs)
-        outputs = _compare(encoder, sample, model.get_encoder()(**_tensors(sample)), source)
-        hidden = outputs["last_hidden_state"]
-
-        def decode(input_ids: torch.Tensor, **_: torch.Tensor) -> Any:
-            return model(decoder_input_ids=input_ids, encoder_outputs=(torch.from_numpy(hidden),))
-
-        decoder = Runner(folder / _DECODER)
-        follower = Runner(folder / _DECODER_WITH_PAST) if (folder / _DECODER_WITH_PAST).is_file() else None
-        sample = example.sample(decoder.inputs, {"encoder_hidden_states": hidden})
-        _verify_decoder(decoder, follower, sample, decode, source)
-    else:
-        runner = Runner(folder / "model.onnx")
-        has_past = any(spec.name.startswith("past") for spec in runner.inputs)
-        _verify_decoder(runner, runner if has_past else None, example.sample(runner.inputs), model, source)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        random.seed(0)
+        for part in parts:
+            runner = Runner(folder / f"{part.name}.onnx")
+            missing = [name for name in part.config.outputs if name not in runner.outputs]
+            if missing:
+                raise ExportError(source, f"{runner.path.name} has no output {missing[0]}", "report this")
+            for feeds, expected in _examples(part, [spec.name for spec in runner.inputs]):
+                _compare(runner, feeds, expected, source)
 
 
-def _verify_decoder(first: Runner, follower: Runner | None, sample: Sample, forward: Forward, source: object) -> None:
-    """Compare the first run; then, with its present as the past, a run of one more token."""
-    outputs = _compare(first, sample, forward(**_tensors(sample)), source)
-    if follower is None:
-        return
-    ids = np.concatenate([sample["input_ids"], sample["input_ids"][:, :1]], axis=1)
-    given = {name.replace("present", "past_key_values"): y for name, y in outputs.items() if "present" in name}
-    given["input_ids"] = ids[:, -1:]
-    step = supply_missing(given, follower.inputs, past_length=ids.shape[1] - 1)
-    expected = forward(input_ids=torch.from_numpy(ids)).logits[:, -1:]
-    _compare(follower, step, {"logits": expected}, source)
+def _examples(part: Part, names: list[str]) -> Iterator[tuple[Tensors, Tensors]]:
+    """Inputs of the ONNX file, and the outputs that it should give."""
+    inputs = part.config.generate_dummy_inputs(framework="pt", **_SHAPES)
+    feeds = _feeds(part, inputs, names)
+    yield feeds, _outputs(part, inputs)
+    if "past_key_values" in inputs and "encoder_outputs" not in inputs:
+        del inputs["past_key_values"]
+        feeds = _without_past(part, feeds)
+        inputs |= {name: value for name, value in feeds.items() if name in inputs}
+        yield feeds, _outputs(part, inputs)
 
 
-def _compare(runner: Runner, sample: Sample, expected: Any, source: object) -> Sample:
-    """All outputs of the ONNX model, once those that the other model has too were found equal."""
-    outputs = dict(zip(runner.outputs, runner.run(sample, list(runner.outputs)), strict=True))
-    common = [name for name in outputs if isinstance(expected.get(name), torch.Tensor)]
-    if not common:
-        raise ExportError(source, f"{runner.path.name} has none of the model's outputs", "report this")
-    for name in common:
-        y, y_ref = torch.from_numpy(outputs[name]), expected[name]
-        error = (y - y_ref).norm() / y_ref.norm() if y.shape == y_ref.shape else torch.tensor(torch.inf)
+def _feeds(part: Part, inputs: dict[str, Any], names: list[str]) -> Tensors:
+    """The inputs under their names in the ONNX file; it may lack some that it does not use."""
+    config = part.config
+    feeds: Tensors = {}
+    renamed = config.rename_ambiguous_inputs(dict(inputs))
+    for name, value in config.generate_dummy_inputs_for_validation(renamed, names).items():
+        if isinstance(value, torch.Tensor):
+            feeds[name] = value
+        else:
+            feeds |= config.flatten_output_collection_property(name, value)
+    return feeds
+
+
+def _without_past(part: Part, feeds: Tensors) -> Tensors:
+    past = "past_sequence_length"
+    axes = {name: {label: axis for axis, label in by_axis.items()} for name, by_axis in part.config.inputs.items()}
+    cut = dict(feeds)
+    for name, axis_of in axes.items():
+        if past in axis_of:
+            cut[name] = feeds[name].narrow(axis_of[past], 0, 0)
+        elif (axis := axis_of.get(f"{past} + sequence_length")) is not None:
+            length = feeds["input_ids"].shape[1]
+            cut[name] = feeds[name].narrow(axis, feeds[name].shape[axis] - length, length)
+    return cut
+
+
+def _outputs(part: Part, inputs: dict[str, Any]) -> Tensors:
+    """The original's outputs, under their names in the ONNX file."""
+    expected = _flat(part, _run(part, inputs))
+    if not expected.keys() >= part.config.outputs.keys():
+        # A part that only optimum's patch of the model defines, such as the halves of SAM.
+        with part.config.patch_model_for_export(part.module, model_kwargs={}):
+            expected = _flat(part, part.module(**inputs))
+    return expected
+
+
+def _run(part: Part, inputs: dict[str, Any]) -> Any:
+    from optimum.exporters.onnx.model_patcher import preprocess_encoder_outputs, preprocess_past_key_values
+
+    inputs = dict(part.config.rename_ambiguous_inputs(dict(inputs)))
+    for name, convert in (
+        ("past_key_values", preprocess_past_key_values),
+        ("encoder_outputs", preprocess_encoder_outputs),
+    ):
+        if name in inputs:
+            inputs[name] = convert(inputs[name])
+    if "use_cache" in signature(part.module.forward).parameters:
+        inputs["use_cache"] = getattr(part.config, "use_past", False)
+    return part.module(**inputs)
+
+
+def _flat(part: Part, outputs: Any) -> Tensors:
+    from optimum.exporters.onnx.model_patcher import postprocess_past_key_values
+
+    config = part.config
+    flat: Tensors = {}
+    for key, value in outputs.items():
+        name = config.torch_to_onnx_output_map.get(key, key)
+        if key == "past_key_values":
+            name, value = "present", postprocess_past_key_values(value, output_names=list(config.outputs))
+        if isinstance(value, torch.Tensor):
+            flat[name] = value
+        elif isinstance(value, (list, tuple)) and value:
+            flat |= config.flatten_output_collection_property(name, value)
+    return flat
+
+
+def _compare(runner: Runner, feeds: Tensors, expected: Tensors, source: object) -> None:
+    names = list(runner.outputs)
+    sample = {spec.name: feeds[spec.name].numpy() for spec in runner.inputs}
+    for name, output in zip(names, runner.run(sample, names), strict=True):
+        if name not in expected:
+            raise ExportError(source, f"output {name} of {runner.path.name} is none of the model's", "report this")
+        error = _relative_error(torch.from_numpy(output), expected[name])
         if not error <= _TOLERANCE:  # NaN is an error, too
             raise ExportError(
                 source,
                 f"output {name} of {runner.path.name} is off by {error:.2g} (relative L2 error)",
                 "this model cannot be exported faithfully",
             )
-    return outputs
 
 
-class _Example:
-    """Random inputs by the recipe and the model's configuration."""
-
-    def __init__(self, config: Any, recipe: Recipe) -> None:
-        # Models of several parts keep the sizes in the parts' configurations.
-        self.configs = [config, *(getattr(config, part, None) for part in ("text_config", "vision_config"))]
-        self.shapes = recipe.example
-        self.draws = np.random.default_rng(0)
-
-    def sample(self, inputs: list[InputSpec], given: Sample | None = None) -> Sample:
-        drawn = {spec.name: self._draw(spec) for spec in inputs if spec.name in self.shapes}
-        return supply_missing({**drawn, **(given or {})}, inputs)
-
-    def _draw(self, spec: InputSpec) -> Any:
-        shape = [1, *(self._size(d) for d in self.shapes[spec.name])]
-        if np.issubdtype(spec.dtype, np.integer):
-            return self.draws.integers(self._size("vocab_size"), size=shape, dtype=spec.dtype)
-        return self.draws.standard_normal(shape).astype(spec.dtype)
-
-    def _size(self, dim: int | str) -> int:
-        if isinstance(dim, int):
-            return dim
-        return next(int(size) for config in self.configs if (size := getattr(config, dim, None)) is not None)
-
-
-def _tensors(sample: Sample) -> dict[str, torch.Tensor]:
-    """What the model of transformers takes: everything but the empty past."""
-    return {name: torch.from_numpy(value) for name, value in sample.items() if not name.startswith("past")}
+def _relative_error(y: torch.Tensor, y_ref: torch.Tensor) -> float:
+    if y.shape != y_ref.shape:
+        return torch.inf
+    y, y_ref = y.double(), y_ref.double()
+    same = y == y_ref  # infinities among them
+    difference = torch.where(same, 0.0, y - y_ref).norm()
+    return float(difference / torch.where(same & y.isinf(), 0.0, y_ref).norm()) if difference else 0.0

@@ -40,7 +40,7 @@ class Additions:
         """A node, in no graph yet; its outputs are called after it."""
         name = self.name(name)
         values = [ir.Value(name=self.name(f"{name}.out")) for _ in range(outputs)]
-        return ir.node(operator, inputs, attributes, domain=domain, outputs=values, name=name)  # type: ignore[arg-type]
+        return ir.node(operator, inputs, attributes, domain=domain, outputs=values, name=name)
 
     def shared(self, key: Hashable, name: str, tensor: torch.Tensor) -> ir.Value:
         """The constant added for that key, an initializer of the main graph, new or old."""

@@ -42,7 +42,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compile ONNX models to 2 to 8 bits a weight for edge accelerators.",
 )
-_out = Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # `main` decides the exit status, not rich
+
+
+_out = _Console(width=None if sys.stdout and sys.stdout.isatty() else 200)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL.onnx")]
@@ -65,11 +72,14 @@ class _Activations(StrEnum):
 def export(
     source: Annotated[str, typer.Argument(help="A Hugging Face id, a folder with safetensors, or a GGUF file.")],
     output: Annotated[Path, typer.Argument(parser=output_folder, help="The folder to write.", metavar="OUT")],
+    task: Annotated[
+        str | None, typer.Option(help="Such as text-classification. [default: that of the architecture]")
+    ] = None,
 ) -> None:
     """Export a Hugging Face model to ONNX, with its tokenizer and configuration."""
     from qxcompiler.models import export as run
 
-    folder = run(source, output, track=track_on_terminal)
+    folder = run(source, output, task, track=track_on_terminal)
     files = sorted(file for file in folder.glob("*.onnx"))
     _out.print(f"{', '.join(str(file) for file in files)} written", soft_wrap=True, highlight=False)
 
@@ -197,9 +207,6 @@ def generate(
 ) -> None:
     """Let a language model continue a text."""
     from qxcompiler.evaluation import generate as run
-
-    if any("\ud800" <= character <= "\udfff" for character in prompt):  # what Python makes of other bytes
-        raise UsageError("--prompt", "is not UTF-8", "write it in UTF-8")
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -379,9 +386,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     _silence_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not be UTF-8
     try:
-        status = app((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False) or 0
+        arguments = sys.argv[1:] if arguments is None else arguments
+        for argument in arguments:
+            if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+                # what Python makes of other bytes, and neither onnxruntime nor tokenizers take
+                raise UsageError(argument, "is not UTF-8", "rename it, or write it in UTF-8")
+        status = app(arguments or ["--help"], standalone_mode=False) or 0
         if sys.stdout is not None:
             sys.stdout.flush()
     except QxcError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,10 +25,12 @@ from qxcompiler.graph import (
     Site,
     Weight,
     check_finite,
+    check_unchanged,
     find_sites,
     load_model,
     model_files,
     normalize,
+    overridable_inputs,
     raise_opset,
     save_model,
 )
@@ -133,7 +136,7 @@ def compile_folder(
     files = sorted(folder.glob("*.onnx"))
     if not files:
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
-    compiler = _Compiler(load_target(target), Options.checked(options), track)
+    compiler = _Compiler(load_target(target), Options.checked(options), track, several=True)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
@@ -151,13 +154,15 @@ def compile_folder(
 
 
 class _Compiler:
-    """Compiles models with the same options; weights that are alike get the same codes."""
+    """Compiles models with the same options; weights that several of them have alike get the same codes."""
 
-    def __init__(self, target: Target, options: Options, track: Track) -> None:
+    def __init__(self, target: Target, options: Options, track: Track, *, several: bool = False) -> None:
         torch.manual_seed(options.seed)
         find_quantizer(options.quantizer)
         self.target, self.options, self.track = target, options, track
         self.device = _device(options.device)
+        self.several = several
+        self.done: dict[bytes, QuantizationResult] = {}
 
     def compile(
         self,
@@ -170,6 +175,7 @@ class _Compiler:
         """Write the compiled model, its plan and its report to `stage`."""
         options = self.options
         bytes_before = _bytes(original, graph)
+        fixed = overridable_inputs(graph)
         normalize(graph)
         raise_opset(graph, MINIMUM_OPSET)
         sites = find_sites(graph)
@@ -178,7 +184,7 @@ class _Compiler:
         check_finite({site.weight: None for site in sites})
         plan = self._plan(graph, sites)
         calibrating, held_back = self._samples(graph, original, calibration)
-        warnings = []
+        warnings = [f"input {name}: its default becomes constant" for name in fixed]
         made_up = not held_back
         if options.verification and made_up:
             try:
@@ -195,6 +201,7 @@ class _Compiler:
         FuseSharedInput()(graph)
         save_model(graph, stage, name)
 
+        check_unchanged(graph)
         verification = None
         if options.verification and held_back:
             verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
@@ -258,7 +265,7 @@ class _Compiler:
         loaded = load_samples(
             calibration,
             input_specs(graph),
-            original if isinstance(original, Path) else "",
+            original if isinstance(original, Path) else None,
             samples=options.samples + _HELD_BACK,
             length=options.length,
         )
@@ -269,12 +276,18 @@ class _Compiler:
         self, graph: ir.Model, sites: Sequence[Site], plan: Plan, samples: Sequence[Sample]
     ) -> dict[Weight, QuantizationResult]:
         formats: dict[Weight, Format] = {site.weight: scheme.format for site in sites if (scheme := plan[site.name])}
+        digests = {weight: _digest(weight, fmt) for weight, fmt in formats.items()} if self.several else {}
+        known = {weight: self.done[digest] for weight, digest in digests.items() if digest in self.done}
         if samples:
-            return quantize_blockwise(graph, sites, formats, self.options.quantizer, samples, self.device, self.track)
-        return {
-            weight: quantize_without_statistics(weight, fmt, self.device)
-            for weight, fmt in self.track(list(formats.items()), "quantize")
-        }
+            method = self.options.quantizer
+            results = quantize_blockwise(graph, sites, formats, method, samples, self.device, self.track, known)
+        else:
+            results = {
+                weight: known.get(weight) or quantize_without_statistics(weight, fmt, self.device)
+                for weight, fmt in self.track(list(formats.items()), "quantize")
+            }
+        self.done |= {digest: results[weight] for weight, digest in digests.items()}
+        return results
 
     def _verify(
         self,
@@ -290,6 +303,11 @@ class _Compiler:
         bits = min((scheme.format.bits for scheme in plan.values() if scheme), default=32)
         suspects = [site.name for site in worst[:_SUSPECTS]]
         return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
+
+
+def _digest(weight: Weight, fmt: Format) -> bytes:
+    """Equal for weights of equal numbers in one format."""
+    return hashlib.sha256(fmt.name.encode() + weight.matrix().numpy().tobytes()).digest()
 
 
 def _device(name: str) -> torch.device:
@@ -322,14 +340,21 @@ def _without_sites(graph: ir.Model) -> str:
 
 
 def _warnings(sites: Sequence[Site], plan: Plan, results: Mapping[Weight, QuantizationResult]) -> list[str]:
-    found = [
-        f"{site.name}: no statistics in a subgraph, rounded to nearest"
-        for site in sites
-        if site.in_subgraph and plan[site.name] and results[site.weight].quantizer == "rtn"
+    """What a user should know of a compile that went well; sites with the same to say are counted."""
+    found: dict[str, list[str]] = {}
+    for site in sites:
+        result = results.get(site.weight)
+        if result is not None and result.reason:
+            found.setdefault(f"rounded to nearest: {result.reason}", []).append(site.name)
+        if result is not None and result.skipped_tokens:
+            text = f"{result.skipped_tokens} tokens of its input hold NaN or infinity and were left out"
+            found.setdefault(text, []).append(site.name)
+    said = [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}" for text, names in found.items()
     ]
     if not any(plan.values()):
-        found.append("nothing was quantized: the plan leaves every site in floating point")
-    return found
+        said.append("nothing was quantized: the plan leaves every site in floating point")
+    return said
 
 
 def _copy_companions(source: Path, stage: Path) -> None:

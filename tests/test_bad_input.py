@@ -173,7 +173,7 @@ def test_calibration_arrays_that_do_not_fit(tiny, fails):
     ids = np.zeros((4, 16), np.int64)
     for arrays, said in (
         ({"tokens": ids}, "tokens"),
-        ({"input_ids": ids[..., None]}, "input_ids"),
+        ({"input_ids": ids[..., None, None]}, "input_ids"),
         ({"input_ids": ids.astype(np.float32)}, "input_ids"),
         ({"input_ids": ids, "past0k": np.zeros((4, 9, 0, 4), np.float32)}, "past0k"),
         ({"input_ids": ids[:0]}, "samples.npz"),

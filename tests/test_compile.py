@@ -343,7 +343,11 @@ def test_weights_in_the_branches_of_an_if(tmp_path):
     for condition in (True, False):
         report, _ = compile_and_compare(model, {"v": random(3, 20), "c": np.array(condition)})
     assert len(report.sites) == 3
-    assert sum("rounded to nearest" in warning for warning in report.warnings) == 2
+    assert not report.warnings
+    feeds = [{"v": random(3, 20) + i, "c": np.array(True)} for i in range(4)]
+    calibrated = qxcompiler.compile(model, "cpu-x86", tmp_path / "gptq", weights="int8g16", calibration=feeds)
+    assert sum("rounded to nearest: it is used in a body alone" in warning for warning in calibrated.warnings) == 1
+    assert [site.quantizer for site in calibrated.sites] == ["gptq", "rtn", "rtn"]
 
 
 def test_weights_in_a_function_called_twice(tmp_path):

@@ -149,7 +149,54 @@ def test_equal_seeds_write_equal_texts(tmp_path: Path) -> None:
     assert first == again != other
 
 
-@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}])
+@pytest.mark.parametrize("temperature", [1e-40, 1e-320, 1e300])
+def test_any_temperature(tmp_path: Path, temperature: float) -> None:
+    tokens = generate(save_model(tmp_path), TEXT, max_new_tokens=6, temperature=temperature).tokens
+    assert tokens == greedy(PROMPT, 6) if temperature < 1 else len(tokens) == 6
+
+
+@pytest.mark.parametrize("end", [{"a": 1}, "2", [[2]], [None], 1.5, True, ["2"]])
+def test_an_end_of_sequence_that_is_no_token(tmp_path: Path, end: object) -> None:
+    path = save_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": end}))
+    with pytest.raises(UsageError, match=r"config.json: eos_token_id is .*, not a token"):
+        generate(path, TEXT)
+
+
+@pytest.mark.parametrize("config", ["[" * 100_000, '{"eos_token_id": ' + "9" * 5000 + "}", '{"n_positions": "many"}'])
+def test_a_configuration_of_nonsense(tmp_path: Path, config: str) -> None:
+    path = save_model(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    assert generate(path, TEXT, max_new_tokens=3).tokens == greedy(PROMPT, 3)
+
+
+@pytest.mark.parametrize("seed", [99999999999999999999, 2**64, -1])
+def test_seeds_out_of_range(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(UsageError, match=rf"seed: {seed} is out of range: give one from 0"):
+        generate(save_model(tmp_path), TEXT, seed=seed)
+    assert generate(save_model(tmp_path), TEXT, max_new_tokens=1, seed=2**64 - 1).tokens
+
+
+def test_logits_that_are_no_numbers(tmp_path: Path) -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        path = save_bigram(tmp_path / "m.onnx", np.full((VOCABULARY, VOCABULARY), value, np.float32))
+        with pytest.raises(ModelError, match=r"m.onnx: logits hold NaN, or nothing finite"):
+            generate(path, "w5", temperature=1)
+    row = np.full(VOCABULARY, -np.inf, np.float32)  # masked tokens are fine
+    row[3] = 0
+    assert generate(save_bigram(tmp_path / "m.onnx", np.tile(row, (VOCABULARY, 1))), "w5", max_new_tokens=2).tokens == [
+        3,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_new_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"temperature": float("inf")},
+        {"top_p": 0}, {"top_p": 1.5},
+    ],
+)  # fmt: skip
 def test_arguments_out_of_range(tmp_path: Path, bad: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(bad))):
         generate(save_model(tmp_path), TEXT, **bad)
@@ -159,6 +206,8 @@ def test_prompts_and_models_that_do_not_fit(tmp_path: Path) -> None:
     path = save_model(tmp_path)
     with pytest.raises(UsageError, match="prompt: has 0 tokens"):
         generate(path, "")
+    with pytest.raises(UsageError, match="prompt: is not valid UTF-8"):
+        generate(path, "w1 \udcff")
     encoder = save_onnx(
         tmp_path / "encoder.onnx",
         "e (int64[b, s] input_ids) => (float[b, s, d] hidden) { hidden = Gather(w, input_ids) }",

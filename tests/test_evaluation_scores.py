@@ -39,11 +39,12 @@ def test_language_model_by_closed_form(tmp_path: Path, text: Path, length: int) 
     assert isinstance(result, LanguageEvaluation)
 
     tokens, stride = tokens_of(text), (400 - length) // 5
-    pairs = [(tokens[w * stride + i], tokens[w * stride + i + 1]) for w in range(5) for i in range(length - 1)]
+    count = min(5, 400 // length)
+    pairs = [(tokens[w * stride + i], tokens[w * stride + i + 1]) for w in range(count) for i in range(length - 1)]
     now, following = np.array(pairs).T
     q, p = log_softmax(OTHER.astype(float), 1)[now], log_softmax(TABLE.astype(float), 1)[now]
     rows = np.arange(len(now))
-    assert (result.windows, result.tokens) == (5, len(pairs))
+    assert (result.windows, result.tokens) == (count, len(pairs))
     assert result.perplexity == pytest.approx(math.exp(-q[rows, following].mean()), rel=1e-5)
     assert result.reference_perplexity == pytest.approx(math.exp(-p[rows, following].mean()), rel=1e-5)
     assert result.kl_divergence == pytest.approx(rel_entr(np.exp(p), np.exp(q)).sum(1).mean(), rel=1e-4)
@@ -88,7 +89,7 @@ def test_broken_language_models(tmp_path: Path, text: Path) -> None:
     with pytest.raises(ModelError, match=r"nan.onnx: logits hold NaN"):
         evaluate(nan, text, windows=3, length=10)
     smaller = save_bigram(tmp_path / "smaller" / "m.onnx", TABLE[:, :7])
-    with pytest.raises(ModelError, match=r"logits of shape \[10, 7\], but \[10, 11\] in the reference"):
+    with pytest.raises(ModelError, match=r"logits of shape \[1, 10, 7\], but \[1, 10, 11\] in the reference"):
         evaluate(smaller, text, windows=3, length=10, reference=good)
     short = save_bigram(tmp_path / "short.onnx", TABLE[:5])
     save_tokenizer(tmp_path, VOCABULARY)
@@ -171,3 +172,80 @@ def test_windows_are_tracked(tmp_path: Path, text: Path) -> None:
 
     evaluate(save_bigram(tmp_path / "m.onnx", TABLE), text, windows=3, length=10, track=track)
     assert seen == ["evaluation"] * 3
+
+
+def test_masked_logits(tmp_path: Path, text: Path) -> None:
+    """-inf at the same places in both: no NaN in the divergence."""
+    text.write_text(" ".join(f"w{i % 5}" for i in range(100)))
+    masked, other = TABLE.copy(), OTHER.copy()
+    masked[:, 7:] = other[:, 7:] = -np.inf
+    model, reference = save_bigram(tmp_path / "m" / "m.onnx", other), save_bigram(tmp_path / "m.onnx", masked)
+    result = evaluate(model, text, windows=3, length=10, reference=reference)
+    cut = evaluate(
+        save_bigram(tmp_path / "a" / "m.onnx", other[:, :7]), text, windows=3, length=10,
+        reference=save_bigram(tmp_path / "b" / "m.onnx", masked[:, :7]),
+    )  # fmt: skip
+    assert result.kl_divergence == pytest.approx(cut.kl_divergence, rel=1e-6)
+    assert result.perplexity == pytest.approx(cut.perplexity)
+    text.write_text(" ".join(f"w{i % VOCABULARY}" for i in range(100)))
+    with pytest.raises(ModelError, match=r"no chance at all \(-inf\): check the text"):
+        evaluate(model, text, windows=3, length=10, reference=reference)
+
+
+def test_masked_outputs(tmp_path: Path) -> None:
+    graph = "g (float[b, 3] x) => (float[b, 3, n] y) { z = Unsqueeze(x, axes)  y = Add(z, w) }"
+    w = np.where(np.eye(3, 8) > 0, -np.inf, 0).astype(np.float32)
+    model = save_onnx(tmp_path / "m.onnx", graph, w=w, axes=np.array([2]))
+    np.savez(tmp_path / "x.npz", x=np.ones((4, 3), np.float32))
+    result = evaluate(model, tmp_path / "x.npz", reference=model)
+    assert (result.cosine_similarity, result.relative_error, result.windows) == (1, 0, 4)
+
+
+def test_a_language_model_of_a_fixed_batch(tmp_path: Path, text: Path) -> None:
+    graph = "bigram (int64[3, s] input_ids) => (float[3, s, v] logits) { logits = Gather(table, input_ids) }"
+    save_tokenizer(tmp_path, VOCABULARY)
+    fixed = save_onnx(tmp_path / "fixed.onnx", graph, table=TABLE)
+    free = save_bigram(tmp_path / "m.onnx", TABLE)
+    result = evaluate(fixed, text, windows=2, length=10)
+    expected = evaluate(free, text, windows=6, length=10)
+    assert (result.windows, result.tokens) == (6, 54)
+    assert result.perplexity == pytest.approx(expected.perplexity)
+    with pytest.raises(UsageError, match=r"takes the samples in 2 runs, .*fixed.onnx in 1"):
+        evaluate(fixed, text, windows=2, length=100, reference=free)
+
+
+def test_no_more_windows_than_the_text_has(tmp_path: Path, text: Path) -> None:
+    assert evaluate(save_bigram(tmp_path / "m.onnx", TABLE), text, windows=1_000_000, length=10).windows == 40
+
+
+def test_the_default_length_is_what_both_models_take(tmp_path: Path, text: Path) -> None:
+    model, reference = save_bigram(tmp_path / "a" / "m.onnx", TABLE), save_bigram(tmp_path / "b" / "m.onnx", OTHER)
+    (tmp_path / "b" / "config.json").write_text(json.dumps({"n_positions": 20}))
+    result = evaluate(model, text, windows=2, reference=reference)
+    assert result.tokens == 2 * 19
+
+
+def test_samples_from_python(tmp_path: Path) -> None:
+    graph = "vision (float[b, 4] x) => (float[b, n] y) { y = MatMul(x, w) }"
+    model = save_onnx(tmp_path / "m.onnx", graph, w=RNG.standard_normal((4, 30)).astype(np.float32))
+    result = evaluate(model, ({"x": np.ones((2, 4))} for _ in range(5)), windows=3, reference=model)
+    assert (result.windows, result.relative_error) == (3, 0)
+
+
+def test_inputs_that_are_not_tensors(tmp_path: Path) -> None:
+    graph = "g (seq(float[n]) x) => (float[m] y) { y = ConcatFromSequence<axis = 0>(x) }"
+    path = save_onnx(tmp_path / "m.onnx", graph)
+    with pytest.raises(
+        ModelError, match=r"input x has type seq\(tensor\(float\)\): use a model whose inputs are tensors"
+    ):
+        evaluate(path, [{"x": np.ones(3)}], reference=path)
+
+
+def test_strings(tmp_path: Path) -> None:
+    path = save_onnx(tmp_path / "m.onnx", "g (string[n] x) => (string[n] y) { y = Identity(x) }")
+    (tmp_path / "text.txt").write_text("words")
+    with pytest.raises(CalibrationError, match=r"takes no token ids, only x string \[n\]: give a .npz file"):
+        evaluate(path, tmp_path / "text.txt", reference=path)
+    np.savez(tmp_path / "x.npz", x=np.array(["a", "b"]))
+    result = evaluate(path, tmp_path / "x.npz", reference=path)
+    assert (result.agreement, result.cosine_similarity) == (1, None)

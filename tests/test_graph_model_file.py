@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from qxcompiler.errors import ModelError, OutputError
-from qxcompiler.graph import find_sites, load_model, normalize, raise_opset, save_model
+from qxcompiler.graph import (
+    check_unchanged,
+    find_sites,
+    load_model,
+    model_files,
+    normalize,
+    raise_opset,
+    save_model,
+)
 
 FLOAT = TensorProto.FLOAT
 
@@ -56,10 +64,10 @@ def refusal(path: Path) -> str:
     return message
 
 
-def test_external_data_is_mapped(external):
+def test_external_data_is_read_when_asked_for(external):
     model = load_model(external)
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    assert all(isinstance(tensor, ir.ExternalTensor) and tensor.raw is None for tensor in tensors)
+    assert all(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     proto = onnx.load(external)
     for tensor, expected in zip(tensors, proto.graph.initializer, strict=True):
         np.testing.assert_array_equal(tensor.numpy(), onnx.numpy_helper.to_array(expected))
@@ -128,7 +136,9 @@ def test_offset_outside_the_file(external):
     assert "too short" in refusal(external)
 
 
-@pytest.mark.parametrize("location", ["../weights.bin", "a/../../weights.bin", "", "{folder}/weights.bin"])
+@pytest.mark.parametrize(
+    "location", ["../weights.bin", "a/../../weights.bin", "", "{folder}/weights.bin", "a\0b", "a/../weights.bin"]
+)
 def test_data_outside_the_folder(external, location):
     folder = external.parent
     (folder.parent / "weights.bin").write_bytes((folder / "weights.bin").read_bytes())
@@ -142,11 +152,38 @@ def test_data_outside_the_folder_by_links(external):
     data.symlink_to(elsewhere)
     assert "leads out of its folder" in refusal(external)
     data.unlink()
-    os.link(elsewhere, data)
-    assert "not a plain file" in refusal(external)
-    data.unlink()
     os.mkfifo(data)
     assert "not a plain file" in refusal(external)
+
+
+def test_hard_links_are_files_like_any_other(external):
+    os.link(external.parent / "weights.bin", external.parent.parent / "copy")
+    load_model(external)
+
+
+def test_links_out_of_the_folder_to_where_the_model_itself_lies(external):
+    """The cache of Hugging Face: everything a link to a file that is called by its hash."""
+    cache = external.parent.parent / "cache"
+    snapshot = cache / "snapshots" / "a1"
+    for folder in (cache / "blobs", snapshot / "onnx"):
+        folder.mkdir(parents=True)
+    for index, name in enumerate(("model.onnx", "weights.bin")):
+        (external.parent / name).rename(cache / "blobs" / str(index))
+        (snapshot / "onnx" / name).symlink_to(f"../../../blobs/{index}")
+    model = load_model(snapshot / "onnx" / "model.onnx")
+    assert model.graph.initializers["first"].const_value.numpy().shape == (8, 16)
+    assert len(model_files(snapshot / "onnx" / "model.onnx", model)) == 2
+    # but not to another place, nor for a model that is a file
+    data = snapshot / "onnx" / "weights.bin"
+    data.unlink()
+    (cache / "other").write_bytes((cache / "blobs" / "1").read_bytes())
+    data.symlink_to("../../../other")
+    assert "leads out of its folder" in refusal(snapshot / "onnx" / "model.onnx")
+    data.unlink()
+    data.symlink_to("../../../blobs/1")
+    (snapshot / "onnx" / "model.onnx").unlink()
+    (cache / "blobs" / "0").rename(snapshot / "onnx" / "model.onnx")
+    assert "leads out of its folder" in refusal(snapshot / "onnx" / "model.onnx")
 
 
 def test_link_inside_the_folder_is_fine(external):
@@ -186,12 +223,194 @@ def test_shape_must_fit_the_data(tmp_path, dims):
     assert "'first'" in refusal(path)
 
 
-def test_sparse_weights_are_refused(tmp_path):
+def sparse_tensor(dims: list[int], indices: np.ndarray, values: np.ndarray) -> onnx.SparseTensorProto:
+    numbers = onnx.numpy_helper.from_array(values, "sparse")
+    return helper.make_sparse_tensor(numbers, onnx.numpy_helper.from_array(indices), dims)
+
+
+@pytest.mark.parametrize("where", ["initializer", "Constant"])
+@pytest.mark.parametrize("linear", [True, False])
+def test_sparse_weights_are_read_as_dense_ones(tmp_path, where, linear):
+    dense = np.zeros((8, 4), np.float32)
+    dense[[1, 5, 7], [2, 0, 3]] = 3, 4, 5
+    places = np.flatnonzero(dense) if linear else np.argwhere(dense)
+    sparse = sparse_tensor([8, 4], places.astype(np.int64), dense[dense != 0])
+    b = Builder()
+    if where == "Constant":
+        y = b.op("MatMul", "x", b.op("Constant", sparse_value=sparse))
+    else:
+        y = b.op("MatMul", "x", "sparse")
+    proto = b.model({"x": (FLOAT, ["n", 8])}, [y])
+    if where == "initializer":
+        proto.graph.sparse_initializer.append(sparse)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    model = load_model(path)
+    normalize(model)
+    (site,) = find_sites(model)
+    np.testing.assert_array_equal(site.weight.matrix().numpy(), dense.T)
+    assert len(proto.graph.sparse_initializer) == (where == "initializer")
+
+
+@pytest.mark.parametrize(
+    ("dims", "indices", "said"),
+    [
+        ([8, 4], [1, 32], "outside its shape"),
+        ([8, 4], [1, -1], "outside its shape"),
+        ([8, 4], [[1, 1], [8, 0]], "outside its shape"),
+        ([8, 4], [1, 2, 3], "do not fit its values"),
+        ([1 << 20, 1 << 20], [1, 2], "more than 1 GiB"),
+        ([8, -4], [1, 2], "no shape or type"),
+    ],
+)
+def test_sparse_weights_that_do_not_fit(tmp_path, dims, indices, said):
     path = tmp_path / "model.onnx"
     proto = small_model()
-    proto.graph.sparse_initializer.add().values.name = "sparse"
+    proto.graph.sparse_initializer.append(sparse_tensor(dims, np.array(indices), np.ones(2, np.float32)))
     path.write_bytes(proto.SerializeToString())
-    assert "sparse" in refusal(path)
+    assert said in refusal(path)
+
+
+FIELDS = [
+    (TensorProto.FLOAT, "float_data", 6),
+    (TensorProto.DOUBLE, "double_data", 6),
+    (TensorProto.COMPLEX64, "float_data", 12),
+    (TensorProto.INT64, "int64_data", 6),
+    (TensorProto.UINT32, "uint64_data", 6),
+    (TensorProto.UINT64, "uint64_data", 6),
+    (TensorProto.FLOAT16, "int32_data", 6),
+    (TensorProto.BFLOAT16, "int32_data", 6),
+    (TensorProto.BOOL, "int32_data", 6),
+    (TensorProto.INT8, "int32_data", 6),
+    (TensorProto.FLOAT8E4M3FN, "int32_data", 6),
+    (TensorProto.INT4, "int32_data", 3),
+    (TensorProto.UINT4, "int32_data", 3),
+    (TensorProto.STRING, "string_data", 6),
+]
+
+
+@pytest.mark.parametrize(("dtype", "field", "count"), FIELDS)
+def test_typed_data_must_fit_the_shape(tmp_path, dtype, field, count):
+    path = tmp_path / "model.onnx"
+    for entries in (count, count - 1, count + 1, 0):
+        proto = small_model()
+        tensor = proto.graph.initializer.add(name="typed", data_type=dtype, dims=[2, 3])
+        getattr(tensor, field).extend([b"a" if field == "string_data" else 1] * entries)
+        path.write_bytes(proto.SerializeToString())
+        if entries == count:
+            found = load_model(path).graph.initializers["typed"].const_value.numpy()
+            assert found.shape == (2, 3)
+        else:
+            assert f"needs {count} numbers and has {entries}" in refusal(path)
+    tensor.int32_data.append(1)
+    tensor.float_data.append(1)
+    path.write_bytes(proto.SerializeToString())
+    assert "has data in" in refusal(path)
+
+
+@pytest.mark.parametrize(("dtype", "nbytes"), [(TensorProto.INT4, 3), (TensorProto.FLOAT16, 12), (TensorProto.BOOL, 6)])
+def test_raw_data_must_fit_the_shape(tmp_path, dtype, nbytes):
+    path = tmp_path / "model.onnx"
+    for size in (nbytes - 1, nbytes, nbytes + 1):
+        proto = small_model()
+        proto.graph.initializer.add(name="raw", data_type=dtype, dims=[2, 3], raw_data=bytes(size))
+        path.write_bytes(proto.SerializeToString())
+        if size == nbytes:
+            load_model(path)
+        else:
+            assert f"needs {nbytes} bytes and has {size}" in refusal(path)
+
+
+def broken(edit) -> onnx.ModelProto:
+    proto = small_model()
+    edit(proto.graph)
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda graph: graph.node[0].ClearField("output"), "has no output"),
+        (lambda graph: graph.node[0].output.__setitem__(0, ""), "has no output"),
+        (lambda graph: graph.node[1].input.__setitem__(0, "nowhere"), "reads 'nowhere', which nothing computes"),
+        (lambda graph: graph.node[1].output.__setitem__(0, graph.node[0].output[0]), "redeclared"),
+        (lambda graph: setattr(graph.output[0], "name", "nowhere"), "computed by nothing"),
+        (lambda graph: setattr(graph.initializer[0], "name", ""), "which nothing computes"),
+        (lambda graph: setattr(graph.initializer[1], "name", "first"), "is there twice"),
+        (lambda graph: graph.input.append(graph.input[0]), "is there twice"),
+        (lambda graph: setattr(graph.initializer[0], "data_type", 99), "no known type"),
+        (lambda graph: setattr(graph.initializer[0], "data_type", 0), "no known type"),
+        (lambda graph: setattr(graph.initializer[0], "data_type", 8), "needs"),
+    ],
+)
+def test_graphs_that_do_not_hold_together(tmp_path, edit, said, capfd):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(broken(edit).SerializeToString())
+    assert said in refusal(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_folder_of_external_data_that_is_not_there(external):
+    edit_external(external, "location", "nowhere/weights.bin")
+    assert "is missing" in refusal(external)
+    edit_external(external, "location", "x" * 300)
+    assert "is missing" in refusal(external)
+
+
+def test_paths_that_cannot_be():
+    with pytest.raises(ModelError, match="no such file"):
+        load_model("a\0b")
+    with pytest.raises(ModelError, match="not a plain file"):
+        load_model("/dev/zero")
+
+
+def test_data_that_shrinks_while_it_is_read(external, tmp_path):
+    model = load_model(external)
+    check_unchanged(model)
+    data = external.parent / "weights.bin"
+    os.truncate(data, 100)
+    with pytest.raises(ModelError, match="was changed while it was read"):
+        model.graph.initializers["second"].const_value.numpy()
+    with pytest.raises(ModelError, match="was changed while it was read"):
+        model.graph.initializers["second"].const_value.tofile((tmp_path / "x").open("wb"))
+    with pytest.raises(ModelError, match="was changed while it was read"):
+        check_unchanged(model)
+    data.unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        model.graph.initializers["first"].const_value.tobytes()
+
+
+def test_a_file_that_is_written_anew_is_another(external):
+    model = load_model(external)
+    content = external.read_bytes()
+    external.unlink()
+    external.write_bytes(content)
+    os.utime(external, ns=(1, 1))
+    with pytest.raises(ModelError, match="was changed while it was read"):
+        check_unchanged(model)
+
+
+def test_four_bit_external_data(tmp_path):
+    proto = small_model()
+    tensor = proto.graph.initializer.add(name="nibbles", data_type=TensorProto.INT4, dims=[3], data_location=1)
+    for key, value in (("location", "w"), ("offset", "1"), ("length", "2")):
+        tensor.external_data.add(key=key, value=value)
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    (tmp_path / "w").write_bytes(bytes([0, 0x21, 0x0F]))
+    found = load_model(tmp_path / "model.onnx").graph.initializers["nibbles"].const_value.numpy()
+    assert found.astype(int).tolist() == [1, 2, -1]
+
+
+def test_models_in_memory(external):
+    proto = small_model()
+    before = proto.SerializeToString()
+    model = load_model(proto)
+    normalize(model)
+    check_unchanged(model)
+    assert len(find_sites(model)) == 2
+    assert proto.SerializeToString() == before
+    with pytest.raises(ModelError, match="the model in memory: 'first' has its data in a file"):
+        load_model(onnx.load(external, load_external_data=False))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -19,11 +19,12 @@ pytest.importorskip("transformers")
 
 import transformers
 from conftest import packaged
-from tiny_transformers import GROUPED, SMALL, save_model
+from tiny_transformers import GROUPED, SEQ2SEQ, SMALL, WAV2VEC2, save_model
 
 from qxcompiler.errors import ExportError, OutputError
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.models import export, recipes
+from qxcompiler.models import export
+from qxcompiler.models.tasks import parts_of, task_for
 from qxcompiler.models.tie_weights import TieWeights
 from qxcompiler.models.verify import verify
 
@@ -193,7 +194,7 @@ def test_code_that_comes_with_a_model_is_never_run(copy: Path, tmp_path: Path) -
         (
             "config.json",
             '{"model_type": "mamba"}',
-            r"no recipe exports models of type 'mamba': known are .*llama",
+            r"copy: optimum exports no models of type 'mamba' to ONNX: export it by other means",
         ),
         ("model.safetensors", "short", r"copy: cannot be read"),
         ("tokenizer.json", None, r"tokenizer"),
@@ -220,15 +221,85 @@ def test_weights_that_are_missing_are_not_made_up(copy: Path, tmp_path: Path) ->
         export(copy, tmp_path / "out")
 
 
-def test_an_encoder_may_lack_its_pooler(tmp_path: Path) -> None:
+def drop_weights(folder: Path, part: str) -> list[str]:
+    """Take the weights out of a checkpoint whose names hold `part`."""
     from safetensors.torch import load_file, save_file
 
+    weights = load_file(folder / "model.safetensors")
+    dropped = [name for name in weights if part in name]
+    save_file({n: w for n, w in weights.items() if n not in dropped}, folder / "model.safetensors", {"format": "pt"})
+    assert dropped
+    return dropped
+
+
+def test_weights_that_no_output_depends_on_may_be_missing(tmp_path: Path) -> None:
+    save_model(tmp_path / "bert", "AutoModel", "bert", SMALL)
+    drop_weights(tmp_path / "bert", "pooler")
+    assert (export(tmp_path / "bert", tmp_path / "out") / "model.onnx").is_file()
+    save_model(tmp_path / "wav2vec2", "AutoModelForCTC", "wav2vec2", WAV2VEC2)
+    drop_weights(tmp_path / "wav2vec2", "masked_spec_embed")  # as in published checkpoints
+    assert (export(tmp_path / "wav2vec2", tmp_path / "out") / "model.onnx").is_file()
+
+
+def test_the_missing_weight_that_is_named_is_one_that_the_task_needs(tmp_path: Path) -> None:
     save_model(tmp_path / "hf", "AutoModel", "bert", SMALL)
-    weights = load_file(tmp_path / "hf" / "model.safetensors")
-    kept = {name: weight for name, weight in weights.items() if "pooler" not in name}
-    assert len(kept) < len(weights)
-    save_file(kept, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
-    assert (export(tmp_path / "hf", tmp_path / "out") / "model.onnx").is_file()
+    drop_weights(tmp_path / "hf", "pooler.dense")
+    drop_weights(tmp_path / "hf", "layer.1.output.dense.weight")
+    with pytest.raises(ExportError, match=r"has no weight encoder.layer.1.output.dense.weight \(3 missing\)"):
+        export(tmp_path / "hf", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("task", "weight"),
+    [
+        ("text-classification", r"classifier\.(weight|bias)"),
+        ("fill-mask", r"cls\.predictions\.\S+"),
+        ("question-answering", r"qa_outputs\.(weight|bias)"),
+    ],
+)
+def test_a_base_checkpoint_has_no_head_to_export(task: str, weight: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "hf", "AutoModel", "bert", SMALL)
+    with pytest.raises(ExportError, match=rf"has no weight {weight} \(\d missing\): give a complete checkpoint"):
+        export(tmp_path / "hf", tmp_path / "out", task)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_with_a_head_can_be_exported_without(tmp_path: Path) -> None:
+    save_model(tmp_path / "hf", "AutoModelForMaskedLM", "bert", SMALL)
+    folder = export(tmp_path / "hf", tmp_path / "out", "feature-extraction")
+    assert list(Runner(folder / "model.onnx").outputs) == ["last_hidden_state"]
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["BertModel"]
+
+
+def test_the_task_on_the_command_line(qxc: Any, tmp_path: Path) -> None:
+    save_model(tmp_path / "hf", "AutoModelForMaskedLM", "bert", SMALL)
+    refused = qxc("export", tmp_path / "hf", tmp_path / "out", "--task", "telepathy")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "for the task 'telepathy': its tasks are feature-extraction, fill-mask," in refused.stderr
+    assert not (tmp_path / "out").exists()
+    assert qxc("export", tmp_path / "hf", tmp_path / "out", "--task", "fill-mask").returncode == 0
+    assert list(Runner(tmp_path / "out" / "model.onnx").outputs) == ["logits"]
+
+
+def test_what_lies_beside_the_model_is_copied(copy: Path, tmp_path: Path) -> None:
+    companions = {
+        *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "normalizer.json", "merges.txt"),
+        *("vocab.json", "spiece.model", "source.spm", "processor_config.json", "chat_template.jinja"),
+    }
+    for name in (*companions, "README.md", "training_args.bin", "vocab.pkl"):
+        (copy / name).write_text("{}")
+    files = {file.name for file in export(copy, tmp_path / "out").iterdir()}
+    assert files == companions | {"config.json", "generation_config.json", "tokenizer.json", "model.onnx"}
+
+
+def test_a_tokenizer_in_another_form_is_enough(tmp_path: Path) -> None:
+    save_model(tmp_path / "hf", "AutoModelForSeq2SeqLM", "marian", SEQ2SEQ)
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    with pytest.raises(ExportError, match="tokenizer"):
+        export(tmp_path / "hf", tmp_path / "out")
+    for name in ("source.spm", "target.spm", "vocab.json"):
+        (tmp_path / "hf" / name).write_bytes(b"{}")
+    assert (export(tmp_path / "hf", tmp_path / "out") / "source.spm").is_file()
 
 
 def test_an_id_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,19 +311,19 @@ def test_an_id_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "optimum" else object())
-    with pytest.raises(ExportError, match=r"needs optimum: pip install 'qxcompiler\[export\]'"):
+    with pytest.raises(ExportError, match=r"needs optimum: pip install '\.\[export\]' in the checkout"):
         export(tmp_path, tmp_path / "out")
 
 
 def test_verify_notices_a_wrong_weight(source: Path, tmp_path: Path) -> None:
     folder = export(source, tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
-    recipe = recipes.recipe_for("llama", source)
-    verify(folder, model, recipe, source)
+    parts = parts_of(model, task_for(model.config, None, source))
+    verify(folder, parts, source)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0] += 0.1
     with pytest.raises(ExportError, match=r"output logits of model.onnx is off by"):
-        verify(folder, model, recipe, source)
+        verify(folder, parts, source)
 
 
 def test_verify_notices_a_past_that_is_ignored(source: Path, tmp_path: Path) -> None:
@@ -273,7 +344,7 @@ def test_verify_notices_a_past_that_is_ignored(source: Path, tmp_path: Path) -> 
     ir.save(graph, path)
     model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
     with pytest.raises(ExportError, match=r"output logits of model.onnx is off by"):
-        verify(path.parent, model, recipes.recipe_for("llama", source), source)
+        verify(path.parent, parts_of(model, task_for(model.config, None, source)), source)
 
 
 def embedding_graph(head: np.ndarray, table: np.ndarray) -> ir.Model:

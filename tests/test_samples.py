@@ -176,6 +176,7 @@ GOOD = np.zeros((2, 3, 4, 5), np.float32)
             {"pixel_values": GOOD[:, :2]},
             r"pixel_values has shape \[2, 2, 4, 5\]: the model takes pixel_values float32",
         ),
+        ({"pixel_values": GOOD[None]}, r"pixel_values has shape \[1, 2, 3, 4, 5\]"),
         ({"pixel_values": GOOD[0]}, r"pixel_values has shape \[3, 4, 5\]"),
         ({"pixel_values": np.float32(1)}, r"pixel_values has shape \[\]"),
         ({"pixel_values": GOOD.astype(int)}, r"pixel_values has type int64"),
@@ -259,7 +260,7 @@ def test_a_fixed_length_is_the_default(folder: Path) -> None:
         (("time", "batch", 3), (5, 6, 3), (5, 1, 3), 6),  # time-major, by either name
         (("seq_len", None, 3), (5, 6, 3), (5, 1, 3), 6),
         ((5, "n", 3), (5, 6, 3), (5, 1, 3), 6),
-        (("batch", "time", 3), (6, 2, 5, 3), (2, 5, 3), 6),  # whole inputs, each a batch of its own
+        (("batch", "time", 3), (6, 1, 5, 3), (1, 5, 3), 6),  # whole inputs, each a batch of one
         (None, (6, 3), (1, 3), 6),
         ((4, 3), (4, 3), (4, 3), 1),
         ((), (), (), 1),

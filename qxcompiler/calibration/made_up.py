@@ -23,9 +23,10 @@ import onnx_ir as ir
 import onnxruntime
 
 from qxcompiler.calibration.arrays import InputSpec, is_float, names_batch, names_time
+from qxcompiler.calibration.feeding import run
 from qxcompiler.calibration.input_hints import IntegerUse, integer_use, merged, sizes
 from qxcompiler.calibration.samples import Sample, derive
-from qxcompiler.errors import CalibrationError, QxcError
+from qxcompiler.errors import CalibrationError, ModelError, QxcError
 from qxcompiler.runtime_ops import session
 
 _LENGTHS = (8, 16, 32, 64, 128, 1, 2, 4, 224, 256, 512, 1024)
@@ -34,7 +35,7 @@ _RANDOM_TRIES = 64
 _SECONDS_A_RUN, _SECONDS = 60, 120
 _MOST_BYTES = 1 << 30
 # Outputs with fewer numbers than this in all samples together cannot be judged: more samples then.
-_ENOUGH, _MOST_SAMPLES = 64, 64
+_ENOUGH, _MOST_SAMPLES, _SECONDS_FOR_MORE = 64, 64, 5
 
 Style: TypeAlias = Literal["natural", "unit", "small", "ones", "zeros", "length"]
 _STYLES: tuple[Style, ...] = ("natural", "unit", "small", "ones", "zeros", "length")
@@ -85,11 +86,15 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
         At least one sample, all of the same sizes.
 
     Raises:
-        CalibrationError: no guess runs; it says why.
-        ModelError: onnxruntime cannot load the model.
+        CalibrationError: no guess runs, or onnxruntime cannot load the model; it says why.
     """
     inputs = [_input(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
-    trial = _Trial(session(original))
+    try:
+        trial = _Trial(session(original))
+    except ModelError as error:
+        raise CalibrationError(
+            "made-up inputs", f"there is nothing to try them on ({error})", "run the model"
+        ) from error
     best: _Guess | None = None
     problem = "it has no inputs that can be made up"
     tries = 0
@@ -127,7 +132,7 @@ def _several(inputs: Sequence[_Input], guess: _Guess, trial: _Trial, count: int,
                 continue
             raise
         samples.append(sample)
-        enough = numbers >= _ENOUGH or len(samples) == _MOST_SAMPLES or trial.seconds > _SECONDS
+        enough = numbers >= _ENOUGH or len(samples) == _MOST_SAMPLES or trial.seconds > _SECONDS_FOR_MORE
         if len(samples) >= count and enough:
             break
     return samples
@@ -135,7 +140,7 @@ def _several(inputs: Sequence[_Input], guess: _Guess, trial: _Trial, count: int,
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Whether all outputs are finite, and how many numbers the one with the fewest has."""
+    """Whether all outputs are finite, and how many numbers the one with the fewest has, empty ones aside."""
 
     finite: bool
     fewest: int
@@ -150,6 +155,7 @@ class _Trial:
 
     def __init__(self, runtime: onnxruntime.InferenceSession) -> None:
         self._session = runtime
+        self._outputs = [value.name for value in runtime.get_outputs()]
         self.seconds = 0.0
 
     def run(self, sample: Sample) -> _Outcome:
@@ -158,7 +164,7 @@ class _Trial:
         timer.start()
         began = time.perf_counter()
         try:
-            outputs = self._session.run(None, sample, options)
+            outputs = run(self._session, self._outputs, sample, options)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise CalibrationError("onnxruntime", f"{error}"[:300], "give samples with --calibration") from error
         finally:
@@ -166,7 +172,7 @@ class _Trial:
             self.seconds += time.perf_counter() - began
         floats = [y for y in outputs if isinstance(y, np.ndarray) and is_float(y.dtype)]
         finite = all(bool(np.isfinite(y.astype(np.float32, copy=False)).all()) for y in floats)
-        return _Outcome(finite, min((y.size for y in floats), default=_ENOUGH))
+        return _Outcome(finite, min((y.size for y in floats if y.size), default=_ENOUGH))
 
 
 def _input(value: ir.Value) -> _Input:

@@ -13,6 +13,7 @@ __all__ = [
     "InputSpec",
     "Sample",
     "context_limit",
+    "default_length",
     "derive",
     "input_specs",
     "load_samples",
@@ -99,7 +100,7 @@ def load_samples(
         CalibrationError: the source cannot be read, is too short, or does not fit the model's inputs.
     """
     if samples < 1 or (length is not None and length < 1):
-        raise CalibrationError(source_name(source), f"{samples} samples of length {length}", "give positive numbers")
+        raise CalibrationError(_source_name(source), f"{samples} samples of length {length}", "give positive numbers")
     loaded: list[Sample]
     if not isinstance(source, (str, Path)):
         loaded = _feeds(source, inputs, samples)
@@ -110,7 +111,7 @@ def load_samples(
     else:
         kind = Path(source).suffix or "such"
         raise CalibrationError(source, f"cannot read samples from {kind} files", "give .txt, .jsonl or .npz")
-    subject = source_name(source)
+    subject = _source_name(source)
     complete = [supply_missing(sample, inputs, subject=subject) for sample in loaded]
     for sample in complete:
         for spec in inputs:
@@ -124,7 +125,7 @@ def load_samples(
     return complete
 
 
-def source_name(source: object) -> str:
+def _source_name(source: object) -> str:
     """What to call a source of samples in a message."""
     return str(source) if isinstance(source, (str, Path)) else "samples"
 

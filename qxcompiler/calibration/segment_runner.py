@@ -118,8 +118,8 @@ class _Run:
             raise self._failure(UnrunnableError, "cannot be loaded", error) from error
         for value in (*self._session.get_inputs(), *self._session.get_outputs()):
             if any(name in value.type for name in _NOT_IN_NUMPY):
-                error = TypeError(f"{value.name} is a {value.type}, which onnxruntime gives to no caller")
-                raise self._failure(UnrunnableError, "cannot be run", error)
+                problem = TypeError(f"{value.name} is a {value.type}, which onnxruntime gives to no caller")
+                raise self._failure(UnrunnableError, "cannot be run", problem)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._weights = {
             site.operand.name: site.operand_array(operands[site.weight])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "Generation",
     "LanguageEvaluation",
     "OutputSimilarity",
     "SimilarityEvaluation",
     "Verification",
+    "compared_outputs",
     "evaluate",
     "generate",
     "verify",
@@ -17,5 +19,5 @@ __all__ = [
 from qxcompiler.evaluation.dispatch import Evaluation, evaluate
 from qxcompiler.evaluation.generation import Generation, generate
 from qxcompiler.evaluation.language import LanguageEvaluation
-from qxcompiler.evaluation.similarity import OutputSimilarity, SimilarityEvaluation
+from qxcompiler.evaluation.similarity import Comparison, OutputSimilarity, SimilarityEvaluation, compared_outputs
 from qxcompiler.evaluation.verification import Verification, verify

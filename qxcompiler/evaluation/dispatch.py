@@ -4,10 +4,14 @@ from __future__ import annotations
 
 __all__ = ["Evaluation", "evaluate"]
 
+import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from qxcompiler.calibration.samples import load_samples
+import numpy.typing as npt
+
+from qxcompiler.calibration.samples import default_length, load_samples
 from qxcompiler.errors import UsageError
 from qxcompiler.evaluation.language import LanguageEvaluation, evaluate_language, is_language_model
 from qxcompiler.evaluation.running import Runner
@@ -19,11 +23,11 @@ Evaluation: TypeAlias = LanguageEvaluation | SimilarityEvaluation
 
 def evaluate(
     model_path: str | Path,
-    text: str | Path,
+    text: str | Path | Iterable[Mapping[str, npt.NDArray[Any]]],
     *,
     tokenizer: str | Path | None = None,
     windows: int = 40,
-    length: int = 512,
+    length: int | None = None,
     reference: str | Path | None = None,
     threads: int | None = None,
     track: Track = silent,
@@ -39,7 +43,7 @@ def evaluate(
         text: held-out samples, in any form that `load_samples` reads.
         tokenizer: a `tokenizer.json`, or the folder that holds one; by default the model's folder.
         windows: how many windows of text, or samples, at most.
-        length: tokens a window.
+        length: tokens a window; None is 512, or the models' own limit where that is less.
         reference: the ONNX file to compare with, usually the model before compilation.
         threads: threads of one operator; None lets onnxruntime choose.
         track: shows how far the work is.
@@ -56,10 +60,20 @@ def evaluate(
     baseline = None if reference is None else Runner(reference, threads=threads)
     # One tokenizer for both: ids are comparable only so.
     shared = tokenizer if tokenizer is not None else model.path.parent
+    runners = [model] if baseline is None else [model, baseline]
+    if length is None:
+        length = min(default_length(runner.inputs, runner.path) for runner in runners)
+    source = text if isinstance(text, (str, Path)) else list(itertools.islice(text, windows))
     samples, reference_samples = (
-        load_samples(text, runner.inputs, runner.path, samples=windows, length=length, tokenizer=shared)
-        for runner in (model, baseline or model)
+        load_samples(source, runner.inputs, runner.path, samples=windows, length=length, tokenizer=shared)
+        for runner in (runners[0], runners[-1])
     )
+    if len(samples) != len(reference_samples):
+        raise UsageError(
+            runners[-1].path,
+            f"takes the samples in {len(reference_samples)} runs, {model.path} in {len(samples)}",
+            "give a reference with the same batch",
+        )
     pairs = track(list(zip(samples, reference_samples, strict=True)), "evaluation")
     if is_language_model(model):
         return evaluate_language(model, baseline, pairs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Generation", "generate"]
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from qxcompiler.calibration.samples import context_limit, load_tokenizer, supply
 from qxcompiler.errors import ModelError, UsageError
 from qxcompiler.evaluation.language import is_language_model
 from qxcompiler.evaluation.running import Runner
+
+_SEEDS = 2**64  # what torch's generator takes
 
 
 class Generation(BaseModel):
@@ -70,7 +73,7 @@ def generate(
             temperature).
         top_p: draw from the smallest set of tokens that holds this probability (nucleus sampling,
             arXiv:1904.09751).
-        seed: of the draws.
+        seed: of the draws, 0 to 2**64 - 1.
         tokenizer: a `tokenizer.json`, or the folder that holds one; by default the model's folder.
         threads: threads of one operator; None lets onnxruntime choose.
         on_text: called with each new piece of text as soon as it is known.
@@ -80,13 +83,17 @@ def generate(
         ModelError: the model cannot be loaded or run, or is not a causal language model.
         CalibrationError: no tokenizer was found, or the model has an input that cannot be supplied.
     """
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    if max_new_tokens < 1 or not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise UsageError(
             "generate",
             f"max_new_tokens {max_new_tokens}, temperature {temperature}, top_p {top_p}",
-            "give max_new_tokens of at least 1, temperature of at least 0, and top_p above 0 and at most 1",
+            "give max_new_tokens of at least 1, a finite temperature of at least 0, and top_p above 0 and at most 1",
         )
+    if not 0 <= seed < _SEEDS:
+        raise UsageError("seed", f"{seed} is out of range", f"give one from 0 to {_SEEDS - 1}")
     vocabulary = load_tokenizer(model_path, tokenizer)
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise UsageError("prompt", "is not valid UTF-8", "give a valid text")
     prompt_ids: list[int] = vocabulary.encode(prompt).ids
     limit = context_limit(model_path)
     if not prompt_ids or (limit is not None and len(prompt_ids) > limit):
@@ -105,7 +112,10 @@ def generate(
     times = [time.perf_counter()]
     step = prompt_ids
     while len(tokens) < room and not (tokens and tokens[-1] in end):
-        tokens.append(_pick(decoder.step(step), temperature, top_p, draws))
+        logits = decoder.step(step)
+        if logits.isnan().any() or not logits.max().isfinite():
+            raise ModelError(model_path, "logits hold NaN, or nothing finite", "compile again with more bits")
+        tokens.append(_pick(logits, temperature, top_p, draws))
         times.append(time.perf_counter())
         step = tokens[-1:]
         written = vocabulary.decode(tokens)
@@ -190,7 +200,9 @@ def _pick(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.G
     """The next token: the most likely, or drawn from the nucleus."""
     if temperature == 0:
         return int(logits.argmax())
-    probabilities, tokens = (logits / temperature).softmax(-1).sort(descending=True)
+    # With the largest at 0, and in float64, no temperature overflows but to -inf.
+    scaled = (logits - logits.max()).double() / temperature
+    probabilities, tokens = scaled.softmax(-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
     probabilities[before >= top_p] = 0
     return int(tokens[torch.multinomial(probabilities, 1, generator=draws)])
@@ -201,9 +213,14 @@ def _end_of_sequence(folder: Path) -> set[int]:
     for name in ("generation_config.json", "config.json"):
         try:
             settings: Any = json.loads((folder / name).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         end = settings.get("eos_token_id") if isinstance(settings, dict) else None
-        if end is not None:
-            return set(end) if isinstance(end, list) else {end}
+        if end is None:
+            continue
+        tokens = end if isinstance(end, list) else [end]
+        if not all(type(token) is int for token in tokens):
+            problem = f"eos_token_id is {str(end)[:100]}, not a token or a list of tokens"
+            raise UsageError(folder / name, problem, "correct the file")
+        return set(tokens)
     return set()

@@ -52,7 +52,7 @@ def evaluate_language(
     """Score a language model, holding one window at a time.
 
     Args:
-        model: a model with `logits` of shape [1, length, vocabulary].
+        model: a model with `logits` of shape [batch, length, vocabulary].
         reference: the model to compare with, over the same vocabulary.
         pairs: each window as inputs of the model and as inputs of the reference.
 
@@ -74,17 +74,31 @@ def evaluate_language(
                 f"logits of shape {list(logits.shape)}, but {list(expected.shape)} in the reference",
                 "give a reference with the same vocabulary",
             )
-        targets = _token_ids(sample)[1:]
-        for start in range(0, len(targets), _ROWS):
-            rows = slice(start, min(start + _ROWS, len(targets)))
-            sums += _scores(logits[rows], None if expected is None else expected[rows], targets[rows])
-        windows += 1
-        tokens += len(targets)
+        ids = _token_ids(sample)
+        if logits.shape[:2] != ids.shape:
+            raise ModelError(
+                model.path,
+                f"logits of shape {list(logits.shape)} for tokens of shape {list(ids.shape)}",
+                "give a model with logits at every position",
+            )
+        for row, window in enumerate(ids):
+            targets = window[1:]
+            for start in range(0, len(targets), _ROWS):
+                rows = slice(start, min(start + _ROWS, len(targets)))
+                sums += _scores(logits[row, rows], None if expected is None else expected[row, rows], targets[rows])
+            windows += 1
+            tokens += len(targets)
     if tokens == 0:
         raise CalibrationError(model.path, "windows without a second token", "give a --length of at least 2")
     nll, reference_nll, divergence, agreement = (sums / tokens).unbind()
-    if not sums.isfinite().all():
+    if sums.isnan().any():
         raise ModelError(model.path, "logits hold NaN or infinity", "compile again with more bits, or report it")
+    if sums.isinf().any():
+        raise ModelError(
+            model.path,
+            "logits give a token of the text, or of the reference, no chance at all (-inf)",
+            "check the text",
+        )
     return LanguageEvaluation(
         windows=windows,
         tokens=tokens,
@@ -104,15 +118,17 @@ def _scores(logits: torch.Tensor, expected: torch.Tensor | None, targets: torch.
         return torch.stack([nll, *torch.zeros(3, dtype=torch.float64)])
     log_p = expected.float().log_softmax(-1)
     reference_nll = -log_p.gather(-1, targets[:, None]).double().sum()
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
+    possible = log_p > -torch.inf  # what has no chance adds nothing, whatever the model says of it
+    divergence = torch.where(possible, log_p.exp() * (log_p - log_q), 0).sum(-1).double().sum()
     agreement = (log_p.argmax(-1) == log_q.argmax(-1)).double().sum()
     return torch.stack([nll, reference_nll, divergence, agreement])
 
 
 def _logits(model: Runner, sample: Sample) -> torch.Tensor:
-    return torch.from_numpy(model.run(sample, ["logits"])[0])[0]
+    logits = model.run(sample, ["logits"])[0]
+    return torch.from_numpy(logits if logits.dtype.kind == "f" else logits.astype("float32"))
 
 
 def _token_ids(sample: Sample) -> torch.Tensor:
     ids = next(value for name, value in sample.items() if name.endswith("input_ids"))
-    return torch.from_numpy(ids[0].astype("int64"))
+    return torch.from_numpy(ids.astype("int64"))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qxcompiler.calibration.samples import InputSpec
+from qxcompiler.calibration.arrays import InputSpec
+from qxcompiler.calibration.feeding import run
 from qxcompiler.errors import ModelError
 from qxcompiler.runtime_ops import session
 
@@ -56,10 +57,30 @@ class Runner:
             ModelError: onnxruntime could not run the model.
         """
         try:
-            values: list[Any] = self.session.run(list(outputs), dict(sample))
+            return run(self.session, outputs, sample)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise self.failure(error) from error
-        return values
+
+    def declared_shapes(self, sample: Mapping[str, Any]) -> dict[str, list[int | None] | None]:
+        """The shapes that the outputs should have by the model's own word, given its inputs.
+
+        Args:
+            sample: the inputs, which say how large the symbolic sizes are.
+
+        Returns:
+            For each output its sizes, None where unsaid; None if its rank is unsaid.
+        """
+        known: dict[object, int] = {}
+        for value in self.session.get_inputs():
+            array = sample.get(value.name)
+            if isinstance(array, np.ndarray) and _rank(value.shape) == array.ndim:
+                known |= {size: n for size, n in zip(value.shape, array.shape, strict=True) if isinstance(size, str)}
+        return {
+            value.name: None
+            if _rank(value.shape) is None
+            else [size if isinstance(size, int) else known.get(size) for size in value.shape]
+            for value in self.session.get_outputs()
+        }
 
     def failure(self, error: Exception) -> ModelError:
         """The one line for an error of onnxruntime."""

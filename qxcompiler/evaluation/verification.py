@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
 from qxcompiler.calibration.samples import Sample
@@ -55,7 +56,7 @@ def verify(
     """Compare the outputs of a compiled model with the original's: with the library on all samples, and without it
     on the first.
 
-    Memory holds the outputs of one sample, and two sessions.
+    Memory holds two sessions, the outputs of the first sample, and those of one other.
 
     Args:
         compiled: the compiled ONNX file.
@@ -67,7 +68,8 @@ def verify(
 
     Raises:
         VerificationError: the compiled model cannot be loaded or run where the original can; or an output is not
-            finite where the original is, has little to do with the original's, or is many times larger.
+            finite where the original is, has little to do with the original's, is many times larger, or has another
+            shape although the original declares it.
         ModelError: the original cannot be loaded.
         CalibrationError: the original fails on the samples; or there are none.
     """
@@ -85,17 +87,22 @@ def verify(
         if first is None:
             first = sample, expected
             unsteady = _unsteady(names, expected, _expected(reference, sample, names))
-        comparison.add(broken.run(packed, sample, names), expected)
+        actual = broken.run(packed, sample, names)
+        broken.check_shapes(reference.declared_shapes(sample), names, actual, expected)
+        comparison.add(actual, expected)
         count += 1
     if first is None:
         raise CalibrationError("verification", "has no samples", "give at least one")
+    shapes = reference.declared_shapes(first[0])
     del reference, packed
     outputs = _said(comparison.figures(), unsteady)
     broken.check(outputs, "")
 
     stock = broken.load(compiled, names, library=False)
     comparison = Comparison(names)
-    comparison.add(broken.run(stock, first[0], names), first[1])
+    actual = broken.run(stock, first[0], names)
+    broken.check_shapes(shapes, names, actual, first[1])
+    comparison.add(actual, first[1])
     without_library = _said(comparison.figures(), unsteady)
     broken.check(without_library, " without the library")
     return Verification(
@@ -144,6 +151,26 @@ class _Broken:
             return compiled.run(sample, names)
         except ModelError as error:
             raise self._error(str(error), "report this as a bug") from error
+
+    def check_shapes(
+        self,
+        declared: Mapping[str, Sequence[int | None] | None],
+        names: Sequence[str],
+        actual: Sequence[Any],
+        expected: Sequence[Any],
+    ) -> None:
+        """Refuse a shape that differs from the original's where the data cannot be the reason."""
+        for name, y, y_ref in zip(names, actual, expected, strict=True):
+            sizes = declared[name]
+            if sizes is None or not (isinstance(y, np.ndarray) and isinstance(y_ref, np.ndarray)):
+                continue
+            if len(sizes) != y_ref.ndim or (
+                y.ndim == y_ref.ndim
+                and all(a == b or b != size for a, b, size in zip(y.shape, y_ref.shape, sizes, strict=True))
+            ):
+                continue
+            problem = f"output {name} has shape {list(y.shape)}, not {list(y_ref.shape)}"
+            raise self._error(problem, "report this as a bug")
 
     def check(self, outputs: Mapping[str, OutputSimilarity], how: str) -> None:
         for name, output in outputs.items():

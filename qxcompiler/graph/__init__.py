@@ -10,6 +10,7 @@ __all__ = [
     "Weight",
     "assign_roles",
     "check_finite",
+    "check_unchanged",
     "extract_segment",
     "find_segments",
     "find_sites",
@@ -23,6 +24,7 @@ __all__ = [
     "save_model",
 ]
 
+from qxcompiler.graph.external_data import check_unchanged
 from qxcompiler.graph.model_file import load_model, model_files, save_model
 from qxcompiler.graph.names import Names, make_names_unique
 from qxcompiler.graph.normal_form import normalize, overridable_inputs, raise_opset

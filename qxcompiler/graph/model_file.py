@@ -9,10 +9,11 @@ from __future__ import annotations
 __all__ = ["first_cause", "load_model", "model_files", "save_model"]
 
 import hashlib
-import math
+import logging
 import os
 import stat
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import onnx
@@ -20,42 +21,57 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from qxcompiler.errors import ModelError, OutputError
+from qxcompiler.graph.checks import check_graphs, check_proto
+from qxcompiler.graph.external_data import FileTensor, locate, remember
 
 EXTERNAL_FROM_BYTES = 1024
 # A cache line and an AVX-512 register for every tensor, a page for those onnxruntime maps into memory.
 ALIGNMENT, PAGE, PAGE_FROM_BYTES = 64, 4096, 1 << 20
+LARGEST_PROTO = (1 << 31) - 1  # what a protobuf message may take
 
 
-def load_model(path: str | os.PathLike[str]) -> ir.Model:
-    """Read an ONNX file; its external data stays on disk and is mapped into memory when a tensor is used.
+def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> ir.Model:
+    """Read a model; its external data stays on disk and is read when a tensor is used.
 
     Args:
-        path: the `.onnx` file. External data is looked for in its folder and nowhere else.
+        source: the `.onnx` file, or a model in memory, which is copied. External data is looked for in the file's
+            folder, as `qxcompiler.graph.external_data.locate` says; a model in memory must have its data in it.
 
     Raises:
         ModelError: the file is missing, is no ONNX model, is damaged or empty; or a tensor's data is missing,
             outside the model's folder, or not of the size that the tensor's shape and type say.
     """
-    path = Path(path)
-    proto = _read_proto(path)
+    path = None if isinstance(source, onnx.ModelProto) else Path(source)
+    subject: object = path or "the model in memory"
+    if isinstance(source, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(source)
+    else:
+        proto = _read_proto(Path(source))
     if not proto.graph.node:
-        raise ModelError(path, "the model's graph is empty", "give a model that computes something")
+        raise ModelError(subject, "the model's graph is empty", "give a model that computes something")
+    serde_log = logging.getLogger(ir.serde.__name__)
+    level = serde_log.level
+    serde_log.setLevel(logging.ERROR)  # what it would warn of is an error of ours
     try:
+        check_proto(proto)
         model = ir.serde.deserialize_model(proto)
+        check_graphs(model)
     except Exception as error:  # whatever the reader stumbles over in a damaged file
-        raise ModelError(path, f"damaged ONNX model ({first_cause(error)})", "export the model again") from error
-    folder = path.absolute().parent
-    for tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.base_dir = folder
-        _check_tensor(path, folder, tensor)
-    model.meta["path"] = path  # for messages
+        raise ModelError(subject, f"damaged ONNX model ({first_cause(error)})", "export the model again") from error
+    finally:
+        serde_log.setLevel(level)
+    files = [] if path is None else [path]
+    files += sorted(_open_external_data(path, model))
+    remember(model, files)
+    if path is not None:
+        model.meta["path"] = path  # for messages
     return model
 
 
 def model_files(path: str | os.PathLike[str], model: ir.Model) -> list[Path]:
     """The files that a model just loaded from `path` consists of: the model's own, then its external data."""
-    data = {Path(tensor.path) for tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    data = {value.const_value.file for value in _initializers(model) if isinstance(value.const_value, FileTensor)}
     return [Path(path), *sorted(data)]
 
 
@@ -70,6 +86,10 @@ def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "mod
         OutputError: the files cannot be written.
     """
     folder = Path(folder)
+    for node in model.graph.all_nodes():  # a `Constant` that a graph gives out
+        for attribute in list(node.attributes.values()):
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, FileTensor):
+                node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.tensor(attribute.value.numpy()))
     values = [value for graph in model.graphs() for value in graph.initializers.values()]
     originals = [value.const_value for value in values]
     data_path = folder / f"{name}.data"  # until its content is known
@@ -124,10 +144,15 @@ def save_model(model: ir.Model, folder: str | os.PathLike[str], name: str = "mod
 
 def _read_proto(path: Path) -> onnx.ModelProto:
     try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelError(path, "is a folder", "give the path of the .onnx file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(path, "is not a plain file", "copy the model into a file")
+        if status.st_size > LARGEST_PROTO:
+            raise ModelError(path, "is larger than 2 GiB", "keep the model's weights in a file of external data")
         data = path.read_bytes()
-    except IsADirectoryError as error:
-        raise ModelError(path, "is a folder", "give the path of the .onnx file in it") from error
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:  # or a path with a NUL
         raise ModelError(path, "no such file", "check the path") from error
     except OSError as error:
         raise ModelError(path, f"cannot be read ({error.strerror})", "check the file") from error
@@ -140,77 +165,43 @@ def _read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(path, "not an ONNX file", "export the model to ONNX first") from error
     if not proto.HasField("graph"):
         raise ModelError(path, "not an ONNX file, it holds no graph", "export the model to ONNX first")
-    if proto.graph.sparse_initializer:
-        raise ModelError(path, "sparse initializers are not supported", "export the model with dense weights")
     return proto
 
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    functions = [function.graph for function in model.functions.values()]
-    graphs = [*model.graphs(), *functions, *(inner for graph in functions for inner in graph.subgraphs())]
-    for graph in graphs:
-        yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.is_ref():
-                    continue
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    yield from attribute.as_tensors()
+def _open_external_data(path: Path | None, model: ir.Model) -> set[Path]:
+    """Put a `FileTensor` in the place of every external tensor; the files that hold their data."""
+    files: set[Path] = set()
+
+    def opened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if not isinstance(tensor, ir.ExternalTensor):
+            return tensor
+        if path is None:
+            problem = f"'{tensor.name}' has its data in a file"
+            raise ModelError("the model in memory", problem, "load the data into it, or give the model's file")
+        tensor.base_dir = path.absolute().parent
+        file = FileTensor(tensor, locate(path, tensor))
+        files.add(file.file)
+        return file
+
+    for value in _initializers(model):
+        if value.const_value is not None:
+            value.const_value = opened(value.const_value)
+    functions = model.functions.values()
+    for node in chain(model.graph.all_nodes(), *(function.all_nodes() for function in functions)):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.TENSOR:
+                node.attributes[name] = ir.AttrTensor(name, opened(attribute.as_tensor()))
+            elif attribute.type == ir.AttributeType.TENSORS:
+                node.attributes[name] = ir.AttrTensors(name, [opened(tensor) for tensor in attribute.as_tensors()])
+    return files
 
 
-def _check_tensor(path: Path, folder: Path, tensor: ir.TensorProtocol) -> None:
-    """Compare a tensor's size with its data's and keep external data in `folder`; no data is read."""
-    shape = tensor.shape.numpy()
-    if any(dim < 0 for dim in shape):
-        raise ModelError(path, f"tensor '{tensor.name}' has a negative dimension {shape}", "export the model again")
-    if tensor.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
-        return
-    expected = math.ceil(math.prod(shape) * tensor.dtype.bitwidth / 8)
-    if isinstance(tensor, ir.ExternalTensor):
-        _check_external(path, folder, tensor, expected)
-        return
-    if isinstance(tensor.raw, onnx.TensorProto) and tensor.raw.HasField("raw_data"):
-        found = len(tensor.raw.raw_data)
-        if found != expected:
-            raise ModelError(
-                path,
-                f"tensor '{tensor.name}' {shape} needs {expected} bytes and has {found}",
-                "export the model again",
-            )
-
-
-def _check_external(path: Path, folder: Path, tensor: ir.ExternalTensor, expected: int) -> None:
-    name, location = tensor.name, os.fspath(tensor.location)
-    keep_inside = "put the model and its data file into one folder, as plain files"
-    # Both the path as written and where its links lead must lie inside.
-    written, real = Path(os.path.normpath(folder / location)), Path(os.path.realpath(folder / location))
-    if Path(location).is_absolute() or not written.is_relative_to(folder) or not location:
-        raise ModelError(path, f"external data '{location}' of '{name}' is outside its folder", keep_inside)
-    if not real.is_relative_to(os.path.realpath(folder)):
-        raise ModelError(path, f"external data '{location}' of '{name}' leads out of its folder", keep_inside)
-    try:
-        status = real.stat()
-    except OSError as error:
-        raise ModelError(
-            path, f"external data file '{location}' of '{name}' is missing ({error.strerror})", keep_inside
-        ) from error
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # a hard link can lead anywhere
-        raise ModelError(path, f"external data '{location}' of '{name}' is not a plain file", keep_inside)
-    offset, length = tensor.offset or 0, expected if tensor.length is None else tensor.length
-    if length != expected or offset < 0:
-        raise ModelError(
-            path,
-            f"external tensor '{name}' needs {expected} bytes and claims {length} at offset {offset}",
-            "export the model again",
-        )
-    if offset + expected > status.st_size:
-        raise ModelError(
-            path,
-            f"external data file '{location}' is too short ({status.st_size} bytes) for '{name}'",
-            "copy the data file again, it is cut off",
-        )
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    outer = [function.graph for function in model.functions.values()]
+    for graph in (*model.graphs(), *outer, *(inner for graph in outer for inner in graph.subgraphs())):
+        yield from graph.initializers.values()
 
 
 def first_cause(error: BaseException) -> str:

@@ -56,6 +56,7 @@ def quantize_blockwise(
     samples: Sequence[Sample],
     device: torch.device,
     track: Track,
+    known: Mapping[Weight, QuantizationResult],
 ) -> dict[Weight, QuantizationResult]:
     """Quantize the weights named in `formats`, block after block.
 
@@ -72,6 +73,7 @@ def quantize_blockwise(
         samples: inputs of the model.
         device: where the algebra on weights runs.
         track: shows progress.
+        known: results for some of the weights, which are taken as they are.
 
     Raises:
         ModelError: the model fails to run on the samples, or a weight does not fit its format.
@@ -79,11 +81,10 @@ def quantize_blockwise(
     segments = find_segments(model, sites)
     calibrated = {site.weight for segment in segments for site in segment.sites}
     looked_up = {site.weight for site in sites if site.kind == "embedding"}
-    results = {
-        weight: _round(weight, fmt, device, None if weight in looked_up else "it is used in a subgraph alone")
-        for weight, fmt in formats.items()
-        if weight in looked_up or weight not in calibrated
-    }
+    results = dict(known)
+    for weight, fmt in formats.items():
+        if weight not in results and (weight in looked_up or weight not in calibrated):
+            results[weight] = _round(weight, fmt, device, None if weight in looked_up else "it is used in a body alone")
     streams = [dict(sample) for sample in samples]
     for index, segment in enumerate(track(segments, "quantize")):
         runner = SegmentRunner(model, segment)
@@ -133,8 +134,8 @@ def _quantize(
         ) from error
     except ArithmeticError as error:
         return _round(weight, fmt, device, f"{quantizer} cannot be applied ({error})", skipped)
-    error = _relative_error(W, quantized.decode(), statistics)
-    return QuantizationResult(quantized, quantizer, error, skipped_tokens=skipped)
+    relative_error = _relative_error(W, quantized.decode(), statistics)
+    return QuantizationResult(quantized, quantizer, relative_error, skipped_tokens=skipped)
 
 
 def _relative_error(W: torch.Tensor, quantized: torch.Tensor, statistics: InputStatistics | None) -> float:

@@ -11,9 +11,11 @@ from random import Random
 import onnx
 from mutations import mutate_arrays, mutate_bytes, mutate_document, mutate_lines, mutate_message
 
-__all__ = ["CORPUS", "KINDS", "Case", "make_case"]
+__all__ = ["CORPUS", "KINDS", "REPLAYED", "Case", "keep_case", "make_case", "replays"]
 
 CORPUS = Path(__file__).parents[1] / "corpus"
+FOUND = CORPUS / "found"  # a folder for each input that once failed: its files, and its arguments
+REPLAYED = "found before"
 COMPANIONS = ("external.bin", "tokenizer.json", "config.json", "generation_config.json")
 MODELS = sorted(path.stem for path in CORPUS.glob("*.onnx"))
 
@@ -29,13 +31,40 @@ class Case:
     arguments: list[str]
 
 
-def make_case(folder: Path, seed: int, number: int) -> Case:
-    """Write the files of one input into an empty folder; the same seed and number give the same input."""
-    draw = Random(f"{seed}.{number}")
-    kind = draw.choices(sorted(KINDS), [KINDS[kind][0] for kind in sorted(KINDS)])[0]
+def replays() -> list[str]:
+    """The names of inputs that once failed."""
+    return sorted(path.name for path in FOUND.iterdir())
+
+
+def make_case(folder: Path, seed: int, number: int | str) -> Case:
+    """Write the files of one input into an empty folder; the same seed and number give the same input.
+
+    Args:
+        folder: where.
+        seed: of all inputs.
+        number: of this one, or a name among `replays()`.
+    """
     for name in COMPANIONS:
         shutil.copyfile(CORPUS / name, folder / name)
+    if isinstance(number, str):
+        shutil.copytree(FOUND / number, folder, dirs_exist_ok=True)
+        arguments = json.loads((folder / "arguments.json").read_text())
+        return Case(REPLAYED, [argument.replace("CORPUS", str(CORPUS)) for argument in arguments])
+    draw = Random(f"{seed}.{number}")
+    kind = draw.choices(sorted(KINDS), [KINDS[kind][0] for kind in sorted(KINDS)])[0]
     return Case(kind, KINDS[kind][1](folder, draw))
+
+
+def keep_case(kept: Path, folder: Path, case: Case) -> None:
+    """Keep an input, as `FOUND` holds them: its arguments, and the files that are not seeds."""
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    for path in sorted(folder.iterdir()):
+        seed = CORPUS / path.name
+        if path.is_file() and not (seed.is_file() and seed.read_bytes() == path.read_bytes()):
+            shutil.copyfile(path, kept / path.name)
+    arguments = [argument.replace(str(CORPUS), "CORPUS") for argument in case.arguments]
+    (kept / "arguments.json").write_text(json.dumps(arguments) + "\n")
 
 
 def _model(folder: Path, name: str) -> None:
@@ -44,13 +73,18 @@ def _model(folder: Path, name: str) -> None:
 
 def _compile(draw: Random, name: str) -> list[str]:
     """Options of a compile that fit, or nearly fit."""
-    arguments = ["compile", "model.onnx", "--target", draw.choice(("cpu-x86", "cpu-x86", "npu-int8")), "-o", "out"]
+    source = "model.onnx" if draw.random() < 0.9 else "."
+    arguments = ["compile", source, "--target", draw.choice(("cpu-x86", "cpu-x86", "npu-int8")), "-o", "out"]
     if draw.random() < 0.5:
         arguments += ["--calibration", _samples(draw, name), "--samples", "4", "--length", "6"]
     else:
         arguments += ["--quantizer", draw.choice(("rtn", "rtn", "rtn", "gptq"))]
     if draw.random() < 0.7:
         arguments += ["--weights", draw.choice(WEIGHTS)]
+    if draw.random() < 0.2:
+        arguments += [draw.choice(("--head", "--embedding")), draw.choice((*WEIGHTS, "float"))]
+    if draw.random() < 0.1:
+        arguments += ["--no-verify"]
     if draw.random() < 0.2:
         arguments += ["--activations", draw.choice(("a8", "a16", "a32"))]
     if draw.random() < 0.1:

@@ -85,6 +85,24 @@ g (float[n, 16] x) => (float[n, 16] y) {
 }
 """
 
+SIZES = """
+g (float[n, 16] x) => (float[p, 16] y) {
+  shape = Constant<value = int64[2] {3, 16}>()
+  filled = ConstantOfShape<value = float[1] {0.5}>(shape)
+  wide = Constant<value = int64[2] {2, 1}>()
+  tiled = Tile(filled, wide)
+  joined = Concat<axis = 0>(x, tiled)
+  start = Constant<value = int64 {0}>()
+  end = Constant<value = int64 {5}>()
+  step = Constant<value = int64 {1}>()
+  rows = Range(start, end, step)
+  taken = Gather<axis = 0>(joined, rows)
+  pads = Constant<value = int64[4] {0, 0, 2, 0}>()
+  padded = Pad(taken, pads)
+  y = MatMul(padded, inner)
+}
+"""
+
 
 def model(text: str, **weights: np.ndarray) -> onnx.ModelProto:
     found = onnx.parser.parse_model(HEAD + text)
@@ -116,6 +134,7 @@ def main() -> None:
         ),
         "half": model(HALF, half=weight(16, 16).astype(np.float16)),
         "recurrent": model(RECURRENT, w=weight(1, 48, 16), r=weight(1, 48, 16), inner=weight(16, 16)),
+        "sizes": model(SIZES, inner=weight(16, 16)),
         "quantized": model(
             QUANTIZED,
             codes=draws.integers(-127, 127, (16, 16)).astype(np.int8),
@@ -143,6 +162,7 @@ def main() -> None:
     for name, arrays in {
         "decoder": {"input_ids": draws.integers(0, VOCABULARY, (4, 6))},
         "functions": {"x": weight(6, 16)},
+        "sizes": {"x": weight(6, 2, 16)},
         "branches": {"x": weight(6, 16), "up": np.ones(6, bool), "times": np.full(6, 2)},
         "convolutions": {"image": weight(4, 3, 8, 8)},
     }.items():

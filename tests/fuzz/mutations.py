@@ -43,12 +43,14 @@ LIMITS = ((1 << 63) - 1, -(1 << 63))
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e-40, 1e20, 3e38, -3e38, float("inf"), float("-inf"), float("nan"))
 WORDS = (
     "", " ", "x", "y", "ai.onnx", "com.microsoft", "qxc", "a\0b", "../escape", "/etc/passwd", "a/b", "\n", "é",
-    "x" * 5000, "model.onnx", "Constant", "Identity", "MatMul", "Gather", "If", "Loop", "Conv", "Gemm", "Transpose", "%s{}[/red]",
+    "x" * 5000, "model.onnx", "Constant", "Identity", "MatMul", "Gather", "If", "Loop", "Conv", "Gemm", "Transpose",
+    "%s{}[/red]",
 )  # fmt: skip
 TOKENS = (
     b"&a", b"*a", b"[", b"]", b"{", b"}", b": ", b"- ", b"!!python/name:os.system", b"null", b"true", b".nan", b"1e999",
     b"99999999999999999999", b"-1", b'"', b"'", b"\\", b"#", b"---\n", b"<<: *a", b"\t", b"\xff", b"\xef\xbb\xbf",
-    b"\0", b"\"\\ud800\"", b"\xe2\x80\xa8", b"float", b"int4g16", b"int3g128/a8", b"lut3g128", b"[" * 3000, b"{" * 3000, b"9" * 5000,
+    b"\0", b"\"\\ud800\"", b"\xe2\x80\xa8", b"float", b"int4g16", b"int3g128/a8", b"lut3g128", b"[" * 3000, b"{" * 3000,
+    b"9" * 5000,
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 1 << 31, 1 << 63, 1 << 70, 0.5, 1e-40, 1e308, float("nan"), "", "x", "\ud800",

@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from cases import Case, make_case
+from cases import Case, keep_case, make_case
 
 __all__ = ["MEMORY", "Finding", "Outcome", "check", "run_all"]
 
 MEMORY = 2 << 30  # resident bytes
-_ADDRESSES = MEMORY + (1 << 29)  # the interpreter and its libraries take 0.75 GB of addresses, most of them never
+_ADDRESSES = MEMORY + (1 << 29)  # libraries take 0.75 GB of addresses and touch 0.3 GB
 _STATUSES = (0, 1, 2, 3)
 _LINE = re.compile(r"qxc: error: .+: .+")
 _BATCH = 25
@@ -49,7 +49,7 @@ class Outcome:
         left: files that a failed command left.
     """
 
-    number: int
+    number: int | str
     case: Case
     status: int | str
     error: str
@@ -95,11 +95,11 @@ def _place(error: str) -> str:
     return " < ".join(f"{path}:{function}" for path, function in frames[:-3:-1])
 
 
-def run_all(numbers: Sequence[int], seed: int, *, workers: int, limit: float, keep: Path) -> Iterator[Outcome]:
+def run_all(numbers: Sequence[int | str], seed: int, *, workers: int, limit: float, keep: Path) -> Iterator[Outcome]:
     """Outcomes as they come.
 
     Args:
-        numbers: which inputs.
+        numbers: which inputs, or names of `replays()`.
         seed: of all of them.
         workers: how many children at once.
         limit: seconds for one input.
@@ -132,7 +132,7 @@ def run_all(numbers: Sequence[int], seed: int, *, workers: int, limit: float, ke
 
 
 class _Child:
-    def __init__(self, batch: list[int], seed: int, work: Path, keep: Path) -> None:
+    def __init__(self, batch: list[int | str], seed: int, work: Path, keep: Path) -> None:
         self.seed, self.keep, self.left = seed, keep, list(batch)
         self.folder = Path(tempfile.mkdtemp(dir=work))
         self.pipe, write = os.pipe()
@@ -175,15 +175,15 @@ class _Child:
                 "hang" if self.hung else signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "died"
             )
             error = self.folder / "stderr"
-            folder = self.keep / str(number)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder = self.folder / "again"
+            folder.mkdir()
             case = make_case(folder, self.seed, number)
+            keep_case(self.keep / str(number), folder, case)
             yield Outcome(number, case, name, error.read_text("utf-8", "replace") if error.exists() else "")
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _work(batch: list[int], seed: int, folder: Path, keep: Path, pipe: int) -> NoReturn:
+def _work(batch: list[int | str], seed: int, folder: Path, keep: Path, pipe: int) -> NoReturn:
     """The life of a child: no way leads out of this function but the end of the process."""
     try:
         resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
@@ -197,8 +197,7 @@ def _work(batch: list[int], seed: int, folder: Path, keep: Path, pipe: int) -> N
         for number in batch:
             outcome = _run_one(number, seed, folder / str(number), error)
             if check(outcome):
-                shutil.rmtree(keep / str(number), ignore_errors=True)
-                shutil.copytree(folder / str(number), keep / str(number), symlinks=True)
+                keep_case(keep / str(number), folder / str(number), outcome.case)
             shutil.rmtree(folder / str(number))
             said = json.dumps(vars(outcome) | {"case": vars(outcome.case)})
             os.write(pipe, said.encode() + b"\n")
@@ -207,7 +206,7 @@ def _work(batch: list[int], seed: int, folder: Path, keep: Path, pipe: int) -> N
         os._exit(99)
 
 
-def _run_one(number: int, seed: int, folder: Path, error: int) -> Outcome:
+def _run_one(number: int | str, seed: int, folder: Path, error: int) -> Outcome:
     import traceback
 
     from qxcompiler.cli import main

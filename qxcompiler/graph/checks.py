@@ -1,0 +1,170 @@
+"""What must hold of a model file before anything is made of it: nothing here reads or allocates by its claims."""
+
+from __future__ import annotations
+
+__all__ = ["check_graphs", "check_proto"]
+
+import math
+from itertools import chain
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import AttributeProto, TensorProto
+
+# Where a tensor's values are if they are not in `raw_data`; a list of int32 holds most of the small types.
+_FIELDS = {
+    TensorProto.FLOAT: "float_data",
+    TensorProto.COMPLEX64: "float_data",
+    TensorProto.DOUBLE: "double_data",
+    TensorProto.COMPLEX128: "double_data",
+    TensorProto.INT64: "int64_data",
+    TensorProto.UINT64: "uint64_data",
+    TensorProto.UINT32: "uint64_data",
+    TensorProto.STRING: "string_data",
+}
+_ALL_FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
+LARGEST_DENSE = 1 << 30  # bytes that a sparse tensor may become
+
+
+def check_proto(proto: onnx.ModelProto) -> None:
+    """Check every tensor of a model, and write its sparse ones as dense ones, in place.
+
+    Raises:
+        ValueError: a tensor's data does not fit its shape and type, or a name is given twice.
+    """
+    graphs, nodes = [proto.graph], [node for function in proto.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
+            del graph.sparse_initializer[:]
+            _check_unique("input", [value.name for value in graph.input])
+            _check_unique("initializer", [tensor.name for tensor in graph.initializer])
+            for tensor in graph.initializer:
+                _check_tensor(tensor)
+            nodes.extend(graph.node)
+        while nodes:
+            node = nodes.pop()
+            if not any(node.output):
+                raise ValueError(f"node '{node.name}' ({node.op_type}) has no output")
+            for attribute in node.attribute:
+                _check_attribute(attribute)
+                graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+
+
+def check_graphs(model: ir.Model) -> None:
+    """See that every value that is read is computed or given.
+
+    Raises:
+        ValueError: one is not.
+    """
+    functions = model.functions.values()
+    scopes = [model.graph, *model.graph.subgraphs()]
+    scopes += [graph for function in functions for graph in (function.graph, *function.graph.subgraphs())]
+    known = {
+        value
+        for graph in scopes
+        for value in chain(graph.inputs, graph.initializers.values(), *(node.outputs for node in graph))
+    }
+    for graph in scopes:
+        for node in graph:
+            for value in node.inputs:
+                if value is not None and value not in known:
+                    raise ValueError(
+                        f"node '{node.name}' ({node.op_type}) reads '{value.name}', which nothing computes"
+                    )
+        for value in graph.outputs:
+            if value not in known or value.graph is not graph:
+                raise ValueError(f"output '{value.name}' of '{graph.name}' is computed by nothing in it")
+
+
+def _check_unique(kind: str, names: list[str]) -> None:
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{kind} '{name}' is there twice")
+        seen.add(name)
+
+
+def _check_attribute(attribute: onnx.AttributeProto) -> None:
+    if attribute.HasField("sparse_tensor"):
+        if attribute.name != "sparse_value":
+            raise ValueError(f"attribute '{attribute.name}' is a sparse tensor")
+        attribute.name, attribute.type = "value", AttributeProto.TENSOR  # of a `Constant`
+        attribute.t.CopyFrom(_dense(attribute.sparse_tensor))
+        attribute.ClearField("sparse_tensor")
+    for tensor in [attribute.t] if attribute.HasField("t") else attribute.tensors:
+        _check_tensor(tensor)
+
+
+def _check_tensor(tensor: onnx.TensorProto) -> None:
+    """Compare the size of a tensor with that of its data, unless that is in a file."""
+    name, shape = tensor.name, list(tensor.dims)
+    try:
+        dtype = ir.DataType(tensor.data_type)
+    except ValueError:
+        dtype = ir.DataType.UNDEFINED
+    if dtype == ir.DataType.UNDEFINED:
+        raise ValueError(f"tensor '{name}' is of no known type ({tensor.data_type})")
+    if any(dim < 0 for dim in shape):
+        raise ValueError(f"tensor '{name}' has a negative dimension {shape}")
+    size = math.prod(shape)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        if dtype == ir.DataType.STRING:
+            raise ValueError(f"tensor '{name}' holds strings in external data")
+        return
+    if tensor.HasField("raw_data"):
+        expected, found = (
+            math.ceil(size * dtype.bitwidth / 8) if dtype != ir.DataType.STRING else -1,
+            len(tensor.raw_data),
+        )
+        if found != expected:
+            raise ValueError(f"tensor '{name}' {shape} needs {expected} bytes and has {found}")
+    field = _FIELDS.get(tensor.data_type, "int32_data")
+    for other in _ALL_FIELDS:
+        found = len(getattr(tensor, other))
+        if found and (other != field or tensor.HasField("raw_data")):
+            raise ValueError(f"tensor '{name}' of type {dtype.name} has data in {other}")
+    if not tensor.HasField("raw_data"):
+        found, expected = len(getattr(tensor, field)), _entries(dtype, size)
+        if found != expected:
+            raise ValueError(f"tensor '{name}' {shape} needs {expected} numbers and has {found}")
+
+
+def _entries(dtype: ir.DataType, size: int) -> int:
+    """How many entries of its field a tensor takes: complex numbers two each, and small ones share a byte."""
+    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        return 2 * size
+    return math.ceil(size * dtype.bitwidth / 8) if dtype != ir.DataType.STRING and dtype.bitwidth in (2, 4) else size
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """The same tensor with its zeros written."""
+    name, shape = sparse.values.name, list(sparse.dims)
+    for tensor in (sparse.values, sparse.indices):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise ValueError(f"sparse tensor '{name}' has external data")
+        _check_tensor(tensor)
+    values = ir.serde.deserialize_tensor(sparse.values)
+    if any(dim < 0 for dim in shape) or values.dtype == ir.DataType.STRING or values.dtype.bitwidth % 8:
+        raise ValueError(f"sparse tensor '{name}' has no shape or type that can be read")
+    size = math.prod(shape)
+    if size * values.dtype.bitwidth // 8 > LARGEST_DENSE:
+        raise ValueError(f"sparse tensor '{name}' {shape} would take more than 1 GiB")
+    numbers, indices = values.numpy(), ir.serde.deserialize_tensor(sparse.indices).numpy()
+    if (
+        indices.dtype != np.int64
+        or numbers.ndim != 1
+        or indices.shape not in ((len(numbers),), (len(numbers), len(shape)))
+    ):
+        raise ValueError(f"the indices of sparse tensor '{name}' do not fit its values")
+    if indices.ndim == 2:
+        if bool((indices < 0).any()) or bool((indices >= np.array(shape, np.int64)).any()):
+            raise ValueError(f"sparse tensor '{name}' has an index outside its shape {shape}")
+        indices = np.ravel_multi_index(tuple(indices.T), tuple(shape)) if len(numbers) else np.zeros(0, np.int64)
+    elif bool((indices < 0).any()) or bool((indices >= size).any()):
+        raise ValueError(f"sparse tensor '{name}' has an index outside its shape {shape}")
+    dense = np.zeros(size, numbers.dtype)
+    dense[indices] = numbers
+    return TensorProto(name=name, data_type=sparse.values.data_type, dims=shape, raw_data=dense.tobytes())

@@ -1,0 +1,137 @@
+"""The command line at its edges: no arguments, arguments out of range, outputs that cannot be written, no memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from qxcompiler import cli
+
+COMMAND = (sys.executable, "-P", "-m", "qxcompiler.cli")
+
+
+def run(*arguments: object, **settings: object) -> subprocess.CompletedProcess[bytes]:
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
+    return subprocess.run([*COMMAND, *arguments], timeout=120, **settings)
+
+
+def test_no_arguments_show_the_help(qxc):
+    result = qxc()
+    assert result.returncode == 0
+    assert "compile" in result.stdout
+    assert not result.stderr
+
+
+@pytest.mark.parametrize("seed", ["99999999999999999999", "-1", "1e3", str(2**63)])
+def test_seeds_out_of_range(tiny, qxc, seed):
+    for arguments in (
+        ("compile", tiny.model, "--target", "cpu-x86", "--quantizer", "rtn", "-o", tiny.folder / "out"),
+        ("generate", tiny.model, "--prompt", "w1"),
+    ):
+        result = qxc(*arguments, "--seed", seed)
+        assert result.returncode == 2
+        assert "--seed" in result.stderr
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert not (tiny.folder / "out").exists()
+
+
+def test_the_largest_seed(tiny, qxc):
+    seed = 2**63 - 1
+    arguments = ("--prompt", "w1", "--temperature", 1, "--max-new-tokens", 2, "--seed", seed)
+    assert qxc("generate", tiny.model, *arguments).returncode == 0
+
+
+def test_a_reader_that_has_read_enough():
+    read, write = os.pipe()
+    os.close(read)
+    result = run("targets", stdout=write)
+    os.close(write)
+    assert result.returncode == 0
+    assert not result.stderr
+
+
+def test_an_output_that_is_full():
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        result = run("targets", stdout=full)
+    assert result.returncode == 2
+    assert result.stderr.startswith(b"qxc: error: standard output: cannot be written (No space left on device)")
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_no_standard_output():
+    for close in (1, 2):
+        result = run("targets", preexec_fn=lambda: os.close(close))  # noqa: B023
+        assert result.returncode == 0, result.stderr
+        assert not result.stderr
+
+
+def test_arguments_that_are_not_utf8(tiny, qxc):
+    for arguments in (
+        ("inspect", "\udcff.onnx"),
+        ("generate", tiny.model, "--prompt", "w1 \udcff"),
+        ("compile", tiny.model, "--target", "cpu-x86", "--quantizer", "rtn", "-o", tiny.folder / "out\udcff"),
+    ):
+        result = qxc(*arguments)
+        assert result.returncode == 2
+        assert "\\udcff" in result.stderr
+        assert "is not UTF-8" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_terminal_that_is_not_utf8(tiny):
+    name = tiny.folder / "Größe 日本.onnx"
+    tiny.model.rename(name)
+    result = run("inspect", name.name, cwd=tiny.folder, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0, result.stderr
+    result = run("inspect", "日.onnx", cwd=tiny.folder, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert result.stderr == b"qxc: error: \\u65e5.onnx: no such file: check the path\n"
+
+
+def test_names_do_not_command_the_terminal(tiny, qxc):
+    result = qxc("inspect", tiny.folder / "\x1b[31mred.onnx")
+    assert result.returncode == 2
+    assert "\\x1b[31mred.onnx: no such file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "not enough memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+            "not enough memory",
+        ),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deep"),
+    ],
+)
+def test_what_the_machine_cannot_do(tiny, qxc, monkeypatch, error, said):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("qxcompiler.report.inspect", fail)
+    result = qxc("inspect", tiny.model)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert said in result.stderr
+
+
+def test_a_bug_shows_where_it_is(tiny, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr("qxcompiler.report.inspect", fail)
+    with pytest.raises(AssertionError, match="a bug"):
+        cli.main(["inspect", str(tiny.model)])
+
+
+def test_hangups_that_are_ignored_stay_ignored(qxc):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert qxc("targets").returncode == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
