@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import onnx_ir as ir
 import torch
 
+from qxcompiler.errors import ModelError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import LAYOUT, PackedWeight
 from qxcompiler.passes.rewriting import Additions, bias_input, replace_value
-from qxcompiler.runtime_ops.operators import DOMAIN, function_for, operator_name
+from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, OPERATORS, function_for, operator_name
 
 __all__ = ["BLOCK", "MADE_HERE", "ROLE", "SCHEME", "PackSites"]
 
@@ -49,6 +50,7 @@ class PackSites(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the model in place."""
+        _check_functions(model)
         additions = Additions(model)
         tensors = {
             weight: [
@@ -74,6 +76,29 @@ class PackSites(ir.passes.InPlacePass):
             model.functions[function.identifier()] = function
         ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(self._schemes))
+
+
+def _check_functions(model: ir.Model) -> None:
+    """See that functions called like our operators are our operators: a runtime would take one for the other."""
+    for function in model.functions.values():
+        if function.domain == DOMAIN and function.name in OPERATORS:
+            ours = function_for(function.name, max(function.opset_imports.get("", 0), MINIMUM_OPSET))
+            if function.overload or _definition(function) != _definition(ours):
+                raise ModelError(
+                    f"{DOMAIN}::{function.name}",
+                    "the model has a function of this name that is another than this version's",
+                    "compile the model that it was made from",
+                )
+
+
+def _definition(function: ir.Function) -> bytes:
+    """The function as it is written, without nodes that nothing reads, which passes remove."""
+    alone = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10, functions=[function.clone()])
+    ir.passes.common.RemoveUnusedNodesPass()(alone)
+    (function,) = alone.functions.values()
+    function.metadata_props.clear()
+    written: bytes = ir.serde.serialize_function(function).SerializeToString(deterministic=True)
+    return written
 
 
 class _SiteRewriter:

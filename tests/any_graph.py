@@ -9,7 +9,7 @@ import torch
 from operator_models import available_isas, session_of
 
 from qxcompiler.formats import Scheme
-from qxcompiler.graph import find_sites, normalize, raise_opset
+from qxcompiler.graph import find_sites, load_model, normalize, raise_opset
 from qxcompiler.packing import pack
 from qxcompiler.passes import FuseBias, FuseSharedInput, FuseSwiGlu, PackSites
 from qxcompiler.quantizers import quantize_without_statistics
@@ -19,7 +19,7 @@ BEST = available_isas()[-1]
 
 def compiled(proto: onnx.ModelProto, scheme: str = "int8g16/a32") -> ir.Model:
     """What `compile` makes of a model, rounded to nearest."""
-    model = ir.from_proto(proto)
+    model = load_model(proto)
     normalize(model)
     raise_opset(model)
     sites = find_sites(model)

@@ -211,7 +211,7 @@ def quantized_on(proto, samples, quantizer="gptq"):
     normalize(model)
     sites = find_sites(model)
     formats = {site.weight: parse_format("int4g16") for site in sites}
-    results = quantize_blockwise(model, sites, formats, quantizer, samples, CPU, silent)
+    results = quantize_blockwise(model, sites, formats, quantizer, samples, CPU, silent, {})
     return [results[site.weight] for site in sites]
 
 

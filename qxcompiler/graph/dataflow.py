@@ -7,10 +7,10 @@ itself, so that nothing is traced through it into earlier layers. Shapes, indice
 
 from __future__ import annotations
 
-__all__ = ["Trace", "bodies", "captured", "data_inputs", "subgraphs"]
+__all__ = ["Trace", "bodies", "captured", "data_inputs", "is_standard", "subgraphs"]
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -59,11 +59,17 @@ _SKIP_NORMS = {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:
     """The inputs, and values captured by a node's bodies, whose numbers reach the outputs."""
-    if node.op_type in _NO_DATA:
+    if is_standard(node, _NO_DATA):
         return []
-    positions = _DATA_INPUTS.get(node.op_type, range(len(node.inputs)))
+    positions = _DATA_INPUTS.get(node.op_type) if is_standard(node, _DATA_INPUTS) else None
+    positions = range(len(node.inputs)) if positions is None else positions
     values = [node.inputs[i] for i in positions if i < len(node.inputs)]
     return [value for value in (*values, *captured(node)) if value is not None]
+
+
+def is_standard(node: ir.Node, operators: Container[str]) -> bool:
+    """Whether a node is one of these operators of the standard, and not of another domain."""
+    return node.domain == "" and node.op_type in operators
 
 
 def bodies(node: ir.Node) -> list[ir.Graph]:
@@ -140,7 +146,7 @@ class Trace:
                     self._sources[output] = found
 
     def _is_join(self, node: ir.Node) -> bool:
-        if node.op_type in ("Add", "Sum") or (node.domain == "com.microsoft" and node.op_type in _SKIP_NORMS):
+        if is_standard(node, ("Add", "Sum")) or (node.domain == "com.microsoft" and node.op_type in _SKIP_NORMS):
             parts = {self.sources(value) for value in node.inputs[:2]} - {frozenset()}
             return len(parts) > 1
         return False

@@ -200,13 +200,13 @@ def _open_external_data(path: Path | None, model: ir.Model) -> set[Path]:
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
     outer = [function.graph for function in model.functions.values()]
-    for graph in (*model.graphs(), *outer, *(inner for each in outer for inner in each.subgraphs())):
+    for graph in (*model.graphs(), *outer, *(body for function in outer for body in function.subgraphs())):
         yield from graph.initializers.values()
 
 
 def first_cause(error: BaseException) -> str:
     """The first cause, in one line short enough for a message."""
-    while (cause := error.__cause__ or error.__context__) is not None:
+    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
         error = cause
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]

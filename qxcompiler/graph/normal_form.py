@@ -4,10 +4,11 @@ from __future__ import annotations
 
 __all__ = ["normalize", "overridable_inputs", "raise_opset"]
 
-import logging
+from collections.abc import Iterator
 
 import onnx
 import onnx.defs
+import onnx.shape_inference
 import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
@@ -83,9 +84,39 @@ def _gather_constants(model: ir.Model) -> None:
 
 
 def _infer_shapes(model: ir.Model) -> None:
-    # Where inference fails, types stay unknown: nothing to bother a user with.
-    logging.getLogger(ir_passes.ShapeInferencePass.__module__).setLevel(logging.ERROR)
-    ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    """Note the types and shapes that ONNX's inference finds; names must be unique in bodies too."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_without_large_tensors(model), data_prop=True)
+    except Exception:
+        return
+    found = {
+        value.name: value.type for graph in _graphs(inferred.graph) for value in (*graph.value_info, *graph.output)
+    }
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name and value.name in found:
+                value.type = value.type or ir.serde.deserialize_type_proto_for_type(found[value.name])
+                shape = ir.serde.deserialize_type_proto_for_shape(found[value.name])
+                value.shape = value.shape if shape is None else shape
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(body)
+
+
+def _without_large_tensors(model: ir.Model) -> onnx.ModelProto:
+    """A copy of a model for what takes a whole one in memory; large tensors have become inputs of it, the last ones."""
+    stub = model.clone()
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.const_value.nbytes >= EXTERNAL_FROM_BYTES:
+            placeholder = stub.graph.initializers.pop(name)
+            placeholder.const_value = None
+            stub.graph.inputs.append(placeholder)
+    return ir.to_proto(stub)
 
 
 def raise_opset(model: ir.Model, minimum: int = 18) -> None:
@@ -99,16 +130,9 @@ def raise_opset(model: ir.Model, minimum: int = 18) -> None:
         return
     if opset < 13:
         _flatten_softmax(model)
-    # The converter takes a whole model in memory, so it gets one without the large tensors.
-    stub = model.clone()
-    for name, value in model.graph.initializers.items():
-        if value.const_value is not None and value.const_value.nbytes >= EXTERNAL_FROM_BYTES:
-            placeholder = stub.graph.initializers.pop(name)
-            placeholder.const_value = None
-            stub.graph.inputs.append(placeholder)
     remedy = f"export the model with opset {minimum} or later"
     try:
-        converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(stub), minimum)).graph
+        converted = ir.from_proto(onnx.version_converter.convert_version(_without_large_tensors(model), minimum)).graph
     except Exception as error:
         unknown = ", ".join(_missing_operators(model.graph, minimum))
         reason = f"which has no operator {unknown}" if unknown else first_cause(error)

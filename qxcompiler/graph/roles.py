@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from qxcompiler.graph.dataflow import Trace
+from qxcompiler.graph.dataflow import Trace, is_standard
 
 if TYPE_CHECKING:
     from qxcompiler.graph.sites import Site
@@ -103,7 +103,7 @@ def _attentions(trace: Trace) -> Iterator[_Attention]:
             if key is None:
                 key = value = query
             product = node
-        elif node.op_type == "Softmax" and node.inputs[0] is not None:
+        elif is_standard(node, ("Softmax",)) and node.inputs and node.inputs[0] is not None:
             # A position bias may be learned, so that adding it to the scores looks like a residual addition.
             passed = trace.before(node.inputs[0], through_joins=True)
             scores = next((n for n in passed if _is_product(trace, n)), None)
@@ -124,7 +124,7 @@ def _attentions(trace: Trace) -> Iterator[_Attention]:
 
 def _is_product(trace: Trace, node: ir.Node, need: int = 2) -> bool:
     """Whether a node multiplies matrices that are activations, rather than a weight."""
-    if node.op_type not in ("MatMul", "Einsum") or node in trace.site_of or len(node.inputs) != 2:
+    if not is_standard(node, ("MatMul", "Einsum")) or node in trace.site_of or len(node.inputs) != 2:
         return False
     return all(value is not None and not value.is_initializer() for value in node.inputs) and need <= sum(
         bool(trace.sources(value)) for value in node.inputs
@@ -138,7 +138,7 @@ def _assign_mlp(trace: Trace, down: Site) -> None:
         return
     passed = list(trace.before(down.input))
     if len(found) == 2:
-        product = next((n for n in passed if n.op_type == "Mul" and _separates(trace, n)), None)
+        product = next((n for n in passed if is_standard(n, ("Mul",)) and _separates(trace, n)), None)
         if product is None or trace.sources(found[0].input) != trace.sources(found[1].input):
             return
         activated = [_is_activated(trace, value) for value in product.inputs]
@@ -149,7 +149,7 @@ def _assign_mlp(trace: Trace, down: Site) -> None:
     elif not any(node.op_type in _ACTIVATIONS for node in passed) or down.role == "head":
         return
     else:
-        halves = any(node.op_type == "Mul" and _multiplies_halves(trace, node) for node in passed)
+        halves = any(is_standard(node, ("Mul",)) and _multiplies_halves(trace, node) for node in passed)
         found[0].role = "gate_up" if halves else "up"
     if down.role == "other":
         down.role = "down"
@@ -170,7 +170,7 @@ def _multiplies_halves(trace: Trace, product: ir.Node) -> bool:
     """Whether one half of a site's output, through an activation, is multiplied with the other."""
     passed = [list(trace.before(value)) for value in product.inputs]
     activated = [any(node.op_type in _ACTIVATIONS for node in nodes) for nodes in passed]
-    split = [any(node.op_type in _SPLITS for node in nodes) for nodes in passed]
+    split = [any(is_standard(node, _SPLITS) for node in nodes) for nodes in passed]
     return all(split) and activated[0] != activated[1]
 
 

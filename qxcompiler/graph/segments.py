@@ -16,7 +16,7 @@ from itertools import accumulate
 
 import onnx_ir as ir
 
-from qxcompiler.graph.dataflow import captured, subgraphs
+from qxcompiler.graph.dataflow import captured, is_standard, subgraphs
 from qxcompiler.graph.sites import Site
 
 # A value in use for more sites than this (an encoder's output, a skip connection) is no obstacle to a cut.
@@ -133,10 +133,10 @@ class _Flow:
         bodies = {site.node.graph for site in sites if site.in_subgraph}
         for node in model.graph:
             inputs = _inputs(node)
-            convolution = node.domain == "" and node.op_type == "Conv"
+            convolution = is_standard(node, ("Conv",))
             starts = node in self.site_of or convolution or not bodies.isdisjoint(subgraphs(node))
             if starts or any(value in self._dependent for value in inputs):
-                if node.domain == "" and node.op_type in ("Shape", "Size") and inputs:
+                if is_standard(node, ("Shape", "Size")) and inputs:
                     self.shapes[node.outputs[0]] = inputs[0]
                     self._roots[node.outputs[0]] = (node.outputs[0],)
                     continue
