@@ -15,7 +15,17 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "/a/qxcompiler/cli.py", 
 
 
 def test_no_findings(tmp_path):
-    command = [sys.executable, "-P", str(Path(__file__).parent), "--inputs", "150", "--keep", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-P",
+        str(Path(__file__).parent),
+        "--inputs",
+        "150",
+        "--limit",
+        "60",
+        "--keep",
+        str(tmp_path),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout
 
