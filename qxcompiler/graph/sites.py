@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Site", "Weight", "check_finite", "find_sites"]
+__all__ = ["Site", "Weight", "find_sites", "not_finite"]
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -134,19 +134,27 @@ def find_sites(model: ir.Model) -> list[Site]:
     return finder.sites
 
 
-def check_finite(weights: Iterable[Weight]) -> None:
-    """Read every weight once and see that it holds numbers only.
+def not_finite(sites: Iterable[Site]) -> set[Weight]:
+    """The weights that hold infinities on purpose: tables that only embeddings read, such as an attention's biases.
+
+    Every weight is read once.
 
     Raises:
-        ModelError: a weight holds NaN or infinity.
+        ModelError: a weight holds NaN, or one that is multiplied holds infinity.
     """
-    for weight in weights:
-        if not bool(torch.isfinite(weight.matrix()).all()):
-            raise ModelError(
-                f"weight '{weight.name}'",
-                "holds NaN or infinite values",
-                "repair the model it was exported from",
-            )
+    multiplied: dict[Weight, bool] = {}
+    for site in sites:
+        multiplied[site.weight] = multiplied.get(site.weight, False) or site.kind == "linear"
+    found = set()
+    for weight, is_multiplied in multiplied.items():
+        matrix = weight.matrix()
+        if bool(matrix.isfinite().all()):
+            continue
+        if is_multiplied or bool(matrix.isnan().any()):
+            remedy = "repair the model it was exported from"
+            raise ModelError(f"weight '{weight.name}'", "holds NaN or infinite values", remedy)
+        found.add(weight)
+    return found
 
 
 @dataclass
