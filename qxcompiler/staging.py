@@ -79,7 +79,7 @@ def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
         folder = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise _refused(output, error) from error
-    done = False
+    done = alone = False
     try:
         alone = _lock(folder, output)
         if alone:
@@ -105,6 +105,8 @@ def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
             shutil.rmtree(stage.name, ignore_errors=True, dir_fd=folder)
     finally:
         if not done:
+            if alone:  # an interrupt can come before we know what was made
+                _remove_leftovers(folder)
             for path in made:
                 with suppress(OSError):
                     path.rmdir()

@@ -19,12 +19,15 @@ _DTYPES = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, np.fl
 _FUNCTIONS = "local.functions"
 
 
-@dataclass
+@dataclass(repr=False)
 class Case:
     """A model and three runs' inputs."""
 
     model: onnx.ModelProto
     feeds: list[dict[str, np.ndarray]]
+
+    def __repr__(self) -> str:
+        return onnx.printer.to_text(self.model)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,17 @@ class _Scope:
     def visible(self) -> list[_Value]:
         """The values that a node here can read."""
         return self.values + (self.outer.visible() if self.outer and not self.in_function else [])
+
+
+def _exact(rows: int, columns: int, seed: int) -> np.ndarray:
+    """A matrix of codes over 512, with the largest code in every group of 16 of a row and of a column."""
+    i, j = np.mgrid[:rows, :columns]
+    codes = (seed * (3 * i + 7 * j + 1) * (i + 2)) % 255 - 127
+    largest = (i + j) % max(1, min(4, rows, columns)) == 0
+    for index, size in ((i, rows), (j, columns)):
+        if size % 16 < 4:
+            largest |= index >= size - size % 16
+    return np.where(largest, 127, codes) / 512
 
 
 class _Maker:
@@ -71,7 +85,15 @@ class _Maker:
         """The standard domain; onnxruntime knows its long name in a main graph only."""
         return "" if scope.outer or scope.in_function else self.domain
 
-    def node(self, scope: _Scope, op: str, inputs: list[str], outputs: int | list[str] = 1, domain: str | None = None, **attributes) -> list[str]:
+    def node(
+        self,
+        scope: _Scope,
+        op: str,
+        inputs: list[str],
+        outputs: int | list[str] = 1,
+        domain: str | None = None,
+        **attributes,
+    ) -> list[str]:
         names = [f"{self.fresh(scope)}_{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
         scope.nodes.append(
             helper.make_node(
@@ -92,7 +114,7 @@ class _Maker:
         return name
 
     def matrix(self, scope: _Scope, rows: int, columns: int) -> tuple[str, bool]:
-        """A weight `[rows, columns]`, or, where one there is of that shape, an old one; and whether it is transposed."""
+        """A weight `[rows, columns]`, maybe one that other layers read; and whether it is stored transposed."""
         for shape, turned in (((rows, columns), False), ((columns, rows), True)):
             if shape in self.matrices and self.draw(st.booleans(), label="share a weight"):
                 name, home, array = self.matrices[shape]
@@ -101,11 +123,7 @@ class _Maker:
                     above = None if above.in_function else above.outer
                 if above is home:
                     return name, turned
-        # On every diagonal with index 0 modulo 4, the largest code: each group of 16 of a row or a column has it.
-        i, j = np.mgrid[:rows, :columns]
-        codes = (self.draw(st.integers(1, 126)) * (3 * i + 7 * j + 1) * (i + 2)) % 255 - 127
-        codes = np.where((i + j) % 4 == 0, 127, codes)
-        array = (codes / 512).astype(self.dtype)
+        array = _exact(rows, columns, self.draw(st.integers(1, 126), label="weights")).astype(self.dtype)
         name = self.constant(scope, array)
         self.matrices[rows, columns] = name, scope, array
         return name, False
@@ -138,7 +156,7 @@ class _Maker:
         return value
 
     def features(self) -> int:
-        return self.draw(st.sampled_from((16, 4, 5, 20, 33)), label="features")
+        return self.draw(st.sampled_from((16, 4, 5, 20, 35)), label="features")
 
     def matmul(self, scope: _Scope) -> None:
         if x := self.pick(scope):
@@ -159,8 +177,8 @@ class _Maker:
         """A weight with leading dimensions of 1, which may add to the output's."""
         if x := self.pick(scope, 2):
             n, rank = self.features(), self.draw(st.integers(3, 4))
-            array = np.where(np.add.outer(range(x.shape[-1]), range(n)) % 4 == 0, 127, 5) / 512
-            weight = self.constant(scope, array.astype(self.dtype).reshape((1,) * (rank - 2) + array.shape))
+            array = _exact(x.shape[-1], n, 5).astype(self.dtype)
+            weight = self.constant(scope, array.reshape((1,) * (rank - 2) + array.shape))
             (y,) = self.node(scope, "MatMul", [x.name, weight])
             self.add(scope, y, *(1,) * (rank - len(x.shape)), *x.shape[:-1], n)
 
@@ -214,8 +232,7 @@ class _Maker:
             attributes["dilations"] = [2] * len(spatial)
         elif kind == "group":
             attributes["group"], n = c, 2 * c
-        i, j = np.mgrid[:n, : 1 if kind == "group" else c]
-        array = (np.where((i + j) % 4 == 0, 127, (5 * i + 3 * j) % 100) / 512).astype(self.dtype)
+        array = _exact(n, 1 if kind == "group" else c, 7).astype(self.dtype)
         weight = self.constant(scope, array.reshape(*array.shape, *(1 for _ in spatial)))
         bias = [self.constant(scope, np.linspace(-1, 1, n).astype(self.dtype))] if self.draw(st.booleans()) else []
         (y,) = self.node(scope, "Conv", [x.name, weight, *bias], **attributes)
@@ -272,7 +289,9 @@ class _Maker:
         if self.draw(st.sampled_from((False, False, True)), label="gate read elsewhere"):
             self.add(scope, self.draw(st.sampled_from((gate, up, sigmoid))), *x.shape[:-1], n)
 
-    def graph(self, scope: _Scope, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.GraphProto:
+    def graph(
+        self, scope: _Scope, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+    ) -> onnx.GraphProto:
         return helper.make_graph(scope.nodes, name, inputs, outputs, scope.weights)
 
     def value_info(self, value: _Value, known: bool) -> onnx.ValueInfoProto:
@@ -344,7 +363,7 @@ class _Maker:
         self.add(scope, y, x.shape[0], *step.shape[:-1], n)
 
     def call(self, scope: _Scope, depth: int) -> None:
-        """A model function: a layer whose weight is its own or handed in, and whose attributes may refer to the call's."""
+        """A model function: a layer whose weight is its own or handed in, and an attribute that the call may give."""
         x = self.pick(scope, 2)
         if x is None:
             return
@@ -431,7 +450,9 @@ class _Maker:
         if self.draw(st.sampled_from((False, False, True)), label="weights are inputs as well"):
             inputs += [helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in main.weights]
         graph = helper.make_graph(main.nodes, "main", inputs, outputs, main.weights)
-        model = helper.make_model(graph, opset_imports=self.imports(self.domain), functions=self.functions, ir_version=8)
+        model = helper.make_model(
+            graph, opset_imports=self.imports(self.domain), functions=self.functions, ir_version=8
+        )
         if self.draw(st.booleans(), label="inferred shapes"):
             model = onnx.shape_inference.infer_shapes(model)
         feeds = []

@@ -251,6 +251,12 @@ def test_plans_that_do_not_fit(tiny, fails, edit, said):
     assert said in line
 
 
+def test_a_plan_that_says_a_site_twice(tiny, fails):
+    path = tiny.folder / "twice.yaml"
+    path.write_text("target: cpu-x86\nsites:\n  a: int4/a16\n  b: float\n  a: float\n")
+    assert "twice.yaml: not readable YAML (line 5: 'a' is there twice)" in fails("--plan", path, "--quantizer", "rtn")
+
+
 def test_a_plan_and_formats_at_once(tiny, fails):
     assert "--plan" in fails("--plan", tiny.folder / "p.yaml", "--weights", "int4", "--quantizer", "rtn")
 

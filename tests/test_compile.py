@@ -401,3 +401,45 @@ def test_large_weights_go_through_external_data(tmp_path):
     report, _ = compile_and_compare(model, {"x": random(1, 64)})
     assert report.bytes_before > len(before) > 64 * 2048 * 4 - 1
     assert (tmp_path / "weights.bin").read_bytes() == before
+
+
+def test_a_model_in_memory_and_feeds_from_python(tmp_path):
+    model, feeds = graph_models.llama(width=32, hidden=48)
+    draws = np.random.default_rng(0)
+
+    def samples():
+        for _ in range(6):
+            yield feeds | {"ids": draws.integers(0, 40, feeds["ids"].shape)}
+
+    report = qxcompiler.compile(model, "cpu-x86", tmp_path / "out", weights="int8g32", calibration=samples())
+    assert report.samples == 4
+    assert report.bytes_before == model.ByteSize()
+    assert not report.verification.made_up
+    expected = run(onnxruntime.InferenceSession(model.SerializeToString()), feeds)
+    for y, reference in zip(run(qxcompiler.session(tmp_path / "out" / "model.onnx"), feeds), expected, strict=True):
+        assert relative_error(y, reference) < 0.02
+
+
+def test_text_for_a_model_in_memory_has_no_tokenizer(tiny, tmp_path):
+    with pytest.raises(qxcompiler.QxcError, match="tokenizer"):
+        qxcompiler.compile(onnx.load(tiny.model), "cpu-x86", tmp_path / "out", calibration=tiny.calibration)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_compiled_without_samples_is_verified(tiny):
+    out = tiny.folder / "out"
+    report = qxcompiler.compile(tiny.model, "cpu-x86", out, weights="int8g16", quantizer="rtn")
+    assert report.verification.made_up
+    assert report.verification.outputs["logits"].judged
+    assert report.verification.outputs["logits"].relative_error < 0.1
+    assert report.verification.without_library["logits"].relative_error < 0.1
+    unverified = qxcompiler.compile(tiny.model, "cpu-x86", out, quantizer="rtn", verification=False)
+    assert unverified.verification is None
+    assert "not verified: --no-verify" in unverified.warnings
+
+
+def test_options_that_do_not_exist(tiny, tmp_path):
+    with pytest.raises(qxcompiler.QxcError, match="wieghts"):
+        qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", wieghts="int4")
+    with pytest.raises(qxcompiler.QxcError, match="option samples"):
+        qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", samples=0)

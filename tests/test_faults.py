@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 
 import qxcompiler
 from qxcompiler import staging
-from qxcompiler.errors import OutputError, UsageError
+from qxcompiler.errors import ModelError, OutputError, UsageError
 from qxcompiler.graph import load_model
 from qxcompiler.staging import check_sources, output_folder, staged
 
@@ -338,6 +338,40 @@ def test_a_disk_that_fills(source, small_disk):
     line = one_line(compile_in_process(source, out, "--weights", "int8g16"))
     assert "No space left on device" in line
     assert contents(out) == before
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(100)
+
+
+def write_others(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def replace_by_another(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes()[::-1])
+    other.replace(path)
+
+
+@pytest.mark.parametrize("name", ["source.onnx", "weights.bin"])
+@pytest.mark.parametrize("change", [cut, write_others, replace_by_another, Path.unlink])
+def test_a_source_that_changes_while_it_is_read(source, tmp_path, name, change):
+    onnx.save(onnx.load(source), source, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    out = tmp_path / "out"
+    changed = []
+
+    def change_in_the_middle(items, _):
+        if not changed:
+            change(tmp_path / name)
+            changed.append(name)
+        return items
+
+    with pytest.raises(ModelError, match=rf"{name}: (was changed while it was read|.*cannot be read|.*missing)"):
+        qxcompiler.compile(source, "cpu-x86", out, weights="int4g16", quantizer="rtn", track=change_in_the_middle)
+    assert changed
+    assert not out.exists()
 
 
 def test_two_compiles_at_once(source, tmp_path):

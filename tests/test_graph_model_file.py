@@ -556,6 +556,31 @@ def test_operators_that_cannot_be_converted(operator, inputs, message):
         raise_opset(model)
 
 
+def test_sizes_below_zero_are_unknown(tmp_path):
+    """As onnxruntime reads them."""
+    proto = small_model()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(proto, tmp_path / "model.onnx")
+    (value,) = load_model(tmp_path / "model.onnx").graph.inputs
+    assert value.shape is not None
+    assert isinstance(value.shape[0], ir.SymbolicDim)
+
+
+def test_attributes_of_a_wrong_type_or_without_a_value(tmp_path):
+    for attribute, problem in (
+        (helper.make_attribute("transB", 1.0), "'transB' of node 'gemm' .Gemm. has a wrong type"),
+        (onnx.AttributeProto(name="other", type=onnx.AttributeProto.TENSOR), "'other' has no value"),
+        (onnx.AttributeProto(name="other", type=onnx.AttributeProto.GRAPH), "'other' has no value"),
+    ):
+        b = Builder()
+        y = b.op("Gemm", "x", b.weight(4, 4), name="gemm")
+        proto = b.model({"x": (FLOAT, [2, 4])}, [y])
+        proto.graph.node[0].attribute.append(attribute)
+        onnx.save(proto, tmp_path / "model.onnx")
+        with pytest.raises(ModelError, match=problem):
+            load_model(tmp_path / "model.onnx")
+
+
 def test_saved_model_is_the_model(tmp_path):
     proto, feeds = bert()
     expected = run(proto, feeds)

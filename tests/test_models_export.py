@@ -19,13 +19,14 @@ pytest.importorskip("transformers")
 
 import transformers
 from conftest import packaged
-from tiny_transformers import GROUPED, SEQ2SEQ, SMALL, WAV2VEC2, save_model
+from tiny_transformers import GROUPED, SEQ2SEQ, SMALL, VISION, WAV2VEC2, save_model
 
 from qxcompiler.errors import ExportError, OutputError
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.models import export
 from qxcompiler.models.tasks import parts_of, task_for
 from qxcompiler.models.tie_weights import TieWeights
+from qxcompiler.models.verify import _relative_error as relative_error
 from qxcompiler.models.verify import verify
 
 module = importlib.import_module("qxcompiler.models.export")
@@ -324,6 +325,57 @@ def test_verify_notices_a_wrong_weight(source: Path, tmp_path: Path) -> None:
         model.model.layers[1].mlp.down_proj.weight[0] += 0.1
     with pytest.raises(ExportError, match=r"output logits of model.onnx is off by"):
         verify(folder, parts, source)
+
+
+def test_verify_notices_a_head_that_is_left_out(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "hf", "AutoModelForSequenceClassification", "bert", SMALL)
+    folder = export(tmp_path / "hf", tmp_path / "out", "feature-extraction")
+    with pytest.raises(ExportError, match=r"hf: model.onnx has no output logits: report this"):
+        verify(folder, parts_of(model, task_for(model.config, "text-classification", "hf")), "hf")
+
+
+def test_verify_notices_an_output_that_is_not_the_models(source: Path, tmp_path: Path) -> None:
+    path = export(source, tmp_path / "out") / "model.onnx"
+    graph = ir.load(path)
+    extra = ir.node("Identity", [graph.graph.outputs[0]])
+    extra.outputs[0].name, extra.outputs[0].type = "extra", graph.graph.outputs[0].type
+    graph.graph.append(extra)
+    graph.graph.outputs.append(extra.outputs[0])
+    ir.save(graph, path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
+    with pytest.raises(ExportError, match=r"output extra of model.onnx is none of the model's"):
+        verify(path.parent, parts_of(model, task_for(model.config, None, source)), source)
+
+
+@pytest.mark.slow
+def test_a_graph_that_fits_one_size_only_is_refused(tmp_path: Path) -> None:
+    # Its windows are cut by lengths that the trace fixes.
+    save_model(tmp_path / "hf", "AutoModelForMaskedLM", "longformer", SMALL | {"attention_window": [4, 4]})
+    with pytest.raises(ExportError, match=r"hf: model.onnx does not run on inputs of other sizes than") as error:
+        export(tmp_path / "hf", tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_of_images_are_read_without_the_package_that_reads_images(tmp_path: Path) -> None:
+    save_model(tmp_path / "hf", "AutoModelForImageClassification", "dinov2", VISION)
+    crop = {"image_processor_type": "BitImageProcessor", "crop_size": {"height": 24, "width": 24}}
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(crop))
+    folder = export(tmp_path / "hf", tmp_path / "out")
+    assert (folder / "preprocessor_config.json").read_text() == json.dumps(crop)
+    assert str(tmp_path) not in (folder / "config.json").read_text()
+    (pixels,) = Runner(folder / "model.onnx").inputs
+    Runner(folder / "model.onnx").run({pixels.name: np.zeros((1, 3, 24, 24), np.float32)}, ["logits"])
+
+
+def test_equal_infinities_are_no_error_and_others_are() -> None:
+    y = torch.tensor([1.0, -torch.inf, 2.0])
+    assert relative_error(y, y.clone()) == 0
+    assert relative_error(torch.zeros(3), torch.zeros(3)) == 0
+    assert 0.08 < relative_error(torch.tensor([1.0, -torch.inf, 2.2]), y) < 0.09
+    assert not relative_error(torch.tensor([1.0, 0.0, 2.0]), y) <= 1e3
+    assert not relative_error(torch.tensor([1.0, torch.nan, 2.0]), torch.ones(3)) <= 1e3
+    assert relative_error(torch.zeros(2), torch.zeros(3)) == torch.inf
 
 
 def test_verify_notices_a_past_that_is_ignored(source: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from qxcompiler.models import export
 pytest.importorskip("optimum.exporters.onnx")
 
 slow = pytest.mark.slow
-MIXTURE = GROUPED | {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+MIXTURE = GROUPED | {"moe_intermediate_size": 24, "num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": True}
 CAUSAL = {
     "llama": GROUPED,
     "mistral": GROUPED | {"sliding_window": None},
@@ -31,8 +31,11 @@ CAUSAL = {
     "opt": SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "bloom": {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "qwen3_moe": MIXTURE,
+    "qwen2_moe": MIXTURE | {"shared_expert_intermediate_size": 24},
+    "olmoe": MIXTURE,
+    "mixtral": GROUPED | {"num_local_experts": 5, "num_experts_per_tok": 2},
 }
-QUICK = {"llama", "qwen3_moe"}
+QUICK = {"llama", "mixtral"}
 ENCODERS = {
     "bert": SMALL,
     "roberta": SMALL | {"pad_token_id": 1},
@@ -149,7 +152,7 @@ def test_causal_lm(model_type: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "hf", "AutoModelForCausalLM", model_type, CAUSAL[model_type])
     onnx = Runner(export(tmp_path / "hf", tmp_path / "onnx") / "model.onnx")
 
-    # Two texts of 11 tokens: 7 at once, then 4 on top of their keys and values.
+    # Two texts of 11 tokens: 7 at once, then 3 and 1 on top of their keys and values.
     ids = torch.randint(3, VOCABULARY, (2, 11))
     expected = model(input_ids=ids).logits
     past = {
@@ -159,7 +162,7 @@ def test_causal_lm(model_type: str, tmp_path: Path) -> None:
     }
     assert len(past) == 4
     names = {spec.name for spec in onnx.inputs}
-    for begin, end in ((0, 7), (7, 11)):
+    for begin, end in ((0, 7), (7, 10), (10, 11)):
         sample = {
             "input_ids": ids[:, begin:end].numpy(),
             "attention_mask": np.ones((2, end), np.int64),

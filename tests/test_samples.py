@@ -466,14 +466,16 @@ def test_input_specs() -> None:
         ir.Value(name="input_ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["batch", 4])),
         ir.Value(name="x", type=ir.TensorType(ir.DataType.BFLOAT16), shape=ir.Shape([None, 2])),
         ir.Value(name="y", type=ir.TensorType(ir.DataType.BOOL)),
+        ir.Value(name="z", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([-1, 3])),
         ir.Value(name="w", type=ir.TensorType(ir.DataType.FLOAT), const_value=ir.tensor([1.0], name="w")),
     ]
-    graph = ir.Graph(values, [], nodes=[], initializers=values[3:], opset_imports={"": 18})
-    ids, x, y = input_specs(ir.Model(graph, ir_version=10))
+    graph = ir.Graph(values, [], nodes=[], initializers=values[4:], opset_imports={"": 18})
+    ids, x, y, z = input_specs(ir.Model(graph, ir_version=10))
     assert ids == InputSpec("input_ids", INT64, ("batch", 4))
     assert (x.dtype.name, x.shape, str(x)) == ("bfloat16", (None, 2), "x bfloat16 [?, 2]")
     assert (y.dtype, y.shape, str(y)) == (np.dtype(bool), None, "y bool [any shape]")
     assert y.accepts((1, 2, 3))
+    assert z.shape == (None, 3)
     many = ir.Value(name="s", type=ir.SequenceType(ir.TensorType(ir.DataType.FLOAT)))
     with pytest.raises(CalibrationError, match=r"input s: .* is not a tensor: use a model with tensor inputs"):
         input_specs(ir.Model(ir.Graph([many], [], nodes=[], opset_imports={"": 18}), ir_version=10))

@@ -49,6 +49,14 @@ def test_figures_by_closed_form() -> None:
     assert (figures.values, figures.broken, figures.moved, figures.misfits, figures.note) == (32, 0, 0, 0, "")
 
 
+def test_large_outputs_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    y_ref = np.where(np.eye(4, 8) > 0, -INF, VALUES)
+    whole = compare((y_ref * 1.1, y_ref))
+    monkeypatch.setattr("qxcompiler.evaluation.similarity._CHUNK", 10)
+    parts = compare((y_ref * 1.1, y_ref))
+    assert parts.model_dump() == pytest.approx(whole.model_dump())
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_float_types(dtype: str) -> None:
     values = VALUES.astype(np.dtype(dtype))
@@ -228,6 +236,8 @@ def test_the_floor_follows_the_bits(tmp_path: Path) -> None:
     assert 0.3 < verify(compiled, original, X, bits=2).cosine_similarity["y"] < 0.8
     with pytest.raises(VerificationError):
         verify(compiled, original, X, bits=8)
+    with pytest.raises(VerificationError, match=r"cosine similarity -1\.000"):
+        verify(linear(tmp_path / "c.onnx", -W), original, X, bits=1.58)
 
 
 def test_a_model_that_cannot_be_loaded_or_run(tmp_path: Path) -> None:
@@ -308,6 +318,7 @@ def test_usual_architectures_take_what_is_made_up(tmp_path: Path, name: str) -> 
     onnx.save(model, tmp_path / "m.onnx")
     samples = made_up(tmp_path / "m.onnx", count=2)
     assert len(samples) >= 2
+    assert made_up(tmp_path / "m.onnx", seed=-1)
     result = verify(tmp_path / "m.onnx", tmp_path / "m.onnx", samples, made_up=True)
     assert all(output.judged for output in result.outputs.values())
     again = made_up(tmp_path / "m.onnx", count=2)
@@ -360,6 +371,12 @@ MODELS = {
         {"w": (1, 2, 60, 60)},
         {"x": (1, 2, 64, 64)},
     ),
+    "a state whose batch has no name": (
+        "(float[?, ?] x, float[2, ?, 3] s) => (float[] y)"
+        " { m = ReduceMax<axes = [0, 2], keepdims = 0>(s) c = Unsqueeze(m, one) y = Concat<axis = 1>(x, c) }",
+        {"one": 1},
+        {"x": (1, 8), "s": (2, 1, 3)},
+    ),
     "scalars": (
         "(float a, float[1] b, bool c) => (float[] y) { d = Add(a, b) y = Where(c, d, b) }",
         {},
@@ -372,8 +389,13 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_sizes_follow_from_what_reads_an_input(tmp_path: Path, name: str) -> None:
     text, weights, expected = MODELS[name]
-    path = save_graph(tmp_path, text, **{key: random(*shape) for key, shape in weights.items()})
+    path = save_graph(tmp_path, text, **weights_of(weights))
     assert shapes(made_up(path)[0]) == expected
+
+
+def weights_of(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Random weights of these shapes; a number stands for the axis of an operator."""
+    return {key: random(*shape) if isinstance(shape, tuple) else np.array([shape]) for key, shape in shapes.items()}
 
 
 def random(*shape: int) -> np.ndarray:

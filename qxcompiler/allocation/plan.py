@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import yaml
@@ -15,12 +14,11 @@ from qxcompiler.formats import Scheme, check_activation, parse_format
 from qxcompiler.graph import Site, Weight, readers
 from qxcompiler.packing import packed_bytes
 from qxcompiler.targets import Target
+from qxcompiler.yaml_files import read_yaml
 
 __all__ = ["FLOAT", "Plan", "load_plan", "sites_by_weight", "uniform_plan"]
 
 FLOAT = "float"  # stands in a plan file for a site left as it is
-
-_LARGEST_FILE = 64 << 20
 
 
 class Plan(dict[str, Scheme | None]):
@@ -194,13 +192,8 @@ def load_plan(path: Path, target: Target, sites: Sequence[Site]) -> Plan:
         TargetError: it cannot be read, is for another target, or does not name just the sites of the model.
     """
     remedy = "give the plan.yaml of an earlier compile"
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise TargetError(path, "too large for a plan", remedy)
-        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise TargetError(path, f"not a readable plan ({error})", remedy) from error
-    schemes = document.get("sites") if isinstance(document, dict) else None
+    document = read_yaml(path, "a plan", remedy)
+    schemes = document.get("sites")
     if not isinstance(schemes, dict):
         raise TargetError(path, "has no field `sites`", remedy)
     if unknown := sorted(set(map(str, document)) - {"target", "sites"}):

@@ -25,7 +25,7 @@ import onnxruntime
 from qxcompiler.calibration.arrays import InputSpec, is_float, names_batch, names_time
 from qxcompiler.calibration.feeding import run
 from qxcompiler.calibration.input_hints import IntegerUse, integer_use, merged, sizes
-from qxcompiler.calibration.samples import Sample, derive
+from qxcompiler.calibration.samples import Sample, declared_sizes, derive
 from qxcompiler.errors import CalibrationError, ModelError, QxcError
 from qxcompiler.runtime_ops import session
 
@@ -33,7 +33,7 @@ _LENGTHS = (8, 16, 32, 64, 128, 1, 2, 4, 224, 256, 512, 1024)
 _RANKS = (2, 3, 4, 1, 0)  # where neither the model nor its operators tell
 _RANDOM_TRIES = 64
 _SECONDS_A_RUN, _SECONDS = 60, 120
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 1 << 28
 # Outputs with fewer numbers than this in all samples together cannot be judged: more samples then.
 _ENOUGH, _MOST_SAMPLES, _SECONDS_FOR_MORE = 64, 64, 5
 
@@ -80,7 +80,7 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
         model: the model, normalized and not yet quantized.
         original: the ONNX file that it was read from, or that model as bytes: what the guesses are tried on.
         count: how many samples; there are more where the outputs hold few numbers.
-        seed: equal seeds make equal samples.
+        seed: equal seeds make equal samples; any number.
 
     Returns:
         At least one sample, all of the same sizes.
@@ -88,6 +88,7 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
     Raises:
         CalibrationError: no guess runs, or onnxruntime cannot load the model; it says why.
     """
+    seed %= 2**64  # numpy takes none below 0
     inputs = [_input(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
     try:
         trial = _Trial(session(original))
@@ -105,7 +106,7 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
         tries += 1
         try:
             outputs = trial.run(_draw(inputs, guess, np.random.default_rng(seed)))
-        except QxcError as error:
+        except (QxcError, MemoryError) as error:
             problem = str(error)
             continue
         if outputs.finite:
@@ -186,8 +187,7 @@ def _input(value: ir.Value) -> _Input:
         )
     learnt = sizes(value)
     if value.shape is not None:
-        declared = tuple(d if isinstance(d, int) else d.value for d in value.shape)
-        shape: tuple[int | str | None, ...] | None = tuple(merged(declared, learnt))
+        shape: tuple[int | str | None, ...] | None = tuple(merged(declared_sizes(value.shape), learnt))
     elif learnt.rank is not None:
         shape = tuple(learnt.dims(learnt.rank))
     else:
@@ -206,7 +206,15 @@ def _guesses(inputs: Sequence[_Input], seed: int) -> Iterator[_Guess]:
     def even(length: int) -> dict[str, int]:
         return {symbol: 0 if _is_past(symbol) else 1 if symbol in batches else length for symbol in free}
 
-    yield from (_Guess(even(length), length, rank) for rank in ranks for length in lengths)
+    last = {_symbol(given.spec, len(given.spec.shape) - 1) for given in inputs if given.spec.shape}
+
+    def only_last(length: int) -> dict[str, int]:
+        return {symbol: length if symbol in last else 1 for symbol in free}
+
+    for rank, length in itertools.product(ranks, lengths):
+        yield _Guess(even(length), length, rank)
+        if only_last(length) != even(length):
+            yield _Guess(only_last(length), length, rank)
     yield from (
         _Guess(even(length), length, rank, style, derived, choice)
         for style, length, rank, derived, choice in itertools.product(

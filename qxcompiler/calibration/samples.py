@@ -13,6 +13,7 @@ __all__ = [
     "InputSpec",
     "Sample",
     "context_limit",
+    "declared_sizes",
     "default_length",
     "derive",
     "input_specs",
@@ -62,9 +63,15 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
                 f"{value.type} is not a tensor",
                 "use a model with tensor inputs",
             )
-        shape = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        shape = None if value.shape is None else declared_sizes(value.shape)
         specs.append(InputSpec(value.name or "", np.dtype(value.dtype.numpy()), shape))
     return specs
+
+
+def declared_sizes(shape: Iterable[object]) -> tuple[int | str | None, ...]:
+    """The dimensions of a declared shape: numbers where fixed, names or None where free; some exporters write -1."""
+    sizes = [size if isinstance(size, (int, str)) else getattr(size, "value", None) for size in shape]
+    return tuple(None if isinstance(size, int) and size < 0 else size for size in sizes)
 
 
 def load_samples(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EncoderDecoder", "is_encoder_decoder"]
+__all__ = ["DECODER_WITH_PAST", "EncoderDecoder", "is_encoder_decoder"]
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from qxcompiler.errors import ModelError
 from qxcompiler.evaluation.running import Runner
 
 _ENCODER, _DECODER = "encoder_model.onnx", "decoder_model.onnx"
-_DECODER_WITH_PAST = "decoder_with_past_model.onnx"
+DECODER_WITH_PAST = "decoder_with_past_model.onnx"
 _LONGEST = 64  # tokens that the decoder writes for a sample
 
 
@@ -39,7 +39,7 @@ class EncoderDecoder:
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
         self._encoder, self._decoder = Runner(self._folder / _ENCODER), Runner(self._folder / _DECODER)
-        follower = self._folder / _DECODER_WITH_PAST
+        follower = self._folder / DECODER_WITH_PAST
         self._follower = Runner(follower) if follower.is_file() else None
         start = self._setting("decoder_start_token_id", "bos_token_id")
         if not isinstance(start, int):
@@ -79,7 +79,7 @@ class EncoderDecoder:
             tokens.append(token)
         found = {_ENCODER: sample, _DECODER: self._given(self._decoder, tokens, around)}
         if last is not None:
-            found[_DECODER_WITH_PAST] = last
+            found[DECODER_WITH_PAST] = last
         return found
 
     def _steps(self, around: Sample) -> Iterator[tuple[int, Sample | None]]:

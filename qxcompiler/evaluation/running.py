@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qxcompiler.calibration.arrays import InputSpec
 from qxcompiler.calibration.feeding import run
+from qxcompiler.calibration.samples import declared_sizes
 from qxcompiler.errors import ModelError
 from qxcompiler.runtime_ops import session
 
@@ -78,7 +79,7 @@ class Runner:
         return {
             value.name: None
             if _rank(value.shape) is None
-            else [size if isinstance(size, int) else known.get(size) for size in value.shape]
+            else [size if isinstance(size, int) else known.get(size) for size in declared_sizes(value.shape)]
             for value in self.session.get_outputs()
         }
 
@@ -92,7 +93,7 @@ class Runner:
             raise ModelError(
                 self.path, f"input {value.name} has type {value.type}", "use a model whose inputs are tensors"
             )
-        shape = None if _rank(value.shape) is None else tuple(value.shape)
+        shape = None if _rank(value.shape) is None else declared_sizes(value.shape)
         return InputSpec(value.name, np.dtype(ir.DataType[element].numpy()), shape)
 
 

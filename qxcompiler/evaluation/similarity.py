@@ -26,6 +26,8 @@ from qxcompiler.evaluation.running import Runner
 FEW = 16
 # A root mean square under this is rounding noise beside numbers of order 1: no ratio to it means anything.
 NEAR_ZERO = 1e-6
+# Numbers that are looked at together.
+_CHUNK = 1 << 20
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -204,15 +206,28 @@ class _Output:
             if misfit := _misfit(a, b):
                 self.misfits.append(misfit)
             elif is_float(b.dtype):
-                self._add_floats(a.astype(np.float64), b.astype(np.float64))
+                self._add_floats(a, b)
             else:
                 self.discrete += b.size
                 self.equal += int(np.sum(a == b))
 
-    def _add_floats(self, y: _Floats, y_ref: _Floats) -> None:
+    def _add_floats(self, y: npt.NDArray[Any], y_ref: npt.NDArray[Any]) -> None:
+        """Some rows at a time, so that memory does not hold logits in float64."""
+        width = y_ref.shape[-1] if y_ref.ndim else 1
+        if not y_ref.size:
+            return
+        rows, rows_ref = y.reshape(-1, width), y_ref.reshape(-1, width)
+        step = max(1, _CHUNK // width)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            self._add_rows(rows[part].astype(np.float64), rows_ref[part].astype(np.float64))
+
+    def _add_rows(self, y: _Floats, y_ref: _Floats) -> None:
         finite, finite_ref = np.isfinite(y), np.isfinite(y_ref)
         both = finite & finite_ref
+        values, values_ref = y.ravel(), y_ref.ravel()
         if not both.all():
+            values, values_ref = y[both], y_ref[both]
             new = ~finite & finite_ref
             self.new_nan += int(np.isnan(y[new]).sum())
             for sign in (math.inf, -math.inf):
@@ -223,7 +238,6 @@ class _Output:
             self.same += int(same.sum())
             self.lost += int((~finite_ref & ~same).sum())
             y, y_ref = np.where(both, y, 0), np.where(both, y_ref, 0)
-        values, values_ref = y[both], y_ref[both]
         self.count += values_ref.size
         with np.errstate(over="ignore", invalid="ignore"):  # doubles may be too large to square: said in the end
             self.error += float(np.square(values - values_ref).sum())
@@ -235,8 +249,8 @@ class _Output:
             shifted = values_ref - (self.origin or 0.0)
             self.shifted += float(shifted.sum())
             self.shifted_squares += float(np.square(shifted).sum())
-            if y_ref.ndim and y_ref.shape[-1] > 1:
-                self._add_vectors(y.reshape(-1, y.shape[-1]), y_ref.reshape(-1, y.shape[-1]))
+            if y_ref.shape[-1] > 1:
+                self._add_vectors(y, y_ref)
 
     def _add_vectors(self, y: _Floats, y_ref: _Floats) -> None:
         lengths, lengths_ref = np.linalg.norm(y, axis=-1), np.linalg.norm(y_ref, axis=-1)

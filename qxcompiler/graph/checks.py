@@ -5,10 +5,12 @@ from __future__ import annotations
 __all__ = ["check_graphs", "check_proto"]
 
 import math
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
 import onnx
+import onnx.defs
 import onnx_ir as ir
 from onnx import AttributeProto, TensorProto
 
@@ -23,6 +25,7 @@ _FIELDS = {
     TensorProto.UINT32: "uint64_data",
     TensorProto.STRING: "string_data",
 }
+_HELD = {AttributeProto.TENSOR: "t", AttributeProto.GRAPH: "g", AttributeProto.SPARSE_TENSOR: "sparse_tensor"}
 _ALL_FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 LARGEST_DENSE = 1 << 30  # bytes that a sparse tensor may become
 
@@ -33,24 +36,58 @@ def check_proto(proto: onnx.ModelProto) -> None:
     Raises:
         ValueError: a tensor's data does not fit its shape and type, or a name is given twice.
     """
-    graphs, nodes = [proto.graph], [node for function in proto.functions for node in function.node]
+    imports = {opset.domain: opset.version for opset in proto.opset_import}
+    graphs = [(proto.graph, imports)]
+    nodes = [
+        (node, imports | {opset.domain: opset.version for opset in function.opset_import})
+        for function in proto.functions
+        for node in function.node
+    ]
     while graphs or nodes:
         if graphs:
-            graph = graphs.pop()
+            graph, imports = graphs.pop()
             graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
             del graph.sparse_initializer[:]
             _check_unique("input", [value.name for value in graph.input])
             _check_unique("initializer", [tensor.name for tensor in graph.initializer])
             for tensor in graph.initializer:
                 _check_tensor(tensor)
-            nodes.extend(graph.node)
+            for value in (*graph.input, *graph.output, *graph.value_info):
+                _forget_negative_sizes(value.type)
+            nodes.extend((node, imports) for node in graph.node)
         while nodes:
-            node = nodes.pop()
+            node, imports = nodes.pop()
             if not any(node.output):
                 raise ValueError(f"node '{node.name}' ({node.op_type}) has no output")
+            declared = _declared_attributes(node, imports)
             for attribute in node.attribute:
                 _check_attribute(attribute)
-                graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+                if attribute.type != declared.get(attribute.name, attribute.type):
+                    raise ValueError(
+                        f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type}) has a wrong type"
+                    )
+                graphs.extend(
+                    (body, imports) for body in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+                )
+
+
+def _forget_negative_sizes(declared: onnx.TypeProto) -> None:
+    """Let a size below zero, as which some exporters write one that is not fixed, be unknown."""
+    if declared.HasField("tensor_type"):
+        for dim in declared.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 0:
+                dim.ClearField("dim_value")
+
+
+def _declared_attributes(node: onnx.NodeProto, imports: Mapping[str, int]) -> dict[str, int]:
+    """The types of a standard operator's attributes."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = imports.get(domain, imports.get("ai.onnx", 0) if not domain else 0)
+    try:
+        attributes = onnx.defs.get_schema(node.op_type, version, domain).attributes
+    except onnx.defs.SchemaError:  # unknown here; the runtime will say what is wrong, if anything is
+        return {}
+    return {name: int(attribute.type) for name, attribute in attributes.items()}
 
 
 def check_graphs(model: ir.Model) -> None:
@@ -94,6 +131,9 @@ def _check_attribute(attribute: onnx.AttributeProto) -> None:
         attribute.name, attribute.type = "value", AttributeProto.TENSOR  # of a `Constant`
         attribute.t.CopyFrom(_dense(attribute.sparse_tensor))
         attribute.ClearField("sparse_tensor")
+    held = _HELD.get(attribute.type)
+    if held and not attribute.HasField(held) and not attribute.ref_attr_name:
+        raise ValueError(f"attribute '{attribute.name}' has no value")
     for tensor in [attribute.t] if attribute.HasField("t") else attribute.tensors:
         _check_tensor(tensor)
 
