@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from qxcompiler.errors import ModelError
+from qxcompiler.graph.dataflow import is_standard
 from qxcompiler.graph.roles import assign_roles
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -322,15 +323,18 @@ def _trace(value: ir.Value | None) -> _Constant | None:
     return _Constant(value, axes, tuple(shape[axis] for axis in axes), dtype, tuple(casts))
 
 
+_MOVES = {"Unsqueeze", "Squeeze", "Reshape", "Cast", "Concat", "Transpose", "Identity"}
+
+
 def _rotates(gather: ir.Node) -> bool:
     """Whether a lookup only feeds products with activations: a table of rotary angles, not an embedding."""
     consumers = [use.node for use in gather.outputs[0].uses()]
     multiplied = False
     while consumers:
         node = consumers.pop()
-        if node.op_type in ("Unsqueeze", "Squeeze", "Reshape", "Cast", "Concat", "Transpose", "Identity"):
+        if is_standard(node, _MOVES):
             consumers.extend(use.node for use in node.outputs[0].uses())
-        elif node.op_type == "Mul" and not any(v is not None and _is_constant(v) for v in node.inputs):
+        elif is_standard(node, ("Mul",)) and not any(v is not None and _is_constant(v) for v in node.inputs):
             multiplied = True
         else:
             return False
