@@ -167,7 +167,9 @@ def evaluate(
     text: Annotated[Path, typer.Option(help="Held-out samples: .txt, .jsonl with `text`, or .npz.")],
     tokenizer: _Tokenizer = None,
     windows: Annotated[int, typer.Option(min=1, help="How many windows of text, evenly spaced.")] = 40,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens a window. [default: 512, or the model's context if shorter]")
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="The model to compare with.", metavar="REF.onnx")] = None,
     json: _Json = False,
 ) -> None:
@@ -193,6 +195,9 @@ def evaluate(
             for name, value in fields.items()
         }
     )
+    for name, output in getattr(figures, "outputs", {}).items():
+        if output.note:
+            _complain(f"qxc: note: {name}: {output.note}")
 
 
 @app.command()

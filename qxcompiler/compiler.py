@@ -53,7 +53,8 @@ __all__ = ["compile", "compile_folder"]
 
 Calibration: TypeAlias = str | Path | Iterable[Mapping[str, npt.NDArray[Any]]]
 
-_HELD_BACK = 2  # samples that verification runs on
+# Samples that verification runs on: windows of text hold many numbers, other samples perhaps one each.
+_HELD_BACK, _MOST_HELD_BACK = 2, 16
 _SUSPECTS = 3  # sites named where verification fails
 _COMPANIONS = (
     "config.json",
@@ -205,7 +206,10 @@ class _Compiler:
         check_unchanged(graph)
         verification = None
         if options.verification and held_back:
-            verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
+            try:
+                verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
+            except ModelError as error:  # of the original
+                warnings.append(f"not verified: {error}")
         bytes_after = _size(stage.glob(f"{name}*"))
         if bytes_after >= bytes_before:
             warnings.append(f"the compiled model is not smaller: {bytes_before} bytes before, {bytes_after} after")
@@ -273,14 +277,15 @@ class _Compiler:
                 remedy = "give --calibration FILE, or choose --quantizer rtn"
                 raise UsageError(f"--quantizer {options.quantizer}", "needs samples", remedy)
             return [], []
+        is_text = isinstance(calibration, (str, Path)) and Path(calibration).suffix != ".npz"
         loaded = load_samples(
             calibration,
             input_specs(graph),
             original if isinstance(original, Path) else None,
-            samples=options.samples + _HELD_BACK,
+            samples=options.samples + (_HELD_BACK if is_text else _MOST_HELD_BACK),
             length=options.length,
         )
-        held_back = min(_HELD_BACK, len(loaded) - 1)
+        held_back = min(max(_HELD_BACK, len(loaded) - options.samples), len(loaded) - 1)
         return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
 
     def _quantize(
