@@ -176,7 +176,7 @@ GOOD = np.zeros((2, 3, 4, 5), np.float32)
             {"pixel_values": GOOD[:, :2]},
             r"pixel_values has shape \[2, 2, 4, 5\]: the model takes pixel_values float32",
         ),
-        ({"pixel_values": GOOD[None]}, r"pixel_values has shape \[1, 2, 3, 4, 5\]"),
+        ({"pixel_values": GOOD[None, None]}, r"pixel_values has shape \[1, 1, 2, 3, 4, 5\]"),
         ({"pixel_values": GOOD[0]}, r"pixel_values has shape \[3, 4, 5\]"),
         ({"pixel_values": np.float32(1)}, r"pixel_values has shape \[\]"),
         ({"pixel_values": GOOD.astype(int)}, r"pixel_values has type int64"),

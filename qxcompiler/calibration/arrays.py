@@ -8,7 +8,7 @@ An array holds its samples along the input's batch axis, or whole inputs along a
 | `[8, 16]`, a fixed batch | `[50, 16]` | 8 rows: 6 runs, two rows are left out |
 | `[time, batch, 80]` | `[100, 60, 80]` | a column: 60 runs |
 | `[]`, `[80]`, `[16, 80]`: no batch axis | `[60]`, `[60, 80]`, `[60, 16, 80]` | an element of the first axis: 60 runs |
-| `[batch, 16]` | `[60, 1, 16]` | an element of the first axis: 60 runs |
+| `[batch, 16]` | `[60, 8, 16]` | an element of the first axis: 60 runs |
 | `[4, 2]`, of fixed size | `[4, 2]` | the whole array, in every run |
 
 The batch axis is the one named for it; else the first, unless that is named for time and the second is free. Where
@@ -195,7 +195,7 @@ class _Cut:
         size = mine[axis] if mine is not None and axis is not None else None
         self._own = size if isinstance(size, int) else None
         stacked = mine is not None and len(shape) == len(mine) + 1 and spec.accepts(shape[1:])
-        if stacked and (axis is None or self._own or shape[1 + axis] == 1):
+        if stacked:
             return  # whole inputs along an axis of their own
         if array.ndim and axis is not None and axis < array.ndim:
             self._axis = axis
