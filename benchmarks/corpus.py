@@ -117,7 +117,7 @@ def rows(model: PackagedModel, scratch: Path, measure_speed: bool) -> tuple[list
     feeds = [model.feed(seed) for seed in range(_SAMPLES)]
     original.run(None, feeds[0])
     samples = scratch / "samples.npz"
-    np.savez(samples, **{name: _joined([feed[name] for feed in feeds]) for name in feeds[0]})
+    np.savez(samples, **{name: np.stack([feed[name] for feed in feeds]) for name in feeds[0]})
     found, bug = [], False
     for bits, weights in WEIGHTS.items():
         results = []
@@ -137,12 +137,6 @@ def rows(model: PackagedModel, scratch: Path, measure_speed: bool) -> tuple[list
         found.append(_row(model, path, bits, results))
         print(found[-1], flush=True)
     return found, bug
-
-
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    """Samples along the batch axis, or, without one, along an axis of their own."""
-    has_batch = arrays[0].ndim > 1 and arrays[0].shape[0] == 1
-    return np.concatenate(arrays) if has_batch else np.stack(arrays)
 
 
 def _row(model: PackagedModel, path: Path, bits: int, results: list[Compiled]) -> str:

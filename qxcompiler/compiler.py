@@ -24,12 +24,12 @@ from qxcompiler.formats import Format
 from qxcompiler.graph import (
     Site,
     Weight,
-    check_finite,
     check_unchanged,
     find_sites,
     load_model,
     model_files,
     normalize,
+    not_finite,
     overridable_inputs,
     raise_opset,
     save_model,
@@ -181,7 +181,6 @@ class _Compiler:
         sites = find_sites(graph)
         if not sites:
             raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
-        check_finite({site.weight: None for site in sites})
         plan = self._plan(graph, sites)
         calibrating, held_back = self._samples(graph, original, calibration)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
@@ -207,11 +206,14 @@ class _Compiler:
         verification = None
         if options.verification and held_back:
             verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
+        bytes_after = _size(stage.glob(f"{name}*"))
+        if bytes_after >= bytes_before:
+            warnings.append(f"the compiled model is not smaller: {bytes_before} bytes before, {bytes_after} after")
         report = Report(
             target=self.target.name,
             samples=len(calibrating),
             bytes_before=bytes_before,
-            bytes_after=_size(stage.glob(f"{name}*")),
+            bytes_after=bytes_after,
             verification=verification,
             warnings=[*_warnings(sites, plan, results), *warnings],
             **asdict(said),
@@ -244,15 +246,20 @@ class _Compiler:
         wishes = {name: getattr(options, name) for name in ("weights", "activations", "head", "embedding", "keep")}
         if options.plan is None:
             plan = uniform_plan(sites, self.target, **wishes)
+            infinite = not_finite(sites)
+            plan.leave((site for site in sites if site.weight in infinite), "holds infinities")
             if not any(plan.values()):
                 reason = next(iter(plan.reasons.values()))
                 problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
-                raise ModelError(_subject(graph), problem, "choose fewer bits with --weights, or keep it as it is")
+                raise ModelError(_subject(graph), problem, "choose other --weights, or keep the model as it is")
         elif given := [f"--{name}" for name, wish in wishes.items() if wish]:
             remedy = f"leave out {' and '.join(given)}"
             raise UsageError("--plan", "says every site's scheme already", remedy)
         else:
             plan = load_plan(options.plan, self.target, sites)
+            if infinite := not_finite(site for site in sites if plan[site.name]):
+                names = ", ".join(sorted(weight.name for weight in infinite))
+                raise ModelError(options.plan, f"quantizes {names}, which holds infinities", "leave it in float")
         plan.check(self.target, sites, options.plan or "the plan")
         return plan
 

@@ -630,3 +630,37 @@ def test_sequences_stay_sequences() -> None:
     model = compiled(proto)
     assert len(packed_operators(model)) == 4
     check_equal(proto, model, feed(3, K))
+
+
+def test_layers_between_transpositions_before_after_and_in_branches() -> None:
+    """Several nodes for each layer, and values outside that are called as `onnx_ir` calls what is new in a body."""
+
+    def layers(b: Builder, x: str, seed: int) -> str:
+        for index in range(2):
+            bias = b.constant(random_weight(seed + 7 + index, K), f"{seed}bias{index}")
+            weight = b.constant(random_weight(seed + index, K, K, 1), f"{seed}weight{index}")
+            x = b.op("Relu", b.op("Conv", x, weight, bias))
+        return x
+
+    def branch(seed: int, x: str) -> onnx.GraphProto:
+        inner = Builder()
+        result = layers(inner, x, seed)
+        for node in inner.nodes:
+            node.input[:] = [name if name == x or name[0].isdigit() else f"{seed}{name}" for name in node.input]
+            node.output[:] = [f"{seed}{name}" for name in node.output]
+        output = value_info(f"{seed}{result}", FLOAT, None)
+        return helper.make_graph(inner.nodes, "branch", [], [output], list(inner.initializers.values()))
+
+    b = Builder()
+    before = layers(b, "x", 100)
+    y = b.op("If", "flag", then_branch=branch(200, before), else_branch=branch(300, "x"))
+    proto = b.model({"x": (FLOAT, [2, K, "n"]), "flag": (BOOL, [])}, [layers(b, b.op("Add", y, before), 400)])
+    names = {name: f"val_{index}" for index, name in enumerate([before, *(node.output[0] for node in b.nodes[:-1])])}
+    for graph in graphs_of(proto.graph):
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+    model = compiled(proto)
+    assert len(packed_operators(model)) == 8
+    for flag in (True, False):
+        check_equal(proto, model, feed(2, K, 5, flag=np.array(flag)), error=0.05)

@@ -36,6 +36,11 @@ def feeds_of(folder, name="llama", **settings):
     return folder / "model.onnx", feeds
 
 
+def told(report):
+    """The warnings, but for the one that a model as tiny as ours does not become smaller."""
+    return [warning for warning in report.warnings if "not smaller" not in warning]
+
+
 def relative_error(y, reference):
     return np.linalg.norm(y - reference) / np.linalg.norm(reference)
 
@@ -230,7 +235,7 @@ def test_any_architecture_calibrates_on_arrays(tmp_path, name):
     np.savez(tmp_path / "samples.npz", **samples)
     out = tmp_path / "out"
     report = qxcompiler.compile(model, "cpu-x86", out, weights="int8g16", calibration=tmp_path / "samples.npz")
-    assert not report.warnings
+    assert not told(report)
     expected = run(stock_session(model), feeds)
     for session in (qxcompiler.session(out / "model.onnx"), stock_session(out / "model.onnx")):
         for y, reference in zip(run(session, feeds), expected, strict=True):
@@ -343,7 +348,7 @@ def test_weights_in_the_branches_of_an_if(tmp_path):
     for condition in (True, False):
         report, _ = compile_and_compare(model, {"v": random(3, 20), "c": np.array(condition)})
     assert len(report.sites) == 3
-    assert not report.warnings
+    assert not told(report)
     feeds = [{"v": random(3, 20) + i, "c": np.array(True)} for i in range(4)]
     calibrated = qxcompiler.compile(model, "cpu-x86", tmp_path / "gptq", weights="int8g16", calibration=feeds)
     assert sum("rounded to nearest: it is used in a body alone" in warning for warning in calibrated.warnings) == 1

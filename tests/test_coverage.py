@@ -190,3 +190,28 @@ def test_the_command_ends_with_what_was_chosen_and_what_was_not_quantized(tmp_pa
     assert "convolution other than 1x1" in result.stdout
     assert json.loads((tmp_path / "out" / "report.json").read_text())["unquantized"]
     assert yaml.safe_load((tmp_path / "out" / "plan.yaml").read_text())["target"] == "cpu-x86"
+
+
+def test_a_table_of_infinities_stays_in_float(tmp_path):
+    """An attention's bias looked up by distance, with no path to some places."""
+    b = Builder()
+    table = b.random.standard_normal((64, 64)).astype(np.float32)
+    table[3] = -np.inf
+    looked_up = b.op("Gather", b.constant(table, "table"), "ids", name="bias")
+    model = b.model(
+        {"ids": (TensorProto.INT64, ["n"]), "x": (FLOAT, ["n", 64])},
+        [b.op("Softmax", b.op("Add", b.linear("x", 64, 64, name="plain"), looked_up), axis=-1)],
+    )
+    report = compiled(tmp_path, model, weights="int4g32", embedding="int8g32")
+    assert {site.name: site.reason for site in report.sites} == {"bias": "holds infinities", "plain": None}
+    (tmp_path / "plan.yaml").write_text("sites: {bias: int8g32, plain: int4g32/a16}\n")
+    with pytest.raises(ModelError, match="holds infinities"):
+        compiled(tmp_path, model, plan=tmp_path / "plan.yaml")
+
+
+def test_a_file_that_grows_is_said(tmp_path):
+    b = Builder()
+    model = b.model({"x": (FLOAT, ["n", 32])}, [b.linear("x", 32, 32)])
+    report = compiled(tmp_path, model, weights="int8g32")
+    assert report.bytes_after > report.bytes_before  # the operator's definition is larger than the weight
+    assert any("not smaller" in warning for warning in report.warnings)

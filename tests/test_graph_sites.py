@@ -12,7 +12,7 @@ from graph_models import ARCHITECTURES, IDS, Builder, TensorProto, run
 from onnx import helper, numpy_helper
 
 from qxcompiler.errors import ModelError
-from qxcompiler.graph import check_finite, find_sites, load_model, normalize
+from qxcompiler.graph import find_sites, load_model, normalize, not_finite
 
 N, K, M = 6, 4, 3
 FLOAT = TensorProto.FLOAT
@@ -293,9 +293,9 @@ def test_weights_must_be_finite(bad):
     poisoned[2, 3] = bad
     y = b.op("MatMul", b.op("MatMul", "x", b.weight(K, K, name="good")), b.constant(poisoned, "poisoned"))
     good, poor = sites_of(b.model({"x": (FLOAT, [M, K])}, [y]))
-    check_finite([good.weight])
+    assert not_finite([good]) == set()
     with pytest.raises(ModelError, match="'poisoned': holds NaN or infinite"):
-        check_finite([good.weight, poor.weight])
+        not_finite([good, poor])
 
 
 def test_matrix_is_a_copy_of_data_on_disk(tmp_path):

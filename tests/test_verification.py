@@ -435,6 +435,13 @@ def test_a_condition_that_chooses_what_runs(tmp_path: Path) -> None:
     assert {int(sample["rate"]) for sample in made_up(path)} == {16000}
 
 
+def test_many_ways_through_a_graph_are_not_all_followed(tmp_path: Path) -> None:
+    """60 residual additions have 2**60 ways through them."""
+    steps = " ".join(f"r{i} = Relu(y{i}) y{i + 1} = Add(y{i}, r{i})" for i in range(60))
+    path = save_graph(tmp_path, f"(float[a, b] y0) => (float[] y) {{ {steps} y = MatMul(y60, w) }}", w=random(6, 4))
+    assert shapes(made_up(path)[0]) == {"y0": (1, 6)}
+
+
 def test_integers_stay_in_their_tables(tmp_path: Path) -> None:
     text = "(int64[n, s] i, int64[n, s] j) => (float[] y) { a = Gather(v, i) b = Gather(w, j) y = Add(a, b) }"
     samples = made_up(save_graph(tmp_path, text, v=random(100, 4), w=random(3, 4)), count=40)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-_DEPTH = 24
+_CHAIN = 24  # operators between a constant and what reads it
+_FARTHEST = 200  # values that an input is followed to
 _SMALL = 64  # a constant of so many elements may be read for its values
 
 _KEEPS_SHAPE = {
@@ -83,17 +84,23 @@ class IntegerUse:
     is_length: bool = False
 
 
-def sizes(value: ir.Value, depth: int = _DEPTH) -> Sizes:
+def sizes(value: ir.Value) -> Sizes:
     """What the operators that read a value take for its shape."""
+    return _sizes(value, set())
+
+
+def _sizes(value: ir.Value, seen: set[ir.Value]) -> Sizes:
+    """The same, for a value that is reached in several ways only once, and not from too far."""
     known = Sizes(None if value.shape is None else len(value.shape))
-    if depth == 0:
+    if value in seen or len(seen) == _FARTHEST:
         return known
+    seen.add(value)
     for use in value.uses():
-        known.learn(_sizes_at(use.node, use.idx, known.rank, depth))
+        known.learn(_sizes_at(use.node, use.idx, known.rank, seen))
     return known
 
 
-def _sizes_at(node: ir.Node, position: int, rank: int | None, depth: int) -> Sizes:
+def _sizes_at(node: ir.Node, position: int, rank: int | None, seen: set[ir.Value]) -> Sizes:
     """What one operator takes for the shape of one of its inputs."""
     weights = [_constant_shape(value) for value in node.inputs]
     weight = next((shape for at, shape in enumerate(weights) if at != position and shape), None)
@@ -117,7 +124,7 @@ def _sizes_at(node: ir.Node, position: int, rank: int | None, depth: int) -> Siz
         case "BatchNormalization" | "InstanceNormalization" if position == 0 and weight:
             return Sizes(None, {1: weight[0]})
         case "Transpose":
-            after = sizes(node.outputs[0], depth - 1)
+            after = _sizes(node.outputs[0], seen)
             perm = node.attributes.get_ints("perm", None)
             if perm is None:
                 return Sizes(rank)
@@ -125,14 +132,14 @@ def _sizes_at(node: ir.Node, position: int, rank: int | None, depth: int) -> Siz
             return Sizes(len(perm), {axis: size for axis, size in zip(perm, dims, strict=True) if size is not None})
         case "Unsqueeze":
             axes = _constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
-            after = sizes(node.outputs[0], depth - 1)
+            after = _sizes(node.outputs[0], seen)
             if not axes or after.rank is None:
                 return Sizes(rank)
             added = {axis % after.rank for axis in axes}
             dims = [size for axis, size in enumerate(after.dims(after.rank)) if axis not in added]
             return Sizes(len(dims), {axis: size for axis, size in enumerate(dims) if size is not None})
         case name if (name in _KEEPS_SHAPE and position == 0) or name in _BROADCASTS:
-            after = sizes(node.outputs[0], depth - 1)
+            after = _sizes(node.outputs[0], seen)
             if name in _BROADCASTS and weight:
                 after.learn(Sizes(None, {}, {-at: size for at, size in enumerate(weight[::-1], 1) if size > 1}))
             return after
@@ -204,7 +211,7 @@ def _rows(node: ir.Node, position: int) -> int | None:
 
 def _constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """The shape of a constant, also of one that is cast, dequantized or copied."""
-    for _ in range(_DEPTH):
+    for _ in range(_CHAIN):
         if value is None:
             return None
         if value.const_value is not None:

@@ -9,7 +9,6 @@ __all__ = [
     "Site",
     "Weight",
     "assign_roles",
-    "check_finite",
     "check_unchanged",
     "extract_segment",
     "find_segments",
@@ -18,6 +17,7 @@ __all__ = [
     "make_names_unique",
     "model_files",
     "normalize",
+    "not_finite",
     "overridable_inputs",
     "raise_opset",
     "readers",
@@ -31,4 +31,4 @@ from qxcompiler.graph.normal_form import normalize, overridable_inputs, raise_op
 from qxcompiler.graph.readers import readers
 from qxcompiler.graph.roles import assign_roles
 from qxcompiler.graph.segments import Segment, extract_segment, find_segments
-from qxcompiler.graph.sites import FLOAT_TYPES, Site, Weight, check_finite, find_sites
+from qxcompiler.graph.sites import FLOAT_TYPES, Site, Weight, find_sites, not_finite

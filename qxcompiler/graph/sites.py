@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Site", "Weight", "check_finite", "find_sites"]
+__all__ = ["Site", "Weight", "find_sites", "not_finite"]
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from qxcompiler.errors import ModelError
+from qxcompiler.graph.dataflow import is_standard
 from qxcompiler.graph.roles import assign_roles
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -134,19 +135,27 @@ def find_sites(model: ir.Model) -> list[Site]:
     return finder.sites
 
 
-def check_finite(weights: Iterable[Weight]) -> None:
-    """Read every weight once and see that it holds numbers only.
+def not_finite(sites: Iterable[Site]) -> set[Weight]:
+    """The weights that hold infinities on purpose: tables that only embeddings read, such as an attention's biases.
+
+    Every weight is read once.
 
     Raises:
-        ModelError: a weight holds NaN or infinity.
+        ModelError: a weight holds NaN, or one that is multiplied holds infinity.
     """
-    for weight in weights:
-        if not bool(torch.isfinite(weight.matrix()).all()):
-            raise ModelError(
-                f"weight '{weight.name}'",
-                "holds NaN or infinite values",
-                "repair the model it was exported from",
-            )
+    multiplied: dict[Weight, bool] = {}
+    for site in sites:
+        multiplied[site.weight] = multiplied.get(site.weight, False) or site.kind == "linear"
+    found = set()
+    for weight, is_multiplied in multiplied.items():
+        matrix = weight.matrix()
+        if bool(matrix.isfinite().all()):
+            continue
+        if is_multiplied or bool(matrix.isnan().any()):
+            remedy = "repair the model it was exported from"
+            raise ModelError(f"weight '{weight.name}'", "holds NaN or infinite values", remedy)
+        found.add(weight)
+    return found
 
 
 @dataclass
@@ -316,15 +325,18 @@ def _trace(value: ir.Value | None) -> _Constant | None:
     return _Constant(value, axes, tuple(shape[axis] for axis in axes), dtype, tuple(casts))
 
 
+_MOVES = {"Unsqueeze", "Squeeze", "Reshape", "Cast", "Concat", "Transpose", "Identity"}
+
+
 def _rotates(gather: ir.Node) -> bool:
     """Whether a lookup only feeds products with activations: a table of rotary angles, not an embedding."""
     consumers = [use.node for use in gather.outputs[0].uses()]
     multiplied = False
     while consumers:
         node = consumers.pop()
-        if node.op_type in ("Unsqueeze", "Squeeze", "Reshape", "Cast", "Concat", "Transpose", "Identity"):
+        if is_standard(node, _MOVES):
             consumers.extend(use.node for use in node.outputs[0].uses())
-        elif node.op_type == "Mul" and not any(v is not None and _is_constant(v) for v in node.inputs):
+        elif is_standard(node, ("Mul",)) and not any(v is not None and _is_constant(v) for v in node.inputs):
             multiplied = True
         else:
             return False

@@ -14,6 +14,7 @@ from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import ModelError
 from qxcompiler.formats import Format, QuantizedWeight
 from qxcompiler.graph import Site, Weight, find_segments
+from qxcompiler.graph.model_file import first_cause
 from qxcompiler.progress import Track
 from qxcompiler.quantizers.registry import find_quantizer
 
@@ -103,7 +104,7 @@ def quantize_blockwise(
                 still_read = {value.name for later in segments[index + 1 :] for value in later.inputs}
                 runner.advance(streams, operands, still_read)
         except UnrunnableError as error:
-            reason = f"onnxruntime cannot run a part of the model by itself ({error})"
+            reason = f"onnxruntime cannot run a part of the model by itself ({first_cause(error)})"
             left = {weight: fmt for weight, fmt in formats.items() if weight not in results}
             results |= {weight: _round(weight, fmt, device, reason) for weight, fmt in left.items()}
             break
