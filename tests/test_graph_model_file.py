@@ -569,6 +569,10 @@ def test_sizes_below_zero_are_unknown(tmp_path):
 def test_attributes_of_a_wrong_type_or_without_a_value(tmp_path):
     for attribute, problem in (
         (helper.make_attribute("transB", 1.0), "'transB' of node 'gemm' .Gemm. has a wrong type"),
+        (
+            onnx.AttributeProto(name="beta", ref_attr_name="b", type=onnx.AttributeProto.FLOAT),
+            "refers to one of a func",
+        ),
         (onnx.AttributeProto(name="other", type=onnx.AttributeProto.TENSOR), "'other' has no value"),
         (onnx.AttributeProto(name="other", type=onnx.AttributeProto.GRAPH), "'other' has no value"),
     ):
@@ -579,6 +583,14 @@ def test_attributes_of_a_wrong_type_or_without_a_value(tmp_path):
         onnx.save(proto, tmp_path / "model.onnx")
         with pytest.raises(ModelError, match=problem):
             load_model(tmp_path / "model.onnx")
+
+
+def test_too_few_inputs(tmp_path):
+    proto = small_model()
+    del proto.graph.node[0].input[1:]
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="has 1 of at least 2 inputs"):
+        load_model(tmp_path / "model.onnx")
 
 
 def test_saved_model_is_the_model(tmp_path):

@@ -6,6 +6,7 @@ __all__ = ["check_graphs", "check_proto"]
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -36,16 +37,16 @@ def check_proto(proto: onnx.ModelProto) -> None:
     Raises:
         ValueError: a tensor's data does not fit its shape and type, or a name is given twice.
     """
-    imports = {opset.domain: opset.version for opset in proto.opset_import}
-    graphs = [(proto.graph, imports)]
-    nodes = [
-        (node, imports | {opset.domain: opset.version for opset in function.opset_import})
-        for function in proto.functions
-        for node in function.node
-    ]
+    outside = _Scope({opset.domain: opset.version for opset in proto.opset_import}, in_function=False)
+    graphs = [(proto.graph, outside)]
+    nodes: list[tuple[onnx.NodeProto, _Scope]] = []
+    for function in proto.functions:
+        imports = {opset.domain: opset.version for opset in function.opset_import}
+        inside = _Scope({**outside.imports, **imports}, in_function=True)
+        nodes.extend((node, inside) for node in function.node)
     while graphs or nodes:
         if graphs:
-            graph, imports = graphs.pop()
+            graph, scope = graphs.pop()
             graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
             del graph.sparse_initializer[:]
             _check_unique("input", [value.name for value in graph.input])
@@ -54,21 +55,46 @@ def check_proto(proto: onnx.ModelProto) -> None:
                 _check_tensor(tensor)
             for value in (*graph.input, *graph.output, *graph.value_info):
                 _forget_negative_sizes(value.type)
-            nodes.extend((node, imports) for node in graph.node)
+            nodes.extend((node, scope) for node in graph.node)
         while nodes:
-            node, imports = nodes.pop()
-            if not any(node.output):
-                raise ValueError(f"node '{node.name}' ({node.op_type}) has no output")
-            declared = _declared_attributes(node, imports)
+            node, scope = nodes.pop()
+            _check_node(node, scope)
             for attribute in node.attribute:
-                _check_attribute(attribute)
-                if attribute.type != declared.get(attribute.name, attribute.type):
-                    raise ValueError(
-                        f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type}) has a wrong type"
-                    )
-                graphs.extend(
-                    (body, imports) for body in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
-                )
+                bodies = [attribute.g] if attribute.HasField("g") else attribute.graphs
+                graphs.extend((body, scope) for body in bodies)
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What the nodes of a graph or function follow: the versions of operators by domain."""
+
+    imports: Mapping[str, int]
+    in_function: bool
+
+    def schema(self, node: onnx.NodeProto) -> onnx.defs.OpSchema | None:
+        """The declaration of a standard operator; of another, the runtime says what is wrong."""
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        version = self.imports.get(domain, self.imports.get("ai.onnx", 0) if not domain else 0)
+        try:
+            return onnx.defs.get_schema(node.op_type, version, domain)
+        except onnx.defs.SchemaError:
+            return None
+
+
+def _check_node(node: onnx.NodeProto, scope: _Scope) -> None:
+    where = f"node '{node.name}' ({node.op_type})"
+    if not any(node.output):
+        raise ValueError(f"{where} has no output")
+    schema = scope.schema(node)
+    if schema and len(node.input) < schema.min_input:
+        raise ValueError(f"{where} has {len(node.input)} of at least {schema.min_input} inputs")
+    types = {name: int(declared.type) for name, declared in schema.attributes.items()} if schema else {}
+    for attribute in node.attribute:
+        _check_attribute(attribute)
+        if attribute.ref_attr_name and not scope.in_function:
+            raise ValueError(f"attribute '{attribute.name}' of {where} refers to one of a function, and is in none")
+        if attribute.type != types.get(attribute.name, attribute.type):
+            raise ValueError(f"attribute '{attribute.name}' of {where} has a wrong type")
 
 
 def _forget_negative_sizes(declared: onnx.TypeProto) -> None:
@@ -77,17 +103,6 @@ def _forget_negative_sizes(declared: onnx.TypeProto) -> None:
         for dim in declared.tensor_type.shape.dim:
             if dim.HasField("dim_value") and dim.dim_value < 0:
                 dim.ClearField("dim_value")
-
-
-def _declared_attributes(node: onnx.NodeProto, imports: Mapping[str, int]) -> dict[str, int]:
-    """The types of a standard operator's attributes."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    version = imports.get(domain, imports.get("ai.onnx", 0) if not domain else 0)
-    try:
-        attributes = onnx.defs.get_schema(node.op_type, version, domain).attributes
-    except onnx.defs.SchemaError:  # unknown here; the runtime will say what is wrong, if anything is
-        return {}
-    return {name: int(attribute.type) for name, attribute in attributes.items()}
 
 
 def check_graphs(model: ir.Model) -> None:

@@ -257,6 +257,8 @@ def _gemm(node: ir.Node) -> _Layout | None:
     constant = _trace(operand)
     if x is None or operand is None or constant is None or node.attributes.get_int("transA", 0) or _trace(x):
         return None
+    if len(constant.shape) != 2:  # a damaged model; the runtime says what is wrong
+        return None
     out_axis, in_axis = (0, 1) if node.attributes.get_int("transB", 0) else (1, 0)
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
     return _Layout(constant, operand, x, out_axis, in_axis, bias=bias, alpha=alpha, beta=beta)
