@@ -210,6 +210,7 @@ class _Compiler:
                 verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
             except ModelError as error:  # of the original
                 warnings.append(f"not verified: {error}")
+            check_unchanged(graph)
         bytes_after = _size(stage.glob(f"{name}*"))
         if bytes_after >= bytes_before:
             warnings.append(f"the compiled model is not smaller: {bytes_before} bytes before, {bytes_after} after")
