@@ -10,10 +10,12 @@ from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from operator_models import TOLERANCE, expected_matmul, random_rows, random_weight, relative_error
 
+import qxcompiler
 from qxcompiler.formats import parse_format
 from qxcompiler.packing import pack
 
@@ -229,3 +231,17 @@ def test_cross_built_for_arm_it_computes_the_same(tmp_path):
         outputs.mkdir()
         kernels = check_products(outputs, "qemu-aarch64", "-cpu", "max", "-L", root, program)
         assert not any(name.startswith("avx") for name in kernels)
+
+
+def test_the_documents_way_to_get_a_weight_out_of_a_model(tiny, monkeypatch):
+    """On what the compiler writes where nothing is asked for: look-up tables, fused layers."""
+    monkeypatch.chdir(tiny.folder)
+    qxcompiler.compile(tiny.model, "cpu-x86", tiny.folder / "out", quantizer="rtn", activations="a8")
+    page = (Path(__file__).parents[1] / "docs" / "c-library.md").read_text()
+    snippet = page.split("```python\n")[1].split("```")[0]
+    exec(compile(snippet, "c-library.md", "exec"), {})
+    model = onnx.load("out/model.onnx")
+    node = next(node for node in model.graph.node if node.domain == "qxc" and node.op_type.startswith("MatMul"))
+    packed = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    assert Path("packed.bin").read_bytes() == onnx.numpy_helper.to_array(packed).tobytes()
+    assert Path("scales.bin").stat().st_size
