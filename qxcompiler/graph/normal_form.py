@@ -128,6 +128,9 @@ def raise_opset(model: ir.Model, minimum: int = 18) -> None:
     opset = model.opset_imports.get("", minimum)
     if opset >= minimum:
         return
+    if opset < 9 and any(node.domain == "" and node.op_type == "Scan" for node in model.graph.all_nodes()):
+        problem = f"uses Scan of opset {opset}, whose batch axis later versions do not have"
+        raise ModelError(_subject(model), problem, f"export the model with opset {minimum} or later")
     if opset < 13:
         _flatten_softmax(model)
     remedy = f"export the model with opset {minimum} or later"
