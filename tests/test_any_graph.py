@@ -16,7 +16,7 @@ from graph_models import ARCHITECTURES, Builder, TensorProto
 from onnx import helper, numpy_helper
 
 from qxcompiler.errors import ModelError
-from qxcompiler.graph import find_sites, normalize, overridable_inputs, raise_opset
+from qxcompiler.graph import find_sites, load_model, normalize, overridable_inputs, raise_opset
 
 FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 K = 16
@@ -664,3 +664,16 @@ def test_layers_between_transpositions_before_after_and_in_branches() -> None:
     assert len(packed_operators(model)) == 8
     for flag in (True, False):
         check_equal(proto, model, feed(2, K, 5, flag=np.array(flag)), error=0.05)
+
+
+def test_scans_of_opset_8_are_refused() -> None:
+    """They had a batch axis: converted, they would take other inputs."""
+    values = [helper.make_tensor_value_info(name, FLOAT, [K]) for name in ("s", "r")]
+    body = helper.make_graph([helper.make_node("Relu", ["s"], ["r"])], "body", values[:1], values[1:])
+    nodes = [helper.make_node("Scan", ["", "x"], ["y"], body=body, num_scan_inputs=1)]
+    ends = [helper.make_tensor_value_info(name, FLOAT, [1, 3, K]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    model = load_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=8))
+    normalize(model)
+    with pytest.raises(ModelError, match="Scan of opset 8"):
+        raise_opset(model)
