@@ -189,15 +189,14 @@ def evaluate(
         _print_json(figures)
         return
     fields = figures.model_dump(exclude={"kind", "outputs"}, exclude_none=True)
+    notes = {name: output.note for name, output in getattr(figures, "outputs", {}).items() if output.note}
     _print_rows(
         {
             name.replace("_", " "): f"{value:.4f}" if isinstance(value, float) else str(value)
             for name, value in fields.items()
         }
+        | {f"output {name}": note for name, note in notes.items()}
     )
-    for name, output in getattr(figures, "outputs", {}).items():
-        if output.note:
-            _complain(f"qxc: note: {name}: {output.note}")
 
 
 @app.command()

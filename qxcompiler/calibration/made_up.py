@@ -32,7 +32,7 @@ from qxcompiler.runtime_ops import session
 _LENGTHS = (8, 16, 32, 64, 128, 1, 2, 4, 224, 256, 512, 1024)
 _RANKS = (2, 3, 4, 1, 0)  # where neither the model nor its operators tell
 _RANDOM_TRIES = 64
-_SECONDS_A_RUN, _SECONDS = 60, 40
+_SECONDS_A_RUN, _SECONDS = 60, 20
 _MOST_BYTES = 1 << 28
 # Outputs with fewer numbers than this in all samples together cannot be judged: more samples then.
 _ENOUGH, _MOST_SAMPLES, _SECONDS_FOR_MORE = 64, 64, 5

@@ -16,6 +16,7 @@ __all__ = [
     "declared_sizes",
     "default_length",
     "derive",
+    "encode",
     "input_specs",
     "load_samples",
     "load_tokenizer",
@@ -31,7 +32,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from qxcompiler.calibration.arrays import InputSpec, batch_axis, fit, read_npz, split
 from qxcompiler.errors import CalibrationError
@@ -308,9 +309,9 @@ def context_limit(model_path: str | Path | None) -> int | None:
 
 def _windows(path: Path, tokenizer: Tokenizer, samples: int, length: int) -> list[npt.NDArray[np.int64]]:
     """Up to `samples` windows of `length` tokens, spaced evenly over the text without overlapping."""
-    prefix, suffix = _brackets(tokenizer)
+    prefix, suffix = _brackets(tokenizer, path)
     body = length - len(prefix) - len(suffix)
-    tokens = np.asarray(tokenizer.encode(_read_text(path), add_special_tokens=False).ids, np.int64)
+    tokens = np.asarray(encode(tokenizer, _read_text(path), path, add_special_tokens=False).ids, np.int64)
     if body < 1:
         raise CalibrationError(
             path,
@@ -333,9 +334,22 @@ def _windows(path: Path, tokenizer: Tokenizer, samples: int, length: int) -> lis
     return [np.concatenate([prefix, tokens[start : start + body], suffix]) for start in starts]
 
 
-def _brackets(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def encode(tokenizer: Tokenizer, text: str, subject: object, *, add_special_tokens: bool = True) -> Encoding:
+    """A text as tokens.
+
+    Raises:
+        CalibrationError: the tokenizer has no token for a part of it.
+    """
+    try:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    except Exception as error:  # the library raises bare Exception
+        problem = f"cannot be made tokens of ({error})"
+        raise CalibrationError(subject, problem, "give the model's own tokenizer.json") from error
+
+
+def _brackets(tokenizer: Tokenizer, path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The special tokens before and after a text, if the tokenizer puts some on both sides; else none."""
-    probe = tokenizer.encode("a")
+    probe = encode(tokenizer, "a", path)
     text = [i for i, special in enumerate(probe.special_tokens_mask) if not special]
     before, after = (probe.ids[: text[0]], probe.ids[text[-1] + 1 :]) if text else ([], [])
     if not (before and after):

@@ -17,7 +17,7 @@ import torch
 from onnxruntime import OrtValue
 from pydantic import BaseModel
 
-from qxcompiler.calibration.samples import context_limit, load_tokenizer, supply_missing
+from qxcompiler.calibration.samples import context_limit, encode, load_tokenizer, supply_missing
 from qxcompiler.errors import ModelError, UsageError
 from qxcompiler.evaluation.language import is_language_model
 from qxcompiler.evaluation.running import Runner
@@ -94,7 +94,7 @@ def generate(
     vocabulary = load_tokenizer(model_path, tokenizer)
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise UsageError("prompt", "is not valid UTF-8", "give a valid text")
-    prompt_ids: list[int] = vocabulary.encode(prompt).ids
+    prompt_ids: list[int] = encode(vocabulary, prompt, "prompt").ids
     limit = context_limit(model_path)
     if not prompt_ids or (limit is not None and len(prompt_ids) > limit):
         raise UsageError(

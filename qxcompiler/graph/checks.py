@@ -146,6 +146,8 @@ def _check_attribute(attribute: onnx.AttributeProto) -> None:
         attribute.name, attribute.type = "value", AttributeProto.TENSOR  # of a `Constant`
         attribute.t.CopyFrom(_dense(attribute.sparse_tensor))
         attribute.ClearField("sparse_tensor")
+    if not attribute.name or attribute.type == AttributeProto.UNDEFINED:
+        raise ValueError(f"attribute '{attribute.name}' has no name or no type")
     held = _HELD.get(attribute.type)
     if held and not attribute.HasField(held) and not attribute.ref_attr_name:
         raise ValueError(f"attribute '{attribute.name}' has no value")

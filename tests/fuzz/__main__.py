@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="run this input alone, and show what it says")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--limit", type=float, default=20, help="seconds for one input")
+    parser.add_argument("--limit", type=float, default=60, help="seconds for one input")
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="where inputs with findings stay")
     arguments = parser.parse_args()
 
