@@ -43,6 +43,7 @@ def main() -> int:
     start = time.monotonic()
     statuses: dict[str, Counter[str]] = defaultdict(Counter)
     findings: dict[Finding, list[Outcome]] = defaultdict(list)
+    unlike: list[Outcome] = []  # results that failed verification: sound where damage makes formats too coarse
     slowest, memory = 0.0, 0
     only = arguments.only
     numbers: list[int | str] = [*replays(), *range(arguments.inputs)]
@@ -52,6 +53,8 @@ def main() -> int:
     for outcome in run_all(numbers, arguments.seed, workers=arguments.workers, limit=arguments.limit, keep=keep):
         statuses[outcome.case.kind][str(outcome.status)] += 1
         slowest, memory = max(slowest, outcome.seconds), max(memory, outcome.memory)
+        if outcome.status == 1:
+            unlike.append(outcome)
         if only is not None:
             print(f"qxc {' '.join(outcome.case.arguments)}\nstatus {outcome.status}\n{outcome.error}")
         if finding := check(outcome):
@@ -67,6 +70,8 @@ def main() -> int:
     total, seconds = counts.total(), time.monotonic() - start
     print(f"{total} inputs in {seconds:.0f} s ({total / seconds:.1f} a second), the slowest {slowest:.1f} s, ", end="")
     print(f"memory at most {memory / 1e9:.2f} of {MEMORY / 1e9:.2f} GB")
+    for outcome in unlike:
+        print(f"failed verification: input {outcome.number}: {outcome.error.strip()}")
     print(f"findings: {len(findings)}")
     for finding, outcomes in findings.items():
         print(f"\n{len(outcomes)} x {finding.signature}\n  qxc {' '.join(outcomes[0].case.arguments)}")
