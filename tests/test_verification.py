@@ -498,3 +498,17 @@ def test_a_model_that_never_ends_is_left(tmp_path: Path, monkeypatch: pytest.Mon
     }"""
     with pytest.raises(CalibrationError, match=r"no more than 0.5 s are spent"):
         made_up(save_graph(tmp_path, text))
+
+
+def test_made_up_inputs_keep_the_rank_that_is_declared_of_an_output(tmp_path: Path) -> None:
+    """A product with the weight on the left takes any rank; rewrites rely on the one that the output has."""
+    b = graph_models.Builder()
+    y = b.op("MatMul", b.weight(48, 8), "x")
+    model = b.model({"x": (onnx.TensorProto.FLOAT, None)}, [y])
+    declared = onnx.helper.make_tensor_value_info(y, onnx.TensorProto.FLOAT, [1, 8, 48, 8])
+    model.graph.output[0].CopyFrom(declared)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    graph = load_model(path)
+    normalize(graph)
+    assert {sample["x"].ndim for sample in made_up_samples(graph, path)} == {4}

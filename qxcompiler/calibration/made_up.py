@@ -158,6 +158,7 @@ class _Trial:
     def __init__(self, runtime: onnxruntime.InferenceSession) -> None:
         self._session = runtime
         self._outputs = [value.name for value in runtime.get_outputs()]
+        self._shapes = [value.shape for value in runtime.get_outputs()]
         self.seconds = 0.0
 
     def run(self, sample: Sample) -> _Outcome:
@@ -172,6 +173,11 @@ class _Trial:
         finally:
             timer.cancel()
             self.seconds += time.perf_counter() - began
+        # onnxruntime only warns of a rank other than the declared one, on which rewrites rely
+        for name, shape, y in zip(self._outputs, self._shapes, outputs, strict=True):
+            if shape and isinstance(y, np.ndarray) and y.ndim != len(shape):
+                problem = f"output {name} has shape {list(y.shape)}, declared is {shape}"
+                raise CalibrationError("onnxruntime", problem, "give samples with --calibration")
         floats = [y for y in outputs if isinstance(y, np.ndarray) and is_float(y.dtype)]
         finite = all(bool(np.isfinite(y.astype(np.float32, copy=False)).all()) for y in floats)
         return _Outcome(finite, min((y.size for y in floats if y.size), default=_ENOUGH))
