@@ -65,11 +65,20 @@ class SegmentRunner:
             values = stream | run(stream)
             for source, collected in statistics.items():
                 for name, axis in sorted(source):
-                    X = np.moveaxis(values[name], axis, -1)
+                    X = values[name]
+                    K = len(collected.mean)
+                    if X.ndim < -axis or X.ndim <= axis or X.shape[axis] != K:  # no runtime multiplies these
+                        raise self._misfit(name, axis, X.shape, K)
+                    X = np.moveaxis(X, axis, -1)
                     with np.errstate(over="ignore"):  # beyond float32 is infinity, which statistics leave out
                         tokens = X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)
                     collected.add(torch.from_numpy(tokens))
         return {weight: statistics[source] for weight, source in sources.items()}
+
+    def _misfit(self, name: str, axis: int, shape: tuple[int, ...], K: int) -> ModelError:
+        layer = next(site.name for site in self._segment.sites if site.input.name == name)
+        problem = f"reads {name} of shape {list(shape)}, and takes {K} numbers along axis {axis}"
+        return ModelError(f"layer '{layer}'", problem, "check that the model runs in onnxruntime")
 
     def advance(self, streams: Sequence[Sample], operands: Operands, keep: Collection[str | None]) -> None:
         """Compute what the segment passes on, and forget what no later segment reads.
