@@ -19,7 +19,7 @@ from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
 from qxcompiler.evaluation import Verification, verify
-from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, EncoderDecoder, is_encoder_decoder
+from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
 from qxcompiler.formats import Format
 from qxcompiler.graph import (
     Site,
@@ -234,7 +234,7 @@ class _Compiler:
         samples = load_samples(
             calibration,
             model.inputs,
-            folder / "encoder_model.onnx",
+            folder / ENCODER,
             samples=self.options.samples + _HELD_BACK,
             length=self.options.length,
         )

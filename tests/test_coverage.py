@@ -219,3 +219,10 @@ def test_a_file_that_grows_is_said(tmp_path):
     report = compiled(tmp_path, model, weights="int8g32")
     assert report.bytes_after > report.bytes_before  # the operator's definition is larger than the weight
     assert any("not smaller" in warning for warning in report.warnings)
+
+
+def test_an_embedding_kept_alone_is_what_the_error_names(tmp_path):
+    b = Builder()
+    model = b.model({"ids": (TensorProto.INT64, ["n"])}, [b.op("Gather", b.weight(64, 64), "ids")])
+    with pytest.raises(UsageError, match="^--embedding float: leaves no site"):
+        compiled(tmp_path, model, embedding="float")

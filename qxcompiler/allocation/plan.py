@@ -133,7 +133,9 @@ def uniform_plan(
         for site in users:
             plan[site.name] = Scheme(scheme.format, None if site.kind == "embedding" else precision_of)
     if not any(plan.values()):
-        raise UsageError(f"--keep {keep}" if keep else f"--head {head}", "leaves no site to quantize", "keep fewer")
+        kept_by = {"--keep": keep, "--head": head, "--embedding": embedding}
+        asked = " ".join(f"{option} {value}" for option, value in kept_by.items() if value)
+        raise UsageError(asked, "leaves no site to quantize", "keep fewer")
     _leave_what_packing_does_not_shrink(plan, sites)
     return plan
 

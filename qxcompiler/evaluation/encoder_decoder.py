@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DECODER_WITH_PAST", "EncoderDecoder", "is_encoder_decoder"]
+__all__ = ["DECODER_WITH_PAST", "ENCODER", "EncoderDecoder", "is_encoder_decoder"]
 
 import json
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from qxcompiler.calibration.samples import InputSpec, Sample, supply_missing
 from qxcompiler.errors import ModelError
 from qxcompiler.evaluation.running import Runner
 
-_ENCODER, _DECODER = "encoder_model.onnx", "decoder_model.onnx"
+ENCODER, _DECODER = "encoder_model.onnx", "decoder_model.onnx"
 DECODER_WITH_PAST = "decoder_with_past_model.onnx"
 _LONGEST = 64  # tokens that the decoder writes for a sample
 
 
 def is_encoder_decoder(folder: str | Path) -> bool:
     """Whether a folder holds an encoder and a decoder."""
-    return (Path(folder) / _ENCODER).is_file() and (Path(folder) / _DECODER).is_file()
+    return (Path(folder) / ENCODER).is_file() and (Path(folder) / _DECODER).is_file()
 
 
 class EncoderDecoder:
@@ -38,7 +38,7 @@ class EncoderDecoder:
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
-        self._encoder, self._decoder = Runner(self._folder / _ENCODER), Runner(self._folder / _DECODER)
+        self._encoder, self._decoder = Runner(self._folder / ENCODER), Runner(self._folder / _DECODER)
         follower = self._folder / DECODER_WITH_PAST
         self._follower = Runner(follower) if follower.is_file() else None
         start = self._setting("decoder_start_token_id", "bos_token_id")
@@ -77,7 +77,7 @@ class EncoderDecoder:
             if token in self._ends or len(tokens) == _LONGEST:
                 break
             tokens.append(token)
-        found = {_ENCODER: sample, _DECODER: self._given(self._decoder, tokens, around)}
+        found = {ENCODER: sample, _DECODER: self._given(self._decoder, tokens, around)}
         if last is not None:
             found[DECODER_WITH_PAST] = last
         return found
