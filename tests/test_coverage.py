@@ -224,5 +224,5 @@ def test_a_file_that_grows_is_said(tmp_path):
 def test_an_embedding_kept_alone_is_what_the_error_names(tmp_path):
     b = Builder()
     model = b.model({"ids": (TensorProto.INT64, ["n"])}, [b.op("Gather", b.weight(64, 64), "ids")])
-    with pytest.raises(UsageError, match="^--embedding float: leaves no site"):
+    with pytest.raises(UsageError, match=r"^--embedding float: leaves no site"):
         compiled(tmp_path, model, embedding="float")
