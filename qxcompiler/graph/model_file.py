@@ -48,8 +48,9 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> ir.Model:
         proto.CopyFrom(source)
     else:
         proto = _read_proto(Path(source))
-    if not proto.graph.node:
-        raise ModelError(subject, "the model's graph is empty", "give a model that computes something")
+    if not proto.graph.node or not proto.graph.output:
+        missing = "output" if proto.graph.node else "node"
+        raise ModelError(subject, f"the model's graph has no {missing}", "give a model that computes something")
     serde_log = logging.getLogger(ir.serde.__name__)
     level = serde_log.level
     serde_log.setLevel(logging.ERROR)  # what it would warn of is an error of ours
