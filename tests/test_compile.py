@@ -468,23 +468,22 @@ OUTPUTS = {
     "masked": ("float[b, 32] z", "z = Add(h, mask)", lambda z: z.cosine_similarity > 0.99 and not z.broken),
     "as many as there are": (
         "float[b, 32] y, int64[2, n] z",
-        "y = Neg(h)  more = Greater(h, zero)  z = NonZero(more)",
+        "y = MatMul(h, v)  more = Greater(h, zero)  z = NonZero(more)",
         lambda z: "another shape" in z.note,
     ),
     "a cache alone": ("float[b, 32] present_key", "present_key = Neg(h)", lambda z: z.cosine_similarity > 0.99),
     "a sequence": ("seq(float[b, 32]) z", "n = Neg(h)  z = SequenceConstruct(h, n)", lambda z: z.judged),
     "strings": ("string[b] z", "i = ArgMax<axis = -1, keepdims = 0>(h)  z = Gather(names, i)", lambda z: z.judged),
-    "one number": ("float[b, 1] z", "z = MatMul(h, column)", lambda z: not z.judged and "only 2 numbers" in z.note),
 }
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_sound_models_whose_outputs_have_no_cosine_similarity(tmp_path, name):
+def test_sound_models_with_outputs_of_any_kind(tmp_path, name):
     outputs, steps, expected = OUTPUTS[name]
     mask, rows = np.zeros(32, np.float32), np.ones((1, 4, 1), np.float32)
     mask[20:], rows[:, 1:] = -np.inf, 0
     graph = f"g (float[b, 32] x) => ({outputs}) {{ h = MatMul(x, w)  {steps} }}"
-    constants = {"mask": mask, "rows": rows, "shape": np.array([-1, 4, 8]), "column": random(32, 1)}
+    constants = {"mask": mask, "rows": rows, "shape": np.array([-1, 4, 8]), "v": random(32, 32)}
     constants |= {"zero": np.float32(0), "tiny": np.float32(1e-10), "names": np.array(["a", "b"] * 16, object)}
     model = save_onnx(tmp_path / "model.onnx", graph, w=random(32, 32), **constants)
     np.savez(tmp_path / "samples.npz", x=random(80, 32))
@@ -494,6 +493,22 @@ def test_sound_models_whose_outputs_have_no_cosine_similarity(tmp_path, name):
     )
     assert report.verification.samples == 2
     assert expected(list(report.verification.outputs.values())[-1])
+
+
+@pytest.mark.parametrize("bias", [0.0, 1000.0])
+def test_a_cosine_over_one_number_means_nothing(tmp_path, bias):
+    """It is 1, or -1 where the number is so near zero that its sign changes."""
+    graph = """g (float[b, 32] x) => (float[b, 1] y)
+    { h = MatMul(x, w)  z = MatMul(h, v)  sum = ReduceSum(z, last)  y = Add(sum, bias) }"""
+    weights = {"w": random(32, 32), "v": random(32, 32), "last": np.array([-1]), "bias": np.float32(bias)}
+    model = save_onnx(tmp_path / "model.onnx", graph, **weights)
+    np.savez(tmp_path / "samples.npz", x=random(20, 32))
+    options = {"weights": "int2g16", "quantizer": "rtn", "calibration": tmp_path / "samples.npz"}
+    verification = qxcompiler.compile(model, "cpu-x86", tmp_path / "out", **options).verification
+    assert verification.cosine_similarity == {}
+    assert not verification.outputs["y"].judged
+    assert "only 2 numbers" in verification.outputs["y"].note
+    assert verification.outputs["y"].relative_error > 0.01
 
 
 # Inputs without samples along a free first axis: how they are declared, how x follows from them, the output's shape.

@@ -54,17 +54,19 @@ def test_bytes_in_a_recurrence_and_a_convolution_are_named(tmp_path):
     assert {row.operator for row in after.others} >= {"LSTM"}
 
 
-def test_report_and_inspection_agree_where_sites_are_kept(tmp_path):
+@pytest.mark.parametrize("options", [{"keep": "second"}, {"head": "float"}])
+def test_report_and_inspection_agree_where_sites_are_kept(tmp_path, options):
     b = Builder()
     model = b.model({"x": (FLOAT, ["n", 64])}, [two_layers(b, "x")])
-    report = compiled(tmp_path, model, weights="int4g32", head="float")
+    report = compiled(tmp_path, model, weights="int4g32", **options)
     after = qxcompiler.inspect(tmp_path / "out" / "model.onnx")
     assert report.bits_per_weight == pytest.approx(after.bits_per_weight)
     assert report.model_bits_per_weight == pytest.approx(after.model_bits_per_weight)
     assert report.quantized_bits_per_weight == 4.5
     assert report.bits_per_weight == pytest.approx((4.5 * 64 * 96 + 32 * 96 * 48) / (64 * 96 + 96 * 48))
     kept = next(site for site in report.sites if site.name == "second")
-    assert (kept.scheme, kept.reason) == ("float", "kept by --head float")
+    ((option, value),) = options.items()
+    assert (kept.scheme, kept.reason) == ("float", f"kept by --{option} {value}")
 
 
 def test_one_output_feature_stays_in_float(tmp_path):
