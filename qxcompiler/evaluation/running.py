@@ -25,7 +25,8 @@ class Runner:
     Args:
         model: the ONNX file, or a whole model as bytes.
         threads: threads of one operator; None lets onnxruntime choose.
-        library: False computes the packed operators by their definition, as onnxruntime does without our library.
+        library: False computes the packed operators by their definition, as onnxruntime does without our library. The
+            graph is not optimized then where it runs as it is, for the optimized one holds every weight decoded.
 
     Attributes:
         path: the ONNX file; for messages, `the model` where it has none.
@@ -39,7 +40,12 @@ class Runner:
         self.path = Path("the model") if isinstance(model, bytes) else Path(model)
         if not isinstance(model, bytes) and not self.path.is_file():
             raise ModelError(self.path, "no such file", "give an ONNX file")
-        self.session = session(model, threads=threads, library=library)
+        try:
+            self.session = session(model, threads=threads, optimize=library, library=library)
+        except ModelError:
+            if library:
+                raise
+            self.session = session(model, threads=threads, library=False)
         self.outputs = {value.name: _rank(value.shape) for value in self.session.get_outputs()}
 
     @cached_property
