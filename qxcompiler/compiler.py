@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import torch
 
-from qxcompiler.allocation import Plan, load_plan, uniform_plan
+from qxcompiler import __version__
+from qxcompiler.allocation import FLOAT, Plan, load_plan, uniform_plan
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
@@ -35,8 +39,7 @@ from qxcompiler.graph import (
     save_model,
 )
 from qxcompiler.options import Options
-from qxcompiler.packing import pack
-from qxcompiler.passes import FuseBias, FuseSharedInput, FuseSwiGlu, PackSites
+from qxcompiler.passes import PackSites, after_packing
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     QuantizationResult,
@@ -46,8 +49,9 @@ from qxcompiler.quantizers import (
 )
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
-from qxcompiler.staging import check_sources, output_folder, staged
+from qxcompiler.staging import WORK, check_sources, output_folder, staged
 from qxcompiler.targets import Target, load_target
+from qxcompiler.work_folder import WorkFolder, fingerprint
 
 __all__ = ["compile", "compile_folder"]
 
@@ -75,10 +79,14 @@ def compile(  # noqa: A001  (it is what a compiler does)
     output: str | Path,
     *,
     calibration: Calibration | None = None,
+    restart: bool = False,
     track: Track = silent,
     **options: Any,
 ) -> Report:
     """Compile an ONNX model for a target.
+
+    A compile that was killed goes on from what it had finished when it is started again with the same inputs and
+    options, and writes the same bytes as one that was not.
 
     Args:
         model: the ONNX file, opset 11 or later, or a model in memory.
@@ -86,6 +94,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
         output: the folder to write `model.onnx`, its data, `plan.yaml` and `report.json` to.
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, or feeds of the model; may be left out for `rtn`,
             which then counts all inputs alike.
+        restart: forget what an earlier compile, which was killed, had finished.
         track: shows progress.
         options: the fields of `qxcompiler.options.Options`.
 
@@ -103,6 +112,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     if isinstance(original, Path):
         check_sources(model_files(original, graph), output, names)
     with staged(output, names) as stage:
+        compiler.begin(stage.parent / WORK, restart)
         report = compiler.compile(graph, original, calibration, stage, "model.onnx")
         if isinstance(original, Path):
             _copy_companions(original.parent, stage)
@@ -115,6 +125,7 @@ def compile_folder(
     output: str | Path,
     *,
     calibration: str | Path | None = None,
+    restart: bool = False,
     track: Track = silent,
     **options: Any,
 ) -> dict[str, Report]:
@@ -125,7 +136,7 @@ def compile_folder(
 
     Args:
         folder: holds the ONNX files, whose names the output keeps, and the tokenizer and configuration.
-        target, output, calibration, track, options: as for `compile`, but a `plan` serves one file only.
+        target, output, calibration, restart, track, options: as for `compile`, but a `plan` serves one file only.
 
     Returns:
         By the name of each file, what was written to `NAME.report.json` for `NAME.onnx`; its plan is `NAME.plan.yaml`.
@@ -146,6 +157,7 @@ def compile_folder(
         check_sources(model_files(file, graph), output, names)
     reports = {}
     with staged(output, names) as stage:
+        compiler.begin(stage.parent / WORK, restart)
         samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
         for file, graph in graphs.items():
             given = samples.get(file.name, calibration)
@@ -164,6 +176,14 @@ class _Compiler:
         self.device = _device(options.device)
         self.several = several
         self.done: dict[bytes, QuantizationResult] = {}
+        self.work = Path()
+        self.manifests: list[str] = []  # of the models before: what they have in common is quantized as there
+
+    def begin(self, work: Path, restart: bool) -> None:
+        """Say where finished work is kept, and whether to forget what is there."""
+        self.work = work
+        if restart:
+            shutil.rmtree(work, ignore_errors=True)
 
     def compile(
         self,
@@ -194,13 +214,12 @@ class _Compiler:
             except CalibrationError as error:
                 warnings.append(f"not verified: {error}")
 
-        results = self._quantize(graph, sites, plan, calibrating)
+        work = WorkFolder(self.work / name, self._manifest(graph, original, plan, calibrating))
+        results = self._quantize(graph, sites, plan, calibrating, work)
         said = report_sites(graph, sites, plan, results)
-        packed = {weight: pack(result.weight) for weight, result in results.items()}
-        PackSites({site: scheme for site in sites if (scheme := plan[site.name])}, packed)(graph)
-        FuseBias()(graph)
-        FuseSwiGlu()(graph)
-        FuseSharedInput()(graph)
+        schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
+        PackSites(schemes, {weight: result.packed for weight, result in results.items()})(graph)
+        after_packing()(graph)
         save_model(graph, stage, name)
 
         check_unchanged(graph)
@@ -289,18 +308,42 @@ class _Compiler:
         held_back = min(max(_HELD_BACK, len(loaded) - options.samples), len(loaded) - 1)
         return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
 
+    def _manifest(
+        self, graph: ir.Model, original: Path | onnx.ModelProto, plan: Plan, samples: Sequence[Sample]
+    ) -> dict[str, Any]:
+        """All that the codes of a model depend on."""
+        options = self.options
+        manifest = {
+            "versions": {"qxcompiler": __version__, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+            "model": _content(original, graph),
+            "samples": fingerprint(samples),
+            "schemes": {site: str(scheme or FLOAT) for site, scheme in plan.items()},
+            "options": {"quantizer": options.quantizer, "device": str(self.device), "seed": options.seed},
+            "models before": list(self.manifests),
+        }
+        self.manifests.append(hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
+        return manifest
+
     def _quantize(
-        self, graph: ir.Model, sites: Sequence[Site], plan: Plan, samples: Sequence[Sample]
+        self, graph: ir.Model, sites: Sequence[Site], plan: Plan, samples: Sequence[Sample], work: WorkFolder
     ) -> dict[Weight, QuantizationResult]:
         formats: dict[Weight, Format] = {site.weight: scheme.format for site in sites if (scheme := plan[site.name])}
+        names = {weight: f"{index:05}" for index, weight in enumerate(formats)}
         digests = {weight: _digest(weight, fmt) for weight, fmt in formats.items()} if self.several else {}
         known = {weight: self.done[digest] for weight, digest in digests.items() if digest in self.done}
+        for weight, fmt in formats.items():
+            if weight not in known and (finished := work.find(names[weight], fmt)):
+                known[weight] = finished
+
+        def keep(weight: Weight, result: QuantizationResult) -> QuantizationResult:
+            return work.keep(names[weight], result)
+
         if samples:
             method = self.options.quantizer
-            results = quantize_blockwise(graph, sites, formats, method, samples, self.device, self.track, known)
+            results = quantize_blockwise(graph, sites, formats, method, samples, self.device, self.track, known, keep)
         else:
             results = {
-                weight: known.get(weight) or quantize_without_statistics(weight, fmt, self.device)
+                weight: known.get(weight) or keep(weight, quantize_without_statistics(weight, fmt, self.device))
                 for weight, fmt in self.track(list(formats.items()), "quantize")
             }
         self.done |= {digest: results[weight] for weight, digest in digests.items()}
@@ -325,6 +368,19 @@ class _Compiler:
 def _digest(weight: Weight, fmt: Format) -> bytes:
     """Equal for weights of equal numbers in one format."""
     return hashlib.sha256(fmt.name.encode() + weight.matrix().numpy().tobytes()).digest()
+
+
+def _content(original: Path | onnx.ModelProto, graph: ir.Model) -> str:
+    """A digest of all of a model's bytes."""
+    digest = hashlib.sha256()
+    if isinstance(original, onnx.ModelProto):
+        digest.update(original.SerializeToString(deterministic=True))
+        return digest.hexdigest()
+    for path in model_files(original, graph):
+        with path.open("rb") as file:
+            for chunk in iter(partial(file.read, 1 << 22), b""):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _device(name: str) -> torch.device:
