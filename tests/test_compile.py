@@ -12,8 +12,10 @@ import onnxruntime
 import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
+from tiny_onnx import save_onnx
 
 import qxcompiler
+from qxcompiler.graph import raise_opset
 
 QUICK = {"samples": 6, "length": 16}
 
@@ -448,3 +450,112 @@ def test_options_that_do_not_exist(tiny, tmp_path):
         qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", wieghts="int4")
     with pytest.raises(qxcompiler.QxcError, match="option samples"):
         qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", samples=0)
+
+
+# Outputs of sound models: how they are declared, how they follow from h = x w, what the figures of the last one say.
+OUTPUTS = {
+    "zeros": (
+        "float[b, 32] y, float[b, 32] z",
+        "y = Neg(h)  size = Abs(h)  below = Neg(size)  z = Relu(below)",
+        lambda z: z.judged and z.relative_error == 0,
+    ),
+    "almost zero": (
+        "float[b, 32] y, float[b, 32] z",
+        "y = Neg(h)  z = Mul(h, tiny)",
+        lambda z: not z.judged and "too near zero" in z.note,
+    ),
+    "padding": ("float[b, 4, 8] z", "t = Reshape(h, shape)  z = Mul(t, rows)", lambda z: z.cosine_similarity > 0.99),
+    "masked": ("float[b, 32] z", "z = Add(h, mask)", lambda z: z.cosine_similarity > 0.99 and not z.broken),
+    "as many as there are": (
+        "float[b, 32] y, int64[2, n] z",
+        "y = MatMul(h, v)  more = Greater(h, zero)  z = NonZero(more)",
+        lambda z: "another shape" in z.note,
+    ),
+    "a cache alone": ("float[b, 32] present_key", "present_key = Neg(h)", lambda z: z.cosine_similarity > 0.99),
+    "a sequence": ("seq(float[b, 32]) z", "n = Neg(h)  z = SequenceConstruct(h, n)", lambda z: z.judged),
+    "strings": ("string[b] z", "i = ArgMax<axis = -1, keepdims = 0>(h)  z = Gather(names, i)", lambda z: z.judged),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_sound_models_with_outputs_of_any_kind(tmp_path, name):
+    outputs, steps, expected = OUTPUTS[name]
+    mask, rows = np.zeros(32, np.float32), np.ones((1, 4, 1), np.float32)
+    mask[20:], rows[:, 1:] = -np.inf, 0
+    graph = f"g (float[b, 32] x) => ({outputs}) {{ h = MatMul(x, w)  {steps} }}"
+    constants = {"mask": mask, "rows": rows, "shape": np.array([-1, 4, 8]), "v": random(32, 32)}
+    constants |= {"zero": np.float32(0), "tiny": np.float32(1e-10), "names": np.array(["a", "b"] * 16, object)}
+    model = save_onnx(tmp_path / "model.onnx", graph, w=random(32, 32), **constants)
+    np.savez(tmp_path / "samples.npz", x=random(80, 32))
+    options = {"weights": "int2g16" if name == "as many as there are" else "int8g16", "quantizer": "rtn"}
+    report = qxcompiler.compile(
+        model, "cpu-x86", tmp_path / "out", calibration=tmp_path / "samples.npz", samples=78, **options
+    )
+    assert report.verification.samples == 2
+    assert expected(list(report.verification.outputs.values())[-1])
+
+
+@pytest.mark.parametrize("bias", [0.0, 1000.0])
+def test_a_cosine_over_one_number_means_nothing(tmp_path, bias):
+    """It is 1, or -1 where the number is so near zero that its sign changes."""
+    graph = """g (float[b, 32] x) => (float[b, 1] y)
+    { h = MatMul(x, w)  z = MatMul(h, v)  sum = ReduceSum(z, last)  y = Add(sum, bias) }"""
+    weights = {"w": random(32, 32), "v": random(32, 32), "last": np.array([-1]), "bias": np.float32(bias)}
+    model = save_onnx(tmp_path / "model.onnx", graph, **weights)
+    np.savez(tmp_path / "samples.npz", x=random(20, 32))
+    options = {"weights": "int2g16", "quantizer": "rtn", "calibration": tmp_path / "samples.npz"}
+    verification = qxcompiler.compile(model, "cpu-x86", tmp_path / "out", **options).verification
+    assert verification.cosine_similarity == {}
+    assert not verification.outputs["y"].judged
+    assert "only 2 numbers" in verification.outputs["y"].note
+    assert verification.outputs["y"].relative_error > 0.01
+
+
+# Inputs without samples along a free first axis: how they are declared, how x follows from them, the output's shape.
+INPUTS = {
+    "a fixed batch": ("float[4, 32] a", "x = Neg(a)", "4, 32", {"a": random(24, 32)}),
+    "no batch axis": ("float[32] a", "x = Neg(a)", "32", {"a": random(24, 32)}),
+    "a condition": (
+        "float[b, 32] a, bool c", "x = Where(c, a, one)", "b, 32", {"a": random(24, 32), "c": np.arange(24) % 2 > 0},
+    ),
+    "time-major": ("float[5, batch, 32] a", "x = Neg(a)", "5, batch, 32", {"a": random(5, 24, 32)}),
+    "a shared one": (
+        "float[b, 32] a, float[3, 32] s", "r = ReduceMax(s)  x = Add(a, r)", "b, 32",
+        {"a": random(24, 32), "s": random(3, 32)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_of_any_layout_are_calibrated_on_and_evaluated(tmp_path, name):
+    inputs, step, shape, arrays = INPUTS[name]
+    graph = f"g ({inputs}) => (float[{shape}] y) {{ {step}  y = MatMul(x, w) }}"
+    model = save_onnx(tmp_path / "model.onnx", graph, w=random(32, 32), one=np.ones(32, np.float32))
+    np.savez(tmp_path / "samples.npz", **arrays)
+    out = tmp_path / "out"
+    report = qxcompiler.compile(model, "cpu-x86", out, weights="int8g16", calibration=tmp_path / "samples.npz")
+    assert not told(report)
+    assert [site.quantizer for site in report.sites] == ["gptq"]
+    assert not report.verification.made_up
+    figures = qxcompiler.evaluate(out / "model.onnx", tmp_path / "samples.npz", reference=model)
+    assert figures.windows == (6 if name == "a fixed batch" else 24)
+    assert figures.relative_error < 0.02
+
+
+def test_a_conversion_that_changes_the_model_is_noticed(tmp_path, monkeypatch):
+    """What the compiled model is compared with is the file that was given, not what it was converted to."""
+
+    def convert(graph, minimum):
+        raise_opset(graph, minimum)
+        for node in graph.graph:
+            if node.op_type == "Relu":
+                node.op_type = "Neg"
+
+    monkeypatch.setattr("qxcompiler.compiler.raise_opset", convert)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    ends = [("x", FLOAT, ["n", 32])], [("y", FLOAT, ["n", 32])]
+    model = save_graph(tmp_path, nodes, *ends, {"w": random(32, 32)}, opset=12)
+    with pytest.raises(qxcompiler.QxcError, match="broken") as error:
+        qxcompiler.compile(model, "cpu-x86", tmp_path / "out", weights="int8g16", quantizer="rtn")
+    assert error.value.exit_status == 1
+    assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import yaml
 from graph_models import Builder, llama
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 import qxcompiler
 from qxcompiler.errors import ModelError, TargetError, UsageError
@@ -54,17 +54,19 @@ def test_bytes_in_a_recurrence_and_a_convolution_are_named(tmp_path):
     assert {row.operator for row in after.others} >= {"LSTM"}
 
 
-def test_report_and_inspection_agree_where_sites_are_kept(tmp_path):
+@pytest.mark.parametrize("options", [{"keep": "second"}, {"head": "float"}])
+def test_report_and_inspection_agree_where_sites_are_kept(tmp_path, options):
     b = Builder()
     model = b.model({"x": (FLOAT, ["n", 64])}, [two_layers(b, "x")])
-    report = compiled(tmp_path, model, weights="int4g32", head="float")
+    report = compiled(tmp_path, model, weights="int4g32", **options)
     after = qxcompiler.inspect(tmp_path / "out" / "model.onnx")
     assert report.bits_per_weight == pytest.approx(after.bits_per_weight)
     assert report.model_bits_per_weight == pytest.approx(after.model_bits_per_weight)
     assert report.quantized_bits_per_weight == 4.5
     assert report.bits_per_weight == pytest.approx((4.5 * 64 * 96 + 32 * 96 * 48) / (64 * 96 + 96 * 48))
     kept = next(site for site in report.sites if site.name == "second")
-    assert (kept.scheme, kept.reason) == ("float", "kept by --head float")
+    ((option, value),) = options.items()
+    assert (kept.scheme, kept.reason) == ("float", f"kept by --{option} {value}")
 
 
 def test_one_output_feature_stays_in_float(tmp_path):
@@ -168,17 +170,41 @@ def test_keep_that_finds_nothing_is_an_error(tmp_path):
         compiled(tmp_path, b.model({"x": (FLOAT, ["n", 64])}, [two_layers(b, "x")]), keep="zzz")
 
 
-def test_a_model_without_sites_says_what_it_holds(tmp_path):
-    weight = np.random.default_rng(0).integers(-128, 127, (64, 96), dtype=np.int8)
-    nodes = [
-        helper.make_node("DequantizeLinear", ["w", "scale"], ["d"]),
-        helper.make_node("MatMul", ["x", "d"], ["y"]),
-    ]
-    values = [helper.make_tensor_value_info(name, FLOAT, ["n", size]) for name, size in (("x", 64), ("y", 96))]
-    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(0.1), "scale")]
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], constants)
-    with pytest.raises(ModelError, match="DequantizeLinear, quantized already"):
-        compiled(tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8))
+def already_quantized(operator: str) -> onnx.ModelProto:
+    """A layer whose weight some other tool quantized."""
+    b = Builder()
+    codes = b.constant(b.random.integers(-128, 127, (64, 96), dtype=np.int8))
+    scale, zero_point = b.scalar(0.1), b.constant(np.int8(0))
+    match operator:
+        case "DequantizeLinear":
+            y = b.op("MatMul", "x", b.op("DequantizeLinear", codes, scale, zero_point))
+        case "QLinearMatMul":
+            grid = (scale, zero_point)
+            product = b.op("QLinearMatMul", b.op("QuantizeLinear", "x", *grid), *grid, codes, *grid, *grid)
+            y = b.op("DequantizeLinear", product, *grid)
+        case "MatMulInteger":
+            x, x_scale, x_zero_point = b.op("DynamicQuantizeLinear", "x", outputs=3)
+            product = b.op("Cast", b.op("MatMulInteger", x, codes, x_zero_point), to=FLOAT)
+            y = b.op("Mul", product, b.op("Mul", x_scale, scale))
+        case "MatMulNBits":
+            b.domains["com.microsoft"] = 1
+            blocks = b.constant(b.random.integers(0, 255, (96, 4, 8), dtype=np.uint8))
+            scales = b.constant(np.full(96 * 4, 0.1, np.float32))
+            y = b.op("MatMulNBits", "x", blocks, scales, domain="com.microsoft", K=64, N=96, bits=4, block_size=16)
+    return b.model({"x": (FLOAT, ["n", 64])}, [y])
+
+
+@pytest.mark.parametrize("operator", ["DequantizeLinear", "QLinearMatMul", "MatMulInteger", "MatMulNBits"])
+def test_a_model_without_sites_says_what_it_holds(tmp_path, operator):
+    with pytest.raises(ModelError, match=rf"no linear layer .*{operator}, quantized already"):
+        compiled(tmp_path, already_quantized(operator))
+
+
+def test_a_compiled_model_says_that_it_is_quantized_already(tmp_path):
+    b = Builder()
+    compiled(tmp_path, b.model({"x": (FLOAT, ["n", 64])}, [b.linear("x", 64, 96)]), weights="int4g32")
+    with pytest.raises(ModelError, match=r"no linear layer .*MatMulInt4, quantized already"):
+        qxcompiler.compile(tmp_path / "out" / "model.onnx", "cpu-x86", tmp_path / "again", quantizer="rtn")
 
 
 def test_the_command_ends_with_what_was_chosen_and_what_was_not_quantized(tmp_path, qxc):

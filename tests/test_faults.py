@@ -280,6 +280,24 @@ def test_another_file_system(source, tmp_path):
 
 
 @pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("a file system of its own cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_mount_point(source, small_disk):
+    """As a container's volume is: nothing beside it lies on the same file system."""
+    qxcompiler.compile(source, "cpu-x86", small_disk, weights="int4g16", quantizer="rtn")
+    assert {"model.onnx", "plan.yaml", "report.json"} <= names(small_disk)
+
+
+@pytest.fixture
 def unprivileged(tmp_path_factory):
     """Be somebody who cannot write everywhere, and a folder of theirs."""
     folder = tmp_path_factory.mktemp("theirs")
@@ -310,18 +328,6 @@ def test_a_writable_folder_in_a_read_only_one(unprivileged):
                 raise AssertionError
     finally:
         unprivileged.chmod(0o755)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode:
-        pytest.skip("a file system of its own cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_disk_that_fills(source, small_disk):

@@ -330,6 +330,15 @@ def test_numbers_that_the_type_of_an_input_cannot_hold(dtype: str, array: Any, m
         load_samples([{"x": array}], [spec], None, samples=1)
 
 
+@pytest.mark.parametrize(("dtype", "array"), [("float32", np.array([1.0, 1e300])), ("int32", np.array([1, 2**40]))])
+def test_numbers_of_a_file_are_not_cast_to_infinity_or_zero(folder: Path, dtype: str, array: Any) -> None:
+    np.savez(folder / "x.npz", x=array)
+    with pytest.raises(CalibrationError, match=rf"x\.npz: x holds numbers .*too large for {dtype}"):
+        load_samples(
+            folder / "x.npz", [InputSpec("x", np.dtype(dtype), ("batch",))], folder / "m.onnx", samples=2, length=1
+        )
+
+
 @pytest.mark.parametrize(
     ("dtype", "array"),
     [

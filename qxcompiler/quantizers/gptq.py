@@ -36,7 +36,7 @@ def gptq(weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None) 
         return rtn(weight, fmt, None)
     grid = fmt.fit(weight, statistics.importance)
     order = torch.argsort(statistics.importance, descending=True, stable=True)
-    U = _inverse_factor(statistics.second_moment[order][:, order])
+    U = _inverse_factor(statistics.second_moment, order)
 
     W = weight.T[order].contiguous()  # [K, N]: a column of the matrix is contiguous
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
@@ -68,29 +68,34 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _inverse_factor(H: torch.Tensor) -> torch.Tensor:
-    """The upper triangular U with H⁻¹ = UᵀU, of H damped until it is positive definite.
+def _inverse_factor(moment: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """The upper triangular U with H⁻¹ = UᵀU, of H = XᵀX in an order of columns, damped until it is positive definite.
 
     H = RRᵀ with R upper triangular is a Cholesky factorisation from the last row up; then U = R⁻¹.
     An input that is always zero is decoupled from the others, so that its weights are merely rounded; the damping is
-    a share of what the others have on average.
+    a share of what the others have on average. Besides `moment`, memory never holds more than two such matrices.
     """
-    if not bool(H.isfinite().all()):
+    if not bool(moment.isfinite().all()):
         raise ArithmeticError("the input's second moment is not finite")
-    H = H.clone()
-    diagonal = H.diagonal()
+    diagonal = moment.diagonal()[order]
     live = diagonal != 0
     mean = float(diagonal[live].mean()) if live.any() else 1.0
-    diagonal[~live] = mean
+    limit = _LARGEST_DAMPING * max(float(diagonal.max()), mean)
+    backwards = order.flip(0)
+    H = moment[backwards][:, backwards]
+    H.diagonal()[~live.flip(0)] = mean
     damping = _DAMPING * mean
-    limit = _LARGEST_DAMPING * float(diagonal.max())
     while True:
-        diagonal.add_(damping)
-        L, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
+        H.diagonal().add_(damping)
+        L, failed = torch.linalg.cholesky_ex(H)
         if not failed:
-            R = L.flip(0, 1)
-            U: torch.Tensor = torch.linalg.solve_triangular(R, torch.eye(len(R), device=R.device), upper=True)
-            return U
+            break
         if damping > limit:
             raise ArithmeticError("the input's second moment cannot be factorised")
         damping *= 10
+    del H
+    R = L.flip(0, 1)
+    del L
+    U = torch.eye(len(R), device=R.device).T  # column-major, which needs no copy
+    torch.linalg.solve_triangular(R, U, upper=True, out=U)
+    return U
