@@ -24,7 +24,7 @@ from rich.table import Table
 
 from qxcompiler.errors import QxcError, UsageError
 from qxcompiler.progress import track_on_terminal
-from qxcompiler.staging import output_folder
+from qxcompiler.staging import has_finished_work, output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,6 +119,7 @@ def compile(  # noqa: A001
     verification: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before handing it over.")
     ] = True,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what a killed compile had finished.")] = False,
     json: _Json = False,
 ) -> None:
     """Compile a model for a target, or every model of a folder."""
@@ -141,18 +142,26 @@ def compile(  # noqa: A001
         "device": device,
         "seed": seed,
         "verification": verification,
+        "restart": restart,
         "track": track_on_terminal,
     }
-    if model.is_dir():
-        reports = compile_folder(model, target, folder, **settings)
+    several = model.is_dir()
+    try:
+        if several:
+            reports = compile_folder(model, target, folder, **settings)
+        else:
+            reports = {"model.onnx": run(model, target, folder, **settings)}
+    except KeyboardInterrupt:
+        if has_finished_work(folder):
+            _complain("qxc: what is finished is kept: the same command goes on from there")
+        raise
+    if several:
         if json:
             _out.out(dumps({name: report.model_dump(mode="json") for name, report in reports.items()}, indent=2))
             return
-    else:
-        reports = {"model.onnx": run(model, target, folder, **settings)}
-        if json:
-            _print_json(reports["model.onnx"])
-            return
+    elif json:
+        _print_json(reports["model.onnx"])
+        return
     for name, report in reports.items():
         _print_report(folder / name, report)
     _print_rows({"time": f"{time.perf_counter() - start:.0f} s"})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qxcompiler.errors import OutputError, QxcError, UsageError
 
-__all__ = ["WORK", "check_sources", "output_folder", "staged"]
+__all__ = ["WORK", "check_sources", "has_finished_work", "output_folder", "staged"]
 
 WORK = ".qxc-work"
 """The folder in an output for what is finished while the rest is not; it outlives a process that is killed."""
@@ -59,6 +59,11 @@ def check_sources(sources: Iterable[Path], output: Path, names: Iterable[str]) -
                 continue
             if os.path.realpath(path.parent) == os.path.realpath(output):
                 raise UsageError(source, "would be overwritten by the output", "name another folder with -o")
+
+
+def has_finished_work(output: Path) -> bool:
+    """Whether an interrupted block left something to go on from."""
+    return any((output / WORK).glob("*/*.safetensors"))
 
 
 @contextmanager
@@ -112,7 +117,7 @@ def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
             shutil.rmtree(stage.name, ignore_errors=True, dir_fd=folder)
     finally:
         if alone:  # an interrupt can come before we know what was made
-            _remove_leftovers(folder, work=not interrupted)
+            _remove_leftovers(folder, work=not (interrupted and has_finished_work(output)))
         if not done:
             for path in made:
                 with suppress(OSError):

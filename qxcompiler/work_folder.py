@@ -83,12 +83,15 @@ class WorkFolder:
         path = self._path(name)
         if not path.is_file():
             return None
-        with safe_open(path, "np") as file:
-            metadata = file.metadata()
-        said = json.loads(metadata[_RESULT])
-        N, K = said.pop("shape")
-        packed = PackedWeight(fmt, N, K, _stored(path, json.loads(metadata["order"])))
-        return QuantizationResult(packed, **said)
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata()
+            said = json.loads(metadata[_RESULT])
+            N, K = said.pop("shape")
+            packed = PackedWeight(fmt, N, K, _stored(path, json.loads(metadata["order"])))
+            return QuantizationResult(packed, **said)
+        except (SafetensorError, ValueError, KeyError, TypeError):  # a machine that went down as it was written
+            return None
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"

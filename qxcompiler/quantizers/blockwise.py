@@ -91,17 +91,18 @@ def quantize_blockwise(
     Raises:
         ModelError: the model fails to run on the samples, or a weight does not fit its format.
     """
-    calibrated = {site.weight for segment in find_segments(model, sites) for site in segment.sites}
+    walked = dict.fromkeys(site.weight for segment in find_segments(model, sites) for site in segment.sites)
     looked_up = {site.weight for site in sites if site.kind == "embedding"}
+    rounded = [weight for weight in formats if weight in looked_up or weight not in walked]
+    order = [*rounded, *(weight for weight in walked if weight in formats and weight not in looked_up)]
     results = dict(known)
 
-    def left() -> list[Weight]:
-        return [weight for weight in formats if weight not in results]
+    def left(weights: Sequence[Weight] = order) -> list[Weight]:
+        return [weight for weight in weights if weight not in results]
 
-    for weight in left():
-        if weight in looked_up or weight not in calibrated:
-            reason = None if weight in looked_up else "it is used in a body alone"
-            results[weight] = keep(weight, _round(weight, formats[weight], device, reason))
+    for weight in left(rounded):
+        reason = None if weight in looked_up else "it is used in a body alone"
+        results[weight] = keep(weight, _round(weight, formats[weight], device, reason))
 
     def current(weight: Weight) -> torch.Tensor:
         return results[weight].decode() if weight in results else weight.matrix()
@@ -120,7 +121,7 @@ def quantize_blockwise(
         reason = f"onnxruntime cannot run a part of the model by itself ({first_cause(error)})"
         for weight in left():
             results[weight] = keep(weight, _round(weight, formats[weight], device, reason))
-    return results
+    return {weight: results[weight] for weight in order}  # the same order however much was known
 
 
 def _round(
