@@ -38,7 +38,6 @@ _INTERRUPTED = 130
 _LARGEST_SEED = 2**63 - 1
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Compile ONNX models to 2 to 8 bits a weight for edge accelerators.",
 )
@@ -66,6 +65,31 @@ class _Activations(StrEnum):
     a32 = "a32"
     a16 = "a16"
     a8 = "a8"
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    import onnxruntime
+
+    from qxcompiler import __version__
+    from qxcompiler.doctor import instruction_sets
+
+    try:
+        kernels = f"kernels: {instruction_sets()[0]}"
+    except QxcError as error:
+        kernels = str(error)
+    _out.print(f"qxc {__version__} (onnxruntime {onnxruntime.__version__}, {kernels})", highlight=False)
+    raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and kernels.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -286,6 +310,27 @@ def targets(name: Annotated[str | None, typer.Argument(help="Name or file of one
         _print_rows({known: load_target(known).description for known in target_names()})
     else:
         _out.out(yaml.safe_dump(load_target(name).model_dump(), sort_keys=False), end="")
+
+
+@app.command()
+def doctor(json: _Json = False) -> None:
+    """Say what is installed and which kernels run, and test each of them."""
+    from qxcompiler.doctor import diagnose
+
+    found = diagnose()
+    if json:
+        _print_json(found)
+    else:
+        _print_rows({name: version or "not installed" for name, version in found.versions.items()})
+        _print_rows({"operators": found.library})
+        table = Table("kernels", "products", "largest error", "")
+        for index, check in enumerate(found.kernels):
+            error = "" if check.largest_error is None else f"{check.largest_error:.1e}"
+            said = check.problem or ("right, and used" if index == 0 else "right")
+            table.add_row(check.instruction_set, str(check.products), error, escape(_plain(said)))
+        _out.print(table)
+    if not found.sound:
+        raise QxcError("the operators", "compute wrong results here", "report this as a bug, with all of this")
 
 
 def _print_report(path: Path, report: Report) -> None:
