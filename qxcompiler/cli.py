@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qxcompiler.errors import QxcError, UsageError
+from qxcompiler.options import Options
 from qxcompiler.progress import track_on_terminal
 from qxcompiler.staging import has_finished_work, output_folder
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+_DEFAULTS = Options()
 _INTERRUPTED = 130
 _LARGEST_SEED = 2**63 - 1
 
@@ -59,6 +61,9 @@ class _Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+_DEFAULT_DEVICE = _Device(_DEFAULTS.device)
 
 
 class _Activations(StrEnum):
@@ -110,8 +115,11 @@ def export(
 
 @app.command()
 def compile(  # noqa: A001
-    model: Annotated[Path, typer.Argument(help="An ONNX file, or a folder with several.", metavar="MODEL")],
-    target: Annotated[str, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")],
+    context: typer.Context,
+    model: Annotated[
+        Path | None, typer.Argument(help="An ONNX file, or a folder with several.", metavar="MODEL")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -128,9 +136,9 @@ def compile(  # noqa: A001
     embedding: Annotated[
         str | None, typer.Option(help="Format of embeddings, or float. [default: the target's]")
     ] = None,
-    quantizer: Annotated[str, typer.Option(help="rtn or gptq.")] = "gptq",
+    quantizer: Annotated[str, typer.Option(help="rtn or gptq.")] = _DEFAULTS.quantizer,
     calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = 48,
+    samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = _DEFAULTS.samples,
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens a sample. [default: 512, or the model's context if shorter]")
     ] = None,
@@ -138,37 +146,33 @@ def compile(  # noqa: A001
         str | None, typer.Option(help="Leave sites whose name or role this finds in float.", metavar="REGEX")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
-    device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _Device.auto,
-    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of random generators.")] = 0,
+    device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _DEFAULT_DEVICE,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of random generators.")] = _DEFAULTS.seed,
     verification: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before handing it over.")
-    ] = True,
+    ] = _DEFAULTS.verification,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A compile.yaml, such as a compile writes: model, target and options not given here."),
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what a killed compile had finished.")] = False,
     json: _Json = False,
 ) -> None:
     """Compile a model for a target, or every model of a folder."""
     from qxcompiler.compiler import compile as run
     from qxcompiler.compiler import compile_folder
+    from qxcompiler.config import Config
 
+    said = _said_by(config) if config else {}
+    given = {name: value for name, value in context.params.items() if _is_given(context, name)}
+    settings: dict[str, Any] = said | {name: value for name, value in given.items() if name in Config.model_fields}
+    model, target = settings.pop("model", None), settings.pop("target", None)
+    if model is None or target is None:
+        missing = "MODEL" if model is None else "--target"
+        raise UsageError(missing, "is missing", "give it, or a --config file that says it")
     folder = output or model.with_name(f"{model.stem}-{Path(target).stem}")
+    settings |= {"restart": restart, "track": track_on_terminal}
     start = time.perf_counter()
-    settings: dict[str, Any] = {
-        "calibration": calibration,
-        "weights": weights,
-        "activations": activations,
-        "head": head,
-        "embedding": embedding,
-        "quantizer": quantizer,
-        "samples": samples,
-        "length": length,
-        "keep": keep,
-        "plan": plan,
-        "device": device,
-        "seed": seed,
-        "verification": verification,
-        "restart": restart,
-        "track": track_on_terminal,
-    }
     several = model.is_dir()
     try:
         if several:
@@ -192,6 +196,23 @@ def compile(  # noqa: A001
     for name, report in reports.items():
         for warning in report.warnings:
             _complain(f"qxc: warning: {f'{name}: ' if len(reports) > 1 else ''}{warning}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, rather than its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _said_by(config: Path) -> dict[str, Any]:
+    """What a configuration file says; files that have changed since a compile wrote it are warned of."""
+    from qxcompiler.config import file_digest, load_config
+
+    loaded = load_config(config)
+    for name, digest in (loaded.made_with.sha256 if loaded.made_with else {}).items():
+        if Path(name).is_file() and file_digest(Path(name)) != digest:
+            _complain(f"qxc: warning: {name} is not what it was when {config} was written")
+    return {name: getattr(loaded, name) for name in loaded.model_fields_set - {"made_with"}}
 
 
 @app.command("eval")
@@ -345,6 +366,7 @@ def _print_report(path: Path, report: Report) -> None:
         "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
         "bits per weight": ", ".join(f"{figure:.3f} {where}" for where, figure in bits.items() if figure is not None),
     }
+    rows["memory at most"] = _megabytes(report.peak_memory_bytes)
     if report.verification:
         rows["verified"] = _verified(report.verification)
     _print_rows(rows)

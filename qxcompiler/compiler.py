@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 
-from qxcompiler import __version__
 from qxcompiler.allocation import FLOAT, Plan, load_plan, uniform_plan
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
+from qxcompiler.config import CONFIG, Config, made_with, save_config
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
@@ -50,7 +49,7 @@ from qxcompiler.quantizers import (
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
-from qxcompiler.targets import Target, load_target
+from qxcompiler.targets import Target, load_target, target_names
 from qxcompiler.work_folder import WorkFolder, fingerprint
 
 __all__ = ["compile", "compile_folder"]
@@ -91,7 +90,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     Args:
         model: the ONNX file, opset 11 or later, or a model in memory.
         target: name or file of a hardware descriptor.
-        output: the folder to write `model.onnx`, its data, `plan.yaml` and `report.json` to.
+        output: the folder to write `model.onnx`, its data, `plan.yaml`, `report.json` and `compile.yaml` to.
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, or feeds of the model; may be left out for `rtn`,
             which then counts all inputs alike.
         restart: forget what an earlier compile, which was killed, had finished.
@@ -108,12 +107,14 @@ def compile(  # noqa: A001  (it is what a compiler does)
     compiler = _Compiler(load_target(target), Options.checked(options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
-    names = ["model.onnx", "plan.yaml", "report.json"]
-    if isinstance(original, Path):
-        check_sources(model_files(original, graph), output, names)
+    files = model_files(original, graph) if isinstance(original, Path) else []
+    names = ["model.onnx", "plan.yaml", "report.json", CONFIG]
+    check_sources(files, output, names)
     with staged(output, names) as stage:
-        compiler.begin(stage.parent / WORK, restart)
+        config = _config(original if isinstance(original, Path) else None, target, calibration, compiler.options, files)
+        compiler.begin(stage.parent / WORK, restart, config)
         report = compiler.compile(graph, original, calibration, stage, "model.onnx")
+        save_config(config, stage, output)
         if isinstance(original, Path):
             _copy_companions(original.parent, stage)
     return report
@@ -152,16 +153,18 @@ def compile_folder(
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
-    names = [f"{file.stem}.{kind}" for file in files for kind in ("onnx", "plan.yaml", "report.json")]
-    for file, graph in graphs.items():
-        check_sources(model_files(file, graph), output, names)
+    names = [f"{file.stem}.{kind}" for file in files for kind in ("onnx", "plan.yaml", "report.json")] + [CONFIG]
+    every_file = [path for file, graph in graphs.items() for path in model_files(file, graph)]
+    check_sources(every_file, output, names)
     reports = {}
     with staged(output, names) as stage:
-        compiler.begin(stage.parent / WORK, restart)
+        config = _config(folder, target, calibration, compiler.options, every_file)
+        compiler.begin(stage.parent / WORK, restart, config)
         samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
         for file, graph in graphs.items():
             given = samples.get(file.name, calibration)
             reports[file.name] = compiler.compile(graph, file, given, stage, file.name)
+        save_config(config, stage, output)
         _copy_companions(folder, stage)
     return reports
 
@@ -176,12 +179,12 @@ class _Compiler:
         self.device = _device(options.device)
         self.several = several
         self.done: dict[bytes, QuantizationResult] = {}
-        self.work = Path()
+        self.work, self.config = Path(), Config()
         self.manifests: list[str] = []  # of the models before: what they have in common is quantized as there
 
-    def begin(self, work: Path, restart: bool) -> None:
-        """Say where finished work is kept, and whether to forget what is there."""
-        self.work = work
+    def begin(self, work: Path, restart: bool, config: Config) -> None:
+        """Say where finished work is kept, whether to forget what is there, and what all is made with."""
+        self.work, self.config = work, config
         if restart:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -238,6 +241,7 @@ class _Compiler:
             samples=len(calibrating),
             bytes_before=bytes_before,
             bytes_after=bytes_after,
+            peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             verification=verification,
             warnings=[*_warnings(sites, plan, results), *warnings],
             **asdict(said),
@@ -312,10 +316,16 @@ class _Compiler:
         self, graph: ir.Model, original: Path | onnx.ModelProto, plan: Plan, samples: Sequence[Sample]
     ) -> dict[str, Any]:
         """All that the codes of a model depend on."""
-        options = self.options
+        options, made_with = self.options, self.config.made_with
+        assert made_with is not None
+        model = (
+            hashlib.sha256(original.SerializeToString(deterministic=True)).hexdigest()
+            if isinstance(original, onnx.ModelProto)
+            else [made_with.sha256[str(path)] for path in model_files(original, graph)]
+        )
         manifest = {
-            "versions": {"qxcompiler": __version__, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
-            "model": _content(original, graph),
+            "versions": made_with.versions,
+            "model": model,
             "samples": fingerprint(samples),
             "schemes": {site: str(scheme or FLOAT) for site, scheme in plan.items()},
             "options": {"quantizer": options.quantizer, "device": str(self.device), "seed": options.seed},
@@ -370,17 +380,20 @@ def _digest(weight: Weight, fmt: Format) -> bytes:
     return hashlib.sha256(fmt.name.encode() + weight.matrix().numpy().tobytes()).digest()
 
 
-def _content(original: Path | onnx.ModelProto, graph: ir.Model) -> str:
-    """A digest of all of a model's bytes."""
-    digest = hashlib.sha256()
-    if isinstance(original, onnx.ModelProto):
-        digest.update(original.SerializeToString(deterministic=True))
-        return digest.hexdigest()
-    for path in model_files(original, graph):
-        with path.open("rb") as file:
-            for chunk in iter(partial(file.read, 1 << 22), b""):
-                digest.update(chunk)
-    return digest.hexdigest()
+def _config(
+    model: Path | None, target: str | Path, calibration: object, options: Options, files: Sequence[Path]
+) -> Config:
+    """The compile as its `compile.yaml` says it."""
+    samples = Path(calibration) if isinstance(calibration, (str, Path)) else None
+    described = [Path(target)] if str(target) not in target_names() else []
+    read = [*files, *described, *(path for path in (samples, options.plan) if path is not None)]
+    return Config(
+        **options.model_dump(),
+        model=model,
+        target=str(target),
+        calibration=samples,
+        made_with=made_with(path for path in read if path.is_file()),
+    )
 
 
 def _device(name: str) -> torch.device:

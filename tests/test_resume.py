@@ -40,7 +40,7 @@ for seed, out in enumerate(iter(sys.stdin.readline, "")):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "report.json"}
 
 
 def compiled(tiny, out: Path, **options: object) -> dict[str, bytes]:
