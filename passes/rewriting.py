@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from copy import copy
 
 import onnx_ir as ir
 import torch
@@ -42,10 +43,14 @@ class Additions:
         values = [ir.Value(name=self.name(f"{name}.out")) for _ in range(outputs)]
         return ir.node(operator, inputs, attributes, domain=domain, outputs=values, name=name)
 
-    def shared(self, key: Hashable, name: str, tensor: torch.Tensor) -> ir.Value:
+    def shared(self, key: Hashable, name: str, tensor: torch.Tensor | ir.TensorProtocol) -> ir.Value:
         """The constant added for that key, an initializer of the main graph, new or old."""
         if key not in self._constants:
-            self._constants[key] = self.constant(ir.tensor(tensor.cpu().contiguous().numpy(), name=name))
+            if isinstance(tensor, torch.Tensor):
+                tensor = ir.tensor(tensor.numpy())
+            tensor = copy(tensor)  # one that several models have is called differently in each
+            tensor.name = name
+            self._constants[key] = self.constant(tensor)
         return self._constants[key]
 
     def constant(self, constant: ir.TensorProtocol) -> ir.Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qxcompiler.errors import QxcError
@@ -26,6 +27,10 @@ __all__ = [
     "session",
 ]
 __version__ = "0.1.0"
+
+# In a checkout, the packages that an installation holds within this one lie beside it.
+if not (Path(__file__).parent / "runtime_ops").exists():
+    __path__.append(str(Path(__file__).parent.parent))
 
 _HOME = {
     "compile": "compiler",

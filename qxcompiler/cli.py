@@ -23,8 +23,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from qxcompiler.errors import QxcError, UsageError
+from qxcompiler.options import Options
 from qxcompiler.progress import track_on_terminal
-from qxcompiler.staging import output_folder
+from qxcompiler.staging import has_finished_work, output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+_DEFAULTS = Options()
 _INTERRUPTED = 130
 _LARGEST_SEED = 2**63 - 1
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Compile ONNX models to 2 to 8 bits a weight for edge accelerators.",
 )
@@ -62,10 +63,38 @@ class _Device(StrEnum):
     cuda = "cuda"
 
 
+_DEFAULT_DEVICE = _Device(_DEFAULTS.device)
+
+
 class _Activations(StrEnum):
     a32 = "a32"
     a16 = "a16"
     a8 = "a8"
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    import onnxruntime
+
+    from qxcompiler import __version__
+    from qxcompiler.doctor import instruction_sets
+
+    try:
+        kernels = f"kernels: {instruction_sets()[0]}"
+    except QxcError as error:
+        kernels = str(error)
+    _out.print(f"qxc {__version__} (onnxruntime {onnxruntime.__version__}, {kernels})", highlight=False)
+    raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and kernels.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -86,8 +115,11 @@ def export(
 
 @app.command()
 def compile(  # noqa: A001
-    model: Annotated[Path, typer.Argument(help="An ONNX file, or a folder with several.", metavar="MODEL")],
-    target: Annotated[str, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")],
+    context: typer.Context,
+    model: Annotated[
+        Path | None, typer.Argument(help="An ONNX file, or a folder with several.", metavar="MODEL")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -104,9 +136,9 @@ def compile(  # noqa: A001
     embedding: Annotated[
         str | None, typer.Option(help="Format of embeddings, or float. [default: the target's]")
     ] = None,
-    quantizer: Annotated[str, typer.Option(help="rtn or gptq.")] = "gptq",
+    quantizer: Annotated[str, typer.Option(help="rtn or gptq.")] = _DEFAULTS.quantizer,
     calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = 48,
+    samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = _DEFAULTS.samples,
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens a sample. [default: 512, or the model's context if shorter]")
     ] = None,
@@ -114,51 +146,73 @@ def compile(  # noqa: A001
         str | None, typer.Option(help="Leave sites whose name or role this finds in float.", metavar="REGEX")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
-    device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _Device.auto,
-    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of random generators.")] = 0,
+    device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _DEFAULT_DEVICE,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of random generators.")] = _DEFAULTS.seed,
     verification: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before handing it over.")
-    ] = True,
+    ] = _DEFAULTS.verification,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A compile.yaml, such as a compile writes: model, target and options not given here."),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what a killed compile had finished.")] = False,
     json: _Json = False,
 ) -> None:
     """Compile a model for a target, or every model of a folder."""
     from qxcompiler.compiler import compile as run
     from qxcompiler.compiler import compile_folder
+    from qxcompiler.config import Config
 
+    said = _said_by(config) if config else {}
+    given = {name: value for name, value in context.params.items() if _is_given(context, name)}
+    settings: dict[str, Any] = said | {name: value for name, value in given.items() if name in Config.model_fields}
+    model, target = settings.pop("model", None), settings.pop("target", None)
+    if model is None or target is None:
+        missing = "MODEL" if model is None else "--target"
+        raise UsageError(missing, "is missing", "give it, or a --config file that says it")
     folder = output or model.with_name(f"{model.stem}-{Path(target).stem}")
+    settings |= {"restart": restart, "track": track_on_terminal}
     start = time.perf_counter()
-    settings: dict[str, Any] = {
-        "calibration": calibration,
-        "weights": weights,
-        "activations": activations,
-        "head": head,
-        "embedding": embedding,
-        "quantizer": quantizer,
-        "samples": samples,
-        "length": length,
-        "keep": keep,
-        "plan": plan,
-        "device": device,
-        "seed": seed,
-        "verification": verification,
-        "track": track_on_terminal,
-    }
-    if model.is_dir():
-        reports = compile_folder(model, target, folder, **settings)
+    several = model.is_dir()
+    try:
+        if several:
+            reports = compile_folder(model, target, folder, **settings)
+        else:
+            reports = {"model.onnx": run(model, target, folder, **settings)}
+    except KeyboardInterrupt:
+        if has_finished_work(folder):
+            _complain("qxc: what is finished is kept: the same command goes on from there")
+        raise
+    if several:
         if json:
             _out.out(dumps({name: report.model_dump(mode="json") for name, report in reports.items()}, indent=2))
             return
-    else:
-        reports = {"model.onnx": run(model, target, folder, **settings)}
-        if json:
-            _print_json(reports["model.onnx"])
-            return
+    elif json:
+        _print_json(reports["model.onnx"])
+        return
     for name, report in reports.items():
         _print_report(folder / name, report)
     _print_rows({"time": f"{time.perf_counter() - start:.0f} s"})
     for name, report in reports.items():
         for warning in report.warnings:
             _complain(f"qxc: warning: {f'{name}: ' if len(reports) > 1 else ''}{warning}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, rather than its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _said_by(config: Path) -> dict[str, Any]:
+    """What a configuration file says; files that have changed since a compile wrote it are warned of."""
+    from qxcompiler.config import file_digest, load_config
+
+    loaded = load_config(config)
+    for name, digest in (loaded.made_with.sha256 if loaded.made_with else {}).items():
+        if Path(name).is_file() and file_digest(Path(name)) != digest:
+            _complain(f"qxc: warning: {name} is not what it was when {config} was written")
+    return {name: getattr(loaded, name) for name in loaded.model_fields_set - {"made_with"}}
 
 
 @app.command("eval")
@@ -279,6 +333,27 @@ def targets(name: Annotated[str | None, typer.Argument(help="Name or file of one
         _out.out(yaml.safe_dump(load_target(name).model_dump(), sort_keys=False), end="")
 
 
+@app.command()
+def doctor(json: _Json = False) -> None:
+    """Say what is installed and which kernels run, and test each of them."""
+    from qxcompiler.doctor import diagnose
+
+    found = diagnose()
+    if json:
+        _print_json(found)
+    else:
+        _print_rows({name: version or "not installed" for name, version in found.versions.items()})
+        _print_rows({"operators": found.library})
+        table = Table("kernels", "products", "largest error", "")
+        for index, check in enumerate(found.kernels):
+            error = "" if check.largest_error is None else f"{check.largest_error:.1e}"
+            said = check.problem or ("right, and used" if index == 0 else "right")
+            table.add_row(check.instruction_set, str(check.products), error, escape(_plain(said)))
+        _out.print(table)
+    if not found.sound:
+        raise QxcError("the operators", "compute wrong results here", "report this as a bug, with all of this")
+
+
 def _print_report(path: Path, report: Report) -> None:
     quantized = [site for site in report.sites if site.quantizer]
     bits = {
@@ -291,6 +366,7 @@ def _print_report(path: Path, report: Report) -> None:
         "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
         "bits per weight": ", ".join(f"{figure:.3f} {where}" for where, figure in bits.items() if figure is not None),
     }
+    rows["memory at most"] = _megabytes(report.peak_memory_bytes)
     if report.verification:
         rows["verified"] = _verified(report.verification)
     _print_rows(rows)

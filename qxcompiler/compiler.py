@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import resource
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,9 +16,10 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from qxcompiler.allocation import Plan, load_plan, uniform_plan
+from qxcompiler.allocation import FLOAT, Plan, load_plan, uniform_plan
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
+from qxcompiler.config import CONFIG, Config, made_with, save_config
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
@@ -35,8 +38,7 @@ from qxcompiler.graph import (
     save_model,
 )
 from qxcompiler.options import Options
-from qxcompiler.packing import pack
-from qxcompiler.passes import FuseBias, FuseSharedInput, FuseSwiGlu, PackSites
+from qxcompiler.passes import PackSites, after_packing
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     QuantizationResult,
@@ -46,8 +48,9 @@ from qxcompiler.quantizers import (
 )
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
-from qxcompiler.staging import check_sources, output_folder, staged
-from qxcompiler.targets import Target, load_target
+from qxcompiler.staging import WORK, check_sources, output_folder, staged
+from qxcompiler.targets import Target, load_target, target_names
+from qxcompiler.work_folder import WorkFolder, fingerprint
 
 __all__ = ["compile", "compile_folder"]
 
@@ -75,17 +78,22 @@ def compile(  # noqa: A001  (it is what a compiler does)
     output: str | Path,
     *,
     calibration: Calibration | None = None,
+    restart: bool = False,
     track: Track = silent,
     **options: Any,
 ) -> Report:
     """Compile an ONNX model for a target.
 
+    A compile that was killed goes on from what it had finished when it is started again with the same inputs and
+    options, and writes the same bytes as one that was not.
+
     Args:
         model: the ONNX file, opset 11 or later, or a model in memory.
         target: name or file of a hardware descriptor.
-        output: the folder to write `model.onnx`, its data, `plan.yaml` and `report.json` to.
+        output: the folder to write `model.onnx`, its data, `plan.yaml`, `report.json` and `compile.yaml` to.
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, or feeds of the model; may be left out for `rtn`,
             which then counts all inputs alike.
+        restart: forget what an earlier compile, which was killed, had finished.
         track: shows progress.
         options: the fields of `qxcompiler.options.Options`.
 
@@ -99,11 +107,14 @@ def compile(  # noqa: A001  (it is what a compiler does)
     compiler = _Compiler(load_target(target), Options.checked(options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
-    names = ["model.onnx", "plan.yaml", "report.json"]
-    if isinstance(original, Path):
-        check_sources(model_files(original, graph), output, names)
+    files = model_files(original, graph) if isinstance(original, Path) else []
+    names = ["model.onnx", "plan.yaml", "report.json", CONFIG]
+    check_sources(files, output, names)
     with staged(output, names) as stage:
+        config = _config(original if isinstance(original, Path) else None, target, calibration, compiler.options, files)
+        compiler.begin(stage.parent / WORK, restart, config)
         report = compiler.compile(graph, original, calibration, stage, "model.onnx")
+        save_config(config, stage, output)
         if isinstance(original, Path):
             _copy_companions(original.parent, stage)
     return report
@@ -115,6 +126,7 @@ def compile_folder(
     output: str | Path,
     *,
     calibration: str | Path | None = None,
+    restart: bool = False,
     track: Track = silent,
     **options: Any,
 ) -> dict[str, Report]:
@@ -125,7 +137,7 @@ def compile_folder(
 
     Args:
         folder: holds the ONNX files, whose names the output keeps, and the tokenizer and configuration.
-        target, output, calibration, track, options: as for `compile`, but a `plan` serves one file only.
+        target, output, calibration, restart, track, options: as for `compile`, but a `plan` serves one file only.
 
     Returns:
         By the name of each file, what was written to `NAME.report.json` for `NAME.onnx`; its plan is `NAME.plan.yaml`.
@@ -141,15 +153,18 @@ def compile_folder(
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
-    names = [f"{file.stem}.{kind}" for file in files for kind in ("onnx", "plan.yaml", "report.json")]
-    for file, graph in graphs.items():
-        check_sources(model_files(file, graph), output, names)
+    names = [f"{file.stem}.{kind}" for file in files for kind in ("onnx", "plan.yaml", "report.json")] + [CONFIG]
+    every_file = [path for file, graph in graphs.items() for path in model_files(file, graph)]
+    check_sources(every_file, output, names)
     reports = {}
     with staged(output, names) as stage:
+        config = _config(folder, target, calibration, compiler.options, every_file)
+        compiler.begin(stage.parent / WORK, restart, config)
         samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
         for file, graph in graphs.items():
             given = samples.get(file.name, calibration)
             reports[file.name] = compiler.compile(graph, file, given, stage, file.name)
+        save_config(config, stage, output)
         _copy_companions(folder, stage)
     return reports
 
@@ -164,6 +179,14 @@ class _Compiler:
         self.device = _device(options.device)
         self.several = several
         self.done: dict[bytes, QuantizationResult] = {}
+        self.work, self.config = Path(), Config()
+        self.manifests: list[str] = []  # of the models before: what they have in common is quantized as there
+
+    def begin(self, work: Path, restart: bool, config: Config) -> None:
+        """Say where finished work is kept, whether to forget what is there, and what all is made with."""
+        self.work, self.config = work, config
+        if restart:
+            shutil.rmtree(work, ignore_errors=True)
 
     def compile(
         self,
@@ -194,13 +217,12 @@ class _Compiler:
             except CalibrationError as error:
                 warnings.append(f"not verified: {error}")
 
-        results = self._quantize(graph, sites, plan, calibrating)
+        work = WorkFolder(self.work / name, self._manifest(graph, original, plan, calibrating))
+        results = self._quantize(graph, sites, plan, calibrating, work)
         said = report_sites(graph, sites, plan, results)
-        packed = {weight: pack(result.weight) for weight, result in results.items()}
-        PackSites({site: scheme for site in sites if (scheme := plan[site.name])}, packed)(graph)
-        FuseBias()(graph)
-        FuseSwiGlu()(graph)
-        FuseSharedInput()(graph)
+        schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
+        PackSites(schemes, {weight: result.packed for weight, result in results.items()})(graph)
+        after_packing()(graph)
         save_model(graph, stage, name)
 
         check_unchanged(graph)
@@ -219,6 +241,7 @@ class _Compiler:
             samples=len(calibrating),
             bytes_before=bytes_before,
             bytes_after=bytes_after,
+            peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             verification=verification,
             warnings=[*_warnings(sites, plan, results), *warnings],
             **asdict(said),
@@ -289,18 +312,48 @@ class _Compiler:
         held_back = min(max(_HELD_BACK, len(loaded) - options.samples), len(loaded) - 1)
         return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
 
+    def _manifest(
+        self, graph: ir.Model, original: Path | onnx.ModelProto, plan: Plan, samples: Sequence[Sample]
+    ) -> dict[str, Any]:
+        """All that the codes of a model depend on."""
+        options, made_with = self.options, self.config.made_with
+        assert made_with is not None
+        model = (
+            hashlib.sha256(original.SerializeToString(deterministic=True)).hexdigest()
+            if isinstance(original, onnx.ModelProto)
+            else [made_with.sha256[str(path)] for path in model_files(original, graph)]
+        )
+        manifest = {
+            "versions": made_with.versions,
+            "model": model,
+            "samples": fingerprint(samples),
+            "schemes": {site: str(scheme or FLOAT) for site, scheme in plan.items()},
+            "options": {"quantizer": options.quantizer, "device": str(self.device), "seed": options.seed},
+            "models before": list(self.manifests),
+        }
+        self.manifests.append(hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
+        return manifest
+
     def _quantize(
-        self, graph: ir.Model, sites: Sequence[Site], plan: Plan, samples: Sequence[Sample]
+        self, graph: ir.Model, sites: Sequence[Site], plan: Plan, samples: Sequence[Sample], work: WorkFolder
     ) -> dict[Weight, QuantizationResult]:
         formats: dict[Weight, Format] = {site.weight: scheme.format for site in sites if (scheme := plan[site.name])}
+        names = {weight: f"{index:05}" for index, weight in enumerate(formats)}
         digests = {weight: _digest(weight, fmt) for weight, fmt in formats.items()} if self.several else {}
         known = {weight: self.done[digest] for weight, digest in digests.items() if digest in self.done}
+        for weight, fmt in formats.items():
+            if weight not in known and (finished := work.find(names[weight], fmt)):
+                known[weight] = finished
+
+        def keep(weight: Weight, result: QuantizationResult) -> QuantizationResult:
+            return work.keep(names[weight], result)
+
         if samples:
             method = self.options.quantizer
-            results = quantize_blockwise(graph, sites, formats, method, samples, self.device, self.track, known)
+            results = quantize_blockwise(graph, sites, formats, method, samples, self.device, self.track, known, keep)
         else:
             results = {
-                weight: known.get(weight) or quantize_without_statistics(weight, fmt, self.device)
+                weight: known.get(weight) or keep(weight, quantize_without_statistics(weight, fmt, self.device))
                 for weight, fmt in self.track(list(formats.items()), "quantize")
             }
         self.done |= {digest: results[weight] for weight, digest in digests.items()}
@@ -325,6 +378,22 @@ class _Compiler:
 def _digest(weight: Weight, fmt: Format) -> bytes:
     """Equal for weights of equal numbers in one format."""
     return hashlib.sha256(fmt.name.encode() + weight.matrix().numpy().tobytes()).digest()
+
+
+def _config(
+    model: Path | None, target: str | Path, calibration: object, options: Options, files: Sequence[Path]
+) -> Config:
+    """The compile as its `compile.yaml` says it."""
+    samples = Path(calibration) if isinstance(calibration, (str, Path)) else None
+    described = [Path(target)] if str(target) not in target_names() else []
+    read = [*files, *described, *(path for path in (samples, options.plan) if path is not None)]
+    return Config(
+        **options.model_dump(),
+        model=model,
+        target=str(target),
+        calibration=samples,
+        made_with=made_with(path for path in read if path.is_file()),
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -39,12 +39,12 @@ class Options(BaseModel):
     head: str | None = None
     embedding: str | None = None
     quantizer: str = "gptq"
-    samples: int = Field(48, ge=1)
-    length: int | None = Field(None, ge=1)
+    samples: int = Field(default=48, ge=1)
+    length: int | None = Field(default=None, ge=1)
     keep: str | None = None
     plan: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = Field(0, ge=0, lt=1 << 63)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     verification: bool = True
 
     @classmethod

@@ -16,7 +16,10 @@ from pathlib import Path
 
 from qxcompiler.errors import OutputError, QxcError, UsageError
 
-__all__ = ["check_sources", "output_folder", "staged"]
+__all__ = ["WORK", "check_sources", "has_finished_work", "output_folder", "staged"]
+
+WORK = ".qxc-work"
+"""The folder in an output for what is finished while the rest is not; it outlives a process that is killed."""
 
 _PREFIX = ".qxc-"
 # How long a reader may take from reading a model to opening its data file, in seconds.
@@ -58,6 +61,11 @@ def check_sources(sources: Iterable[Path], output: Path, names: Iterable[str]) -
                 raise UsageError(source, "would be overwritten by the output", "name another folder with -o")
 
 
+def has_finished_work(output: Path) -> bool:
+    """Whether an interrupted block left something to go on from."""
+    return any((output / WORK).glob("*/*.safetensors"))
+
+
 @contextmanager
 def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
     """Give a temporary folder whose files move into `output` when the block ends well, and vanish when it does not.
@@ -65,7 +73,8 @@ def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
     The temporary folder lies in `output`, so that each move is a rename within one file system, wherever `output` is
     mounted. Files that `output` already holds under other names stay, except data files of models that are replaced;
     those under the same names are replaced, each at once: data first, models (`.onnx`) last. One process at a time
-    writes a folder, where its file system has locks; what a killed one left behind is removed by the next.
+    writes a folder, where its file system has locks; what a killed one left behind is removed by the next, except the
+    folder `WORK`, which goes when a block ends well or in an error, and stays when it is interrupted.
 
     Args:
         output: a folder, made if missing, and removed again if it was missing and the block fails.
@@ -79,11 +88,11 @@ def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
         folder = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise _refused(output, error) from error
-    done = alone = False
+    done = alone = interrupted = False
     try:
         alone = _lock(folder, output)
         if alone:
-            _remove_leftovers(folder)
+            _remove_leftovers(folder, work=False)
         try:
             _check_replaceable(output, names)
             stage = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=output))
@@ -93,6 +102,9 @@ def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
             yield stage
             _publish(stage, output)
             done = True
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
         except (OSError, QxcError) as error:
             if not stage.is_dir():
                 raise OutputError(output, "vanished while it was written", "choose a folder that stays") from error
@@ -104,9 +116,9 @@ def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
             # through the descriptor, so that a folder that was moved is tidied up, too
             shutil.rmtree(stage.name, ignore_errors=True, dir_fd=folder)
     finally:
+        if alone:  # an interrupt can come before we know what was made
+            _remove_leftovers(folder, work=not (interrupted and has_finished_work(output)))
         if not done:
-            if alone:  # an interrupt can come before we know what was made
-                _remove_leftovers(folder)
             for path in made:
                 with suppress(OSError):
                     path.rmdir()
@@ -137,10 +149,10 @@ def _lock(folder: int, output: Path) -> bool:
     return True
 
 
-def _remove_leftovers(folder: int) -> None:
-    """Remove what a killed process left in a folder that is locked."""
+def _remove_leftovers(folder: int, *, work: bool) -> None:
+    """Remove what a killed process left in a folder that is locked; its work only if told to."""
     for name in os.listdir(folder):
-        if name.startswith(_PREFIX):
+        if name.startswith(_PREFIX) and (work or name != WORK):
             shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import onnxruntime
@@ -20,9 +21,15 @@ def ops_library() -> Path:
         QxcError: it was not built.
     """
     library = Path(__file__).parent / _LIBRARY
-    if not library.exists():
-        raise QxcError(library, "the operators are not built", "install qxcompiler with pip, which builds them")
-    return library
+    if library.exists():
+        return library
+    try:  # a checkout's sources, with the library that an installation built
+        installed = Path(str(metadata.distribution("qxcompiler").locate_file(f"qxcompiler/runtime_ops/{_LIBRARY}")))
+    except metadata.PackageNotFoundError:
+        installed = library
+    if not installed.exists():
+        raise QxcError(library, "the operators are not built", "run `make dev`, or install qxcompiler with pip")
+    return installed
 
 
 def session(

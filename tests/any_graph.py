@@ -10,8 +10,7 @@ from operator_models import available_isas, session_of
 
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import find_sites, load_model, normalize, raise_opset
-from qxcompiler.packing import pack
-from qxcompiler.passes import FuseBias, FuseSharedInput, FuseSwiGlu, PackSites
+from qxcompiler.passes import PackSites, after_packing
 from qxcompiler.quantizers import quantize_without_statistics
 
 BEST = available_isas()[-1]
@@ -25,13 +24,12 @@ def compiled(proto: onnx.ModelProto, scheme: str = "int8g16/a32") -> ir.Model:
     sites = find_sites(model)
     chosen = Scheme.parse(scheme)
     weights = {
-        site.weight: pack(quantize_without_statistics(site.weight, chosen.format, torch.device("cpu")).weight)
+        site.weight: quantize_without_statistics(site.weight, chosen.format, torch.device("cpu")).packed
         for site in sites
     }
     schemes = {site: Scheme.parse(chosen.format.name) if site.kind == "embedding" else chosen for site in sites}
     PackSites(schemes, weights)(model)
-    for fuse in (FuseBias, FuseSwiGlu, FuseSharedInput):
-        fuse()(model)
+    after_packing()(model)
     return model
 
 

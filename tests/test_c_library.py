@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from operator_models import TOLERANCE, expected_matmul, random_rows, random_weight, relative_error
 
 import qxcompiler
@@ -81,8 +80,8 @@ def write_product(folder: Path, name: str, activation: str) -> tuple[list[str], 
     """The example's files for 3 random rows; its arguments, and what it must compute."""
     weight = random_weight(parse_format(name), N, K, seed=len(name))
     a = random_rows((3, K), seed=5)
-    for tensor_name, tensor in {**pack(weight).tensors, "a": torch.from_numpy(a)}.items():
-        tensor.numpy().tofile(folder / f"{tensor_name}.bin")
+    for tensor_name, array in {**{name: t.numpy() for name, t in pack(weight).tensors.items()}, "a": a}.items():
+        array.tofile(folder / f"{tensor_name}.bin")
     code, bits, group_size = FORMATS[name]
     arguments = [code, str(bits), str(N), str(K), str(group_size), activation, str(folder)]
     return arguments, expected_matmul(weight, a, 0.0, activation)

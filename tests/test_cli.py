@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +136,13 @@ def test_hangups_that_are_ignored_stay_ignored(qxc):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_checkout_is_importable():
+    program = (
+        "import qxcompiler, qxcompiler.passes; print(qxcompiler.__file__); qxcompiler.session; qxcompiler.ops_library()"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parent == root / "qxcompiler"

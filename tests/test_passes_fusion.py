@@ -18,8 +18,7 @@ from operator_models import available_isas, relative_error, session_of
 
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import find_sites, normalize
-from qxcompiler.packing import pack
-from qxcompiler.passes import FuseBias, FuseSharedInput, FuseSwiGlu, PackSites
+from qxcompiler.passes import PackSites, after_packing
 from qxcompiler.passes.pack_sites import ROLE
 from qxcompiler.quantizers import quantize_without_statistics
 
@@ -34,7 +33,7 @@ def packed(proto: onnx.ModelProto, scheme: str, others: Mapping[str, str] | None
     sites = find_sites(model)
     schemes: dict[object, Scheme] = {site: Scheme.parse((others or {}).get(site.name, scheme)) for site in sites}
     weights = {
-        site.weight: pack(quantize_without_statistics(site.weight, schemes[site].format, torch.device("cpu")).weight)
+        site.weight: quantize_without_statistics(site.weight, schemes[site].format, torch.device("cpu")).packed
         for site in sites
     }
     PackSites(schemes, weights)(model)  # type: ignore[arg-type]
@@ -46,13 +45,13 @@ def decoded(proto: onnx.ModelProto, scheme: str) -> list[np.ndarray]:
     model = ir.from_proto(proto)
     normalize(model)
     fmt = Scheme.parse(scheme).format
-    weights = [quantize_without_statistics(site.weight, fmt, torch.device("cpu")).weight for site in find_sites(model)]
+    weights = [quantize_without_statistics(site.weight, fmt, torch.device("cpu")) for site in find_sites(model)]
     return [weight.decode().double().numpy().T for weight in weights]
 
 
 def fuse(model: ir.Model) -> bool:
     """All fusing passes, as `compile` runs them; whether one of them changed anything."""
-    return True in {fusing()(model).modified for fusing in (FuseBias, FuseSwiGlu, FuseSharedInput)}
+    return after_packing()(model).modified
 
 
 def serialized(model: ir.Model) -> bytes:

@@ -80,6 +80,19 @@ class Format(ABC):
             OverflowError: the weight is too large for float16 scales.
         """
 
+    @abstractmethod
+    def grid(
+        self, in_features: int, scales: torch.Tensor, zero_points: torch.Tensor | None, codebook: torch.Tensor | None
+    ) -> Grid:
+        """The grid that was stored: the inverse of `stored_scales`, `zero_points` and `codebook`.
+
+        Args:
+            in_features: K.
+            scales: [N, G], of the format's `scale_dtype`.
+            zero_points: uint8 [N, G], or None where the format has none.
+            codebook: int8 [N or 1, 2**bits], or None where the format has none.
+        """
+
     def group_length(self, in_features: int) -> int:
         """How many inputs a group spans in a matrix of K inputs."""
         return self.group_size or in_features

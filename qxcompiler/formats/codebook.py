@@ -72,6 +72,13 @@ class CodebookFormat(Format):
                 grid = CodebookGrid(self, K, _least_squares_scales(weight, weighting, grid), grid.entries)
         return grid
 
+    def grid(
+        self, in_features: int, scales: torch.Tensor, zero_points: torch.Tensor | None, codebook: torch.Tensor | None
+    ) -> CodebookGrid:
+        """From stored scales and tables."""
+        assert codebook is not None
+        return CodebookGrid(self, in_features, scales.float(), codebook.float())
+
     def _initial_entries(self, weight: torch.Tensor) -> torch.Tensor:
         if self.normal_float:
             levels = torch.tensor(normal_float_levels(self.bits), device=weight.device)

@@ -72,6 +72,14 @@ class IntegerFormat(Format):
             )
         return best
 
+    def grid(
+        self, in_features: int, scales: torch.Tensor, zero_points: torch.Tensor | None, codebook: torch.Tensor | None
+    ) -> IntegerGrid:
+        """From stored scales and zero points."""
+        scales = scales.float()
+        zeros = torch.full_like(scales, 2 ** (self.bits - 1)) if zero_points is None else zero_points.float()
+        return IntegerGrid(self, in_features, scales, zeros)
+
     def _spanning(self, in_features: int, low: torch.Tensor, high: torch.Tensor) -> IntegerGrid:
         """The grid whose groups span [low, high] (float32 [N, G])."""
         if self.asymmetric:

@@ -89,6 +89,12 @@ class MxFormat(Format):
             best = torch.where(better, exponents + step, best)
         return MxGrid(self, weight.shape[1], _power_of_two(best))
 
+    def grid(
+        self, in_features: int, scales: torch.Tensor, zero_points: torch.Tensor | None, codebook: torch.Tensor | None
+    ) -> MxGrid:
+        """From stored bytes of E8M0."""
+        return MxGrid(self, in_features, torch.tensor(E8M0_VALUES, device=scales.device)[scales.int()])
+
 
 def _power_of_two(exponents: torch.Tensor) -> torch.Tensor:
     """Float32 2**exponents, exactly, for int32 exponents of normal numbers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "FLOAT_TYPES",
+    "FileTensor",
     "Names",
     "Segment",
     "Site",
@@ -24,7 +25,7 @@ __all__ = [
     "save_model",
 ]
 
-from qxcompiler.graph.external_data import check_unchanged
+from qxcompiler.graph.external_data import FileTensor, check_unchanged
 from qxcompiler.graph.model_file import load_model, model_files, save_model
 from qxcompiler.graph.names import Names, make_names_unique
 from qxcompiler.graph.normal_form import normalize, overridable_inputs, raise_opset

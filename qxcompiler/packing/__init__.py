@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from qxcompiler.packing.tile16 import LAYOUT, PackedWeight, bits_per_weight, pack, packed_bytes, unpack_codes
+from qxcompiler.packing.tile16 import LAYOUT, PackedWeight, bits_per_weight, pack, packed_bytes, unpack, unpack_codes
 
-__all__ = ["LAYOUT", "PackedWeight", "bits_per_weight", "pack", "packed_bytes", "unpack_codes"]
+__all__ = ["LAYOUT", "PackedWeight", "bits_per_weight", "pack", "packed_bytes", "unpack", "unpack_codes"]

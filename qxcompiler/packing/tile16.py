@@ -8,9 +8,11 @@ which is what the integer dot-product instructions of x86 and Arm take, and a qu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import onnx_ir as ir
 import torch
 
 from qxcompiler.formats import Format, QuantizedWeight
@@ -27,6 +29,7 @@ __all__ = [
     "bits_per_weight",
     "pack",
     "packed_bytes",
+    "unpack",
     "unpack_codes",
 ]
 
@@ -69,30 +72,16 @@ class PackedWeight:
         format: the format of the codes.
         out_features: N.
         in_features: K.
-        packed: uint8 [T, B, bits, 64].
-        scales: float16 [T, G, 16]; uint8 (E8M0) for `mxfp4`.
-        zero_points: uint8 [T, G, 16], for formats that have them.
-        codebook: int8 [T, 16, 2**bits], or [1, 1, 2**bits] for one a tensor.
+        tensors: what is stored, in memory or in a file, by the operator's input names, in their order:
+            `packed`, uint8 [T, B, bits, 64]; `scales`, float16 [T, G, 16], or uint8 (E8M0) for `mxfp4`;
+            `zero_points`, uint8 [T, G, 16], for formats that have them; `codebook`, int8 [T, 16, 2**bits], or
+            [1, 1, 2**bits] for one a tensor.
     """
 
     format: Format
     out_features: int
     in_features: int
-    packed: torch.Tensor
-    scales: torch.Tensor
-    zero_points: torch.Tensor | None
-    codebook: torch.Tensor | None
-
-    @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What is stored, by the operator's input names, in their order."""
-        every = {
-            "packed": self.packed,
-            "scales": self.scales,
-            "zero_points": self.zero_points,
-            "codebook": self.codebook,
-        }
-        return {name: tensor for name, tensor in every.items() if tensor is not None}
+    tensors: Mapping[str, ir.TensorProtocol]
 
 
 def _ceil(n: int, step: int) -> int:
@@ -108,15 +97,30 @@ def pack(weight: QuantizedWeight) -> PackedWeight:
         codebook = codebook.view(1, 1, -1)
     elif codebook is not None:
         codebook = _pad_rows(codebook, tiles).view(tiles, TILE_ROWS, -1)
-    return PackedWeight(
-        weight.format,
-        N,
+    stored = {
+        "packed": _pack_codes(weight.codes, weight.format.bits),
+        "scales": _by_tile(weight.grid.stored_scales, tiles),
+        "zero_points": None if zero_points is None else _by_tile(zero_points, tiles),
+        "codebook": codebook,
+    }
+    tensors = {
+        name: ir.tensor(tensor.cpu().contiguous().numpy()) for name, tensor in stored.items() if tensor is not None
+    }
+    return PackedWeight(weight.format, N, K, tensors)
+
+
+def unpack(packed: PackedWeight) -> QuantizedWeight:
+    """The inverse of `pack`."""
+    N, K = packed.out_features, packed.in_features
+    tensors = {name: torch.from_numpy(tensor.numpy()) for name, tensor in packed.tensors.items()}
+    zero_points, codebook = tensors.get("zero_points"), tensors.get("codebook")
+    grid = packed.format.grid(
         K,
-        _pack_codes(weight.codes, weight.format.bits),
-        _by_tile(weight.grid.stored_scales, tiles),
-        None if zero_points is None else _by_tile(zero_points, tiles),
-        codebook,
+        _by_row(tensors["scales"], N),
+        None if zero_points is None else _by_row(zero_points, N),
+        None if codebook is None else codebook.view(-1, codebook.shape[-1])[:N],
     )
+    return QuantizedWeight(grid, unpack_codes(tensors["packed"], N, K))
 
 
 def _pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -148,6 +152,11 @@ def unpack_codes(packed: torch.Tensor, out_features: int, in_features: int) -> t
 def _by_tile(per_group: torch.Tensor, tiles: int) -> torch.Tensor:
     """[N, G] -> [T, G, 16]: the 16 rows' numbers of one group lie side by side."""
     return _pad_rows(per_group, tiles).view(tiles, TILE_ROWS, -1).transpose(1, 2).contiguous()
+
+
+def _by_row(by_tile: torch.Tensor, out_features: int) -> torch.Tensor:
+    """[T, G, 16] -> [N, G]."""
+    return by_tile.transpose(1, 2).reshape(-1, by_tile.shape[1])[:out_features]
 
 
 def _pad_rows(tensor: torch.Tensor, tiles: int) -> torch.Tensor:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
 
 from qxcompiler.calibration.samples import Sample
-from qxcompiler.calibration.segment_runner import SegmentRunner, UnrunnableError
+from qxcompiler.calibration.segment_runner import UnrunnableError
 from qxcompiler.calibration.statistics import InputStatistics
+from qxcompiler.calibration.walk import walk
 from qxcompiler.errors import ModelError
-from qxcompiler.formats import Format, QuantizedWeight
+from qxcompiler.formats import Format
 from qxcompiler.graph import Site, Weight, find_segments
 from qxcompiler.graph.model_file import first_cause
+from qxcompiler.packing import PackedWeight, pack, unpack
 from qxcompiler.progress import Track
 from qxcompiler.quantizers.registry import find_quantizer
 
-__all__ = ["QuantizationResult", "quantize_blockwise", "quantize_without_statistics"]
+__all__ = ["Keep", "QuantizationResult", "quantize_blockwise", "quantize_without_statistics"]
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,26 @@ class QuantizationResult:
     """One quantized weight.
 
     Attributes:
-        weight: the codes.
+        packed: the codes, packed.
         quantizer: the algorithm that chose them.
         error: |X(W - Ŵ)ᵀ| / |XWᵀ| over the calibration samples, or |W - Ŵ| / |W| where there were none.
         reason: why it was rounded to nearest and not by the algorithm asked for, where that is so.
         skipped_tokens: how many rows of X were left out, since they hold NaN or infinity.
     """
 
-    weight: QuantizedWeight
+    packed: PackedWeight
     quantizer: str
     error: float
     reason: str | None = None
     skipped_tokens: int = 0
+
+    def decode(self) -> torch.Tensor:
+        """The matrix that the codes stand for: float32 [N, K]."""
+        return unpack(self.packed).decode()
+
+
+Keep = Callable[[Weight, QuantizationResult], QuantizationResult]
+"""Takes each result as soon as it is there, and gives it back as it shall be kept: in a file, say."""
 
 
 def quantize_without_statistics(weight: Weight, fmt: Format, device: torch.device) -> QuantizationResult:
@@ -58,8 +68,9 @@ def quantize_blockwise(
     device: torch.device,
     track: Track,
     known: Mapping[Weight, QuantizationResult],
+    keep: Keep,
 ) -> dict[Weight, QuantizationResult]:
-    """Quantize the weights named in `formats`, block after block.
+    """Quantize the weights named in `formats`, segment after segment.
 
     Memory holds one segment's weights and the activations that pass between segments. A weight that an embedding
     reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics, and so is one whose input
@@ -75,40 +86,42 @@ def quantize_blockwise(
         device: where the algebra on weights runs.
         track: shows progress.
         known: results for some of the weights, which are taken as they are.
+        keep: what becomes of the others' results.
 
     Raises:
         ModelError: the model fails to run on the samples, or a weight does not fit its format.
     """
-    segments = find_segments(model, sites)
-    calibrated = {site.weight for segment in segments for site in segment.sites}
+    walked = dict.fromkeys(site.weight for segment in find_segments(model, sites) for site in segment.sites)
     looked_up = {site.weight for site in sites if site.kind == "embedding"}
+    rounded = [weight for weight in formats if weight in looked_up or weight not in walked]
+    order = [*rounded, *(weight for weight in walked if weight in formats and weight not in looked_up)]
     results = dict(known)
-    for weight, fmt in formats.items():
-        if weight not in results and (weight in looked_up or weight not in calibrated):
-            results[weight] = _round(weight, fmt, device, None if weight in looked_up else "it is used in a body alone")
-    streams = [dict(sample) for sample in samples]
-    for index, segment in enumerate(track(segments, "quantize")):
-        runner = SegmentRunner(model, segment)
-        operands = {
-            site.weight: results[site.weight].weight.decode() if site.weight in results else site.weight.matrix()
-            for site in [*segment.embeddings, *segment.sites]
-        }
-        todo = [weight for weight in operands if weight in formats and weight not in results]
-        try:
-            if todo:
-                statistics = runner.collect(streams, operands, todo, device)
-                for weight in todo:
-                    results[weight] = _quantize(weight, formats[weight], quantizer, statistics[weight], device)
-                    operands[weight] = results[weight].weight.decode()
-            if index + 1 < len(segments):
-                still_read = {value.name for later in segments[index + 1 :] for value in later.inputs}
-                runner.advance(streams, operands, still_read)
-        except UnrunnableError as error:
-            reason = f"onnxruntime cannot run a part of the model by itself ({first_cause(error)})"
-            left = {weight: fmt for weight, fmt in formats.items() if weight not in results}
-            results |= {weight: _round(weight, fmt, device, reason) for weight, fmt in left.items()}
-            break
-    return results
+
+    def left(weights: Sequence[Weight] = order) -> list[Weight]:
+        return [weight for weight in weights if weight not in results]
+
+    for weight in left(rounded):
+        reason = None if weight in looked_up else "it is used in a body alone"
+        results[weight] = keep(weight, _round(weight, formats[weight], device, reason))
+
+    def current(weight: Weight) -> torch.Tensor:
+        return results[weight].decode() if weight in results else weight.matrix()
+
+    try:
+        for stop in walk(model, sites, samples, device, track=track, description="quantize", weight=current):
+            todo = [weight for weight in stop.weights if weight in formats and weight not in results]
+            statistics = stop.statistics(todo) if todo else {}
+            for weight in todo:
+                result = _quantize(weight, formats[weight], quantizer, statistics[weight], device)
+                results[weight] = keep(weight, result)
+                stop.weights[weight] = result.decode()
+            if not left():
+                break
+    except UnrunnableError as error:
+        reason = f"onnxruntime cannot run a part of the model by itself ({first_cause(error)})"
+        for weight in left():
+            results[weight] = keep(weight, _round(weight, formats[weight], device, reason))
+    return {weight: results[weight] for weight in order}  # the same order however much was known
 
 
 def _round(
@@ -136,7 +149,7 @@ def _quantize(
     except ArithmeticError as error:
         return _round(weight, fmt, device, f"{quantizer} cannot be applied ({error})", skipped)
     relative_error = _relative_error(W, quantized.decode(), statistics)
-    return QuantizationResult(quantized, quantizer, relative_error, skipped_tokens=skipped)
+    return QuantizationResult(pack(quantized), quantizer, relative_error, skipped_tokens=skipped)
 
 
 def _relative_error(W: torch.Tensor, quantized: torch.Tensor, statistics: InputStatistics | None) -> float:

@@ -60,6 +60,7 @@ class Report(BaseModel):
         model_bits_per_weight: over all weights of the model, those that belong to no site too.
         bytes_before: size of the model's files.
         bytes_after: size of the compiled model's files.
+        peak_memory_bytes: resident memory of the process at most, until the report was written.
         verification: None where nothing was verified; `warnings` says why.
         warnings: what a user should know.
         unquantized: what was not quantized, and why, the most bytes first.
@@ -73,6 +74,7 @@ class Report(BaseModel):
     model_bits_per_weight: float
     bytes_before: int
     bytes_after: int
+    peak_memory_bytes: int
     verification: Verification | None
     warnings: list[str]
     unquantized: list[Unquantized]

@@ -1,0 +1,98 @@
+"""Walk through a model segment after segment, on samples, with weights that change on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+
+from qxcompiler.calibration.samples import Sample
+from qxcompiler.calibration.segment_runner import SegmentRunner
+from qxcompiler.calibration.statistics import InputStatistics
+from qxcompiler.graph import Segment, Site, Weight, find_segments
+from qxcompiler.progress import Track, silent
+
+__all__ = ["Stop", "walk"]
+
+
+@dataclass
+class Stop:
+    """One segment of a walk, before the walk goes on to the next.
+
+    Attributes:
+        segment: where the walk is.
+        weights: float32 [N, K] of every weight of the segment. What stands here when the walk goes on is what the
+            later segments' inputs are computed with: whoever quantizes a weight puts what is left of it here.
+    """
+
+    segment: Segment
+    weights: dict[Weight, torch.Tensor]
+    _runner: SegmentRunner
+    _originals: dict[Weight, torch.Tensor]
+    _streams: list[Sample]
+    _float_streams: list[Sample] | None
+    _device: torch.device
+
+    def statistics(self, wanted: Collection[Weight]) -> dict[Weight, InputStatistics]:
+        """Of the inputs of some weights' linear sites, computed with the weights that earlier segments were left with.
+
+        Raises:
+            UnrunnableError: onnxruntime cannot load the segment.
+            ModelError: it fails on the samples.
+        """
+        return self._runner.collect(self._streams, self.weights, wanted, self._device)
+
+    def float_statistics(self, wanted: Collection[Weight]) -> dict[Weight, InputStatistics]:
+        """The same in the original model; only on a walk with `float_too`."""
+        if self._float_streams is None:
+            raise ValueError("the walk does not run the original model")
+        return self._runner.collect(self._float_streams, self._originals, wanted, self._device)
+
+    def _advance(self, still_read: Collection[str | None]) -> None:
+        self._runner.advance(self._streams, self.weights, still_read)
+        if self._float_streams is not None:
+            self._runner.advance(self._float_streams, self._originals, still_read)
+
+
+def walk(
+    model: ir.Model,
+    sites: Sequence[Site],
+    samples: Sequence[Sample],
+    device: torch.device,
+    *,
+    track: Track = silent,
+    description: str = "calibrate",
+    weight: Callable[[Weight], torch.Tensor] = Weight.matrix,
+    float_too: bool = False,
+) -> Iterator[Stop]:
+    """Stop at every segment of a model, with what the samples become on the way there.
+
+    Memory holds one segment's weights and the activations that pass between segments.
+
+    Args:
+        model: a normalized model.
+        sites: its sites.
+        samples: inputs of the model, at least one.
+        device: where statistics are kept.
+        track: shows progress.
+        description: what for.
+        weight: the matrix, float32 [N, K], that a weight is when the walk comes to it.
+        float_too: run the original weights beside, for `Stop.float_statistics`.
+
+    Raises:
+        UnrunnableError: onnxruntime cannot load a segment by itself.
+        ModelError: it fails on the samples.
+    """
+    segments = find_segments(model, sites)
+    streams = [dict(sample) for sample in samples]
+    float_streams = [dict(sample) for sample in samples] if float_too else None
+    for index, segment in enumerate(track(segments, description)):
+        used = dict.fromkeys(site.weight for site in [*segment.embeddings, *segment.sites])
+        originals = {each: each.matrix() for each in used} if float_too else {}
+        weights = {each: weight(each) for each in used}
+        stop = Stop(segment, weights, SegmentRunner(model, segment), originals, streams, float_streams, device)
+        yield stop
+        if index + 1 < len(segments):
+            stop._advance({value.name for later in segments[index + 1 :] for value in later.inputs})

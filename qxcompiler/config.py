@@ -1,0 +1,129 @@
+"""A compile as a file: what `--config` reads, and what every compile writes beside its result."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qxcompiler import __version__
+from qxcompiler.errors import UsageError
+from qxcompiler.options import Options
+from qxcompiler.targets import target_names
+from qxcompiler.yaml_files import read_yaml
+
+__all__ = ["CONFIG", "Config", "MadeWith", "file_digest", "load_config", "made_with", "save_config"]
+
+CONFIG = "compile.yaml"
+_PATHS = ("model", "calibration", "plan")
+
+
+class MadeWith(BaseModel):
+    """What a compile's result depends on besides its options.
+
+    Attributes:
+        versions: of the packages that compute.
+        sha256: of the files that were read, by path.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    versions: dict[str, str]
+    sha256: dict[str, str]
+
+
+class Config(Options):
+    """A compile: the fields of `Options`, and what they are applied to. Paths are relative to the file's folder.
+
+    Attributes:
+        model: the ONNX file, or a folder with several; None for one that was in memory.
+        target: name or file of a hardware descriptor.
+        calibration: the file of samples, if there are any.
+        made_with: in a file that a compile has written.
+    """
+
+    model: Path | None = None
+    target: str | None = None
+    calibration: Path | None = None
+    made_with: MadeWith | None = None
+
+    @property
+    def options(self) -> Options:
+        """The options alone."""
+        return Options(**{name: getattr(self, name) for name in Options.model_fields})
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration; paths in the result lead from where the process is.
+
+    Raises:
+        TargetError: the file cannot be read, or is no YAML.
+        UsageError: it has a field that there is not, or a value out of range.
+    """
+    fields = read_yaml(path, "a configuration", "see docs/tutorial.md for its fields")
+    try:
+        config = Config.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        known = f"choose among {', '.join(Config.model_fields)}"
+        remedy = known if first["type"] == "extra_forbidden" else "correct it"
+        raise UsageError(path, f"field {name}: {first['msg']}", remedy) from error
+    there = path.parent
+    paths = {name: there / value for name in _PATHS if (value := getattr(config, name)) is not None}
+    target = config.target
+    if target is not None and target not in target_names():
+        target = str(there / target)
+    said = config.made_with
+    if said is not None:
+        digests = {str(there / name): digest for name, digest in said.sha256.items()}
+        said = MadeWith(versions=said.versions, sha256=digests)
+    return config.model_copy(update={**paths, "target": target, "made_with": said})
+
+
+def save_config(config: Config, stage: Path, output: Path) -> None:
+    """Write `compile.yaml` into a stage, for the folder that its files will move to."""
+
+    def from_there(path: object) -> str:
+        return os.path.relpath(str(path), output)
+
+    fields = config.model_dump(mode="json")
+    for name in _PATHS:
+        if fields[name] is not None:
+            fields[name] = from_there(fields[name])
+    if fields["target"] not in (None, *target_names()):
+        fields["target"] = from_there(fields["target"])
+    if fields["made_with"] is not None:
+        digests = fields["made_with"]["sha256"]
+        fields["made_with"]["sha256"] = {from_there(path): digest for path, digest in digests.items()}
+    order = ["model", "target", "calibration", *Options.model_fields, "made_with"]
+    text = yaml.safe_dump({name: fields[name] for name in order}, sort_keys=False, allow_unicode=True)
+    (stage / CONFIG).write_text(text, encoding="utf-8")
+
+
+def made_with(files: Iterable[Path]) -> MadeWith:
+    """The versions at work, and what is in some files now."""
+    versions = {
+        "qxcompiler": __version__,
+        "numpy": np.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "torch": torch.__version__,
+    }
+    return MadeWith(versions=versions, sha256={str(path): file_digest(path) for path in files})
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read a piece at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for piece in iter(partial(file.read, 1 << 22), b""):
+            digest.update(piece)
+    return digest.hexdigest()
