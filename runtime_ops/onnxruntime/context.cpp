@@ -111,6 +111,14 @@ std::optional<Tensor> KernelContext::input(size_t index) const {
   return tensor_of(api_, value);
 }
 
+const void* KernelContext::data(size_t index) const {
+  const OrtValue* value = nullptr;
+  check(KernelContextGetInput::call(api_, static_cast<const OrtKernelContext*>(context_), index, &value));
+  void* data = nullptr;
+  if (value) check(GetTensorMutableData::call(api_, const_cast<OrtValue*>(value), &data));
+  return data;
+}
+
 void* KernelContext::output(ElementType type, const Shape& shape) const {
   OrtValue* value = nullptr;
   check(KernelContextGetOutput::call(api_, context_, static_cast<size_t>(0), shape.data(), shape.size(), &value));

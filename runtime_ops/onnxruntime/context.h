@@ -98,6 +98,8 @@ class KernelContext {
 
   std::optional<Tensor> input(size_t index) const;  // nothing where the node leaves it out
 
+  const void* data(size_t index) const;  // of an input, nothing else asked
+
   // Memory for the output; null where it has another type than `type`, whatever the model declared.
   void* output(ElementType type, const Shape& shape) const;
 

@@ -14,7 +14,7 @@ class MatMulPacked {
 
  private:
   WeightInputs weight_inputs_;
-  const ExpectedInput bias_;
+  ExpectedInput bias_;
   qxc_activation activation_;
   const qxc_epilogue epilogue_;
   const qxc_kernels& kernels_;

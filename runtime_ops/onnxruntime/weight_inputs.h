@@ -20,6 +20,9 @@ struct ExpectedInput {
   const char* name;
   ElementType type;
   std::vector<Shape> shapes;  // one of them
+  // where the constant lies that was checked when the kernel was made, if the input is one
+  const void* constant = nullptr;
+  Shape constant_shape{};
 };
 
 // Checks the attributes and the inputs that are constant when the kernel is made, and at every call that the inputs
@@ -37,7 +40,7 @@ class WeightInputs {
 
   // Checked inputs of a call, and of the kernel where they are constant.
   Tensor read(const KernelContext& context, const ExpectedInput& expected) const;
-  void check_constant(const KernelInfo& info, const ExpectedInput& expected) const;
+  void check_constant(const KernelInfo& info, ExpectedInput& expected) const;
 
   // Any input of a call, and memory for its output.
   Tensor input(const KernelContext& context, size_t index, const char* name) const;
