@@ -31,7 +31,7 @@ from rich.table import Table
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import load_model, save_model
 from qxcompiler.packing import packed_bytes
-from qxcompiler.passes import after_packing
+from qxcompiler.passes import pipelines
 from qxcompiler.passes.pack_sites import BLOCK, MADE_HERE, ROLE, SCHEME
 from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION
@@ -153,7 +153,7 @@ def build(sizes: Llama, scheme: Scheme) -> ir.Model:
         name="llama",
     )
     model = ir.Model(graph, ir_version=IR_VERSION)
-    after_packing()(model)
+    pipelines.run(pipelines.after_packing(), model)
     model.functions.clear()  # the library has the operators
     return model
 

@@ -6,6 +6,5 @@ from qxcompiler.passes.fuse_bias import FuseBias
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
 from qxcompiler.passes.pack_sites import PackSites
-from qxcompiler.passes.pipelines import after_packing
 
-__all__ = ["FuseBias", "FuseSharedInput", "FuseSwiGlu", "PackSites", "after_packing"]
+__all__ = ["FuseBias", "FuseSharedInput", "FuseSwiGlu", "PackSites"]

@@ -1,16 +1,83 @@
-"""Which passes run when, in their order: the one place that lists them."""
+"""Which passes run when, in their order: the one place that lists them.
+
+A package adds its own by an entry point of the group `qxcompiler.passes`: a class like those listed here, with an
+attribute `stage`, `before_calibration` or `after_packing`. It runs after ours.
+"""
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import onnx_ir as ir
+import torch
+
+from qxcompiler.calibration.samples import Sample
+from qxcompiler.calibration.walk import Stop, walk
+from qxcompiler.errors import QxcError
+from qxcompiler.extensions import extensions
+from qxcompiler.graph import Site
 from qxcompiler.passes.fuse_bias import FuseBias
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
+from qxcompiler.progress import Track, silent
 
-__all__ = ["after_packing"]
+__all__ = ["Calibration", "after_packing", "before_calibration", "run"]
 
 
-def after_packing() -> ir.passes.Sequential:
+@dataclass(frozen=True)
+class Calibration:
+    """What a pass before calibration may ask.
+
+    Attributes:
+        sites: those that will be quantized. A pass changes their weights by `Weight.change`, and may put nodes before
+            or after them.
+        samples: inputs of the model; none where there is no calibration.
+        device: where to keep statistics.
+        track: shows progress.
+    """
+
+    sites: Sequence[Site]
+    samples: Sequence[Sample]
+    device: torch.device
+    track: Track = silent
+
+    def walk(self, model: ir.Model, description: str) -> Iterator[Stop]:
+        """Stop at every segment of the model as it is now, with statistics of what its sites read."""
+        return walk(model, self.sites, self.samples, self.device, track=self.track, description=description)
+
+
+# Each leaves what the model computes unchanged, and makes it easier to quantize.
+_BEFORE_CALIBRATION: tuple[Callable[[Calibration], ir.passes.InPlacePass], ...] = ()
+_AFTER_PACKING: tuple[Callable[[], ir.passes.InPlacePass], ...] = (FuseBias, FuseSwiGlu, FuseSharedInput)
+
+
+def before_calibration(calibration: Calibration) -> list[ir.passes.InPlacePass]:
+    """What changes a normalized model, whose sites are found, before statistics for its codes are collected."""
+    return [make(calibration) for make in (*_BEFORE_CALIBRATION, *_added("before_calibration"))]
+
+
+def after_packing() -> list[ir.passes.InPlacePass]:
     """What makes fewer and larger operators of those that `PackSites` has put in the sites' places."""
-    return ir.passes.Sequential(FuseBias(), FuseSwiGlu(), FuseSharedInput())
+    return [make() for make in (*_AFTER_PACKING, *_added("after_packing"))]
+
+
+def run(passes: Sequence[ir.passes.InPlacePass], model: ir.Model) -> bool:
+    """Run passes one after the other, with their pre- and postconditions; whether one of them changed anything.
+
+    Raises:
+        QxcError: one of its subclasses, where a pass raises it.
+    """
+    if not passes:
+        return False
+    try:
+        return ir.passes.Sequential(*passes)(model).modified
+    except ir.passes.PassError as error:
+        if isinstance(error.__cause__, QxcError):
+            raise error.__cause__ from error
+        raise
+
+
+def _added(stage: str) -> list[Any]:
+    return [made for made in extensions("passes").values() if getattr(made, "stage", None) == stage]

@@ -38,7 +38,7 @@ from qxcompiler.graph import (
     save_model,
 )
 from qxcompiler.options import Options
-from qxcompiler.passes import PackSites, after_packing
+from qxcompiler.passes import PackSites, pipelines
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     QuantizationResult,
@@ -217,12 +217,16 @@ class _Compiler:
             except CalibrationError as error:
                 warnings.append(f"not verified: {error}")
 
-        work = WorkFolder(self.work / name, self._manifest(graph, original, plan, calibrating))
+        chosen = [site for site in sites if plan[site.name]]
+        preparing = pipelines.before_calibration(pipelines.Calibration(chosen, calibrating, self.device, self.track))
+        pipelines.run(preparing, graph)
+        passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]
+        work = WorkFolder(self.work / name, self._manifest(graph, original, plan, calibrating) | {"passes": passes})
         results = self._quantize(graph, sites, plan, calibrating, work)
         said = report_sites(graph, sites, plan, results)
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
         PackSites(schemes, {weight: result.packed for weight, result in results.items()})(graph)
-        after_packing()(graph)
+        pipelines.run(pipelines.after_packing(), graph)
         save_model(graph, stage, name)
 
         check_unchanged(graph)

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 from pydantic.functional_validators import BeforeValidator
 
 from qxcompiler.errors import QxcError, TargetError, UnsupportedByTargetError
+from qxcompiler.extensions import extensions
 from qxcompiler.formats import (
     ACTIVATIONS,
     CODEBOOK_BITS,
@@ -122,6 +123,7 @@ class Target(_Section):
         integer: the uniform weight formats it decodes, if any.
         codebook: the look-up-table formats it decodes, if any; ternary ones are of 2 bits.
         mx: the microscaling formats it decodes, if any.
+        others: formats of other kinds, which packages add, by name.
         preferred: the schemes chosen where the user asks for none.
     """
 
@@ -132,6 +134,7 @@ class Target(_Section):
     integer: IntegerSupport | None = None
     codebook: CodebookSupport | None = None
     mx: Annotated[list[str], _one_of(MX_FORMATS)] | None = None
+    others: list[str] | None = None
     preferred: Preferred
 
     def check(self, scheme: Scheme) -> None:
@@ -141,7 +144,7 @@ class Target(_Section):
             UnsupportedByTargetError: it cannot; the message says what it can do.
         """
         if not self._holds(scheme.format):
-            supports = (self.integer, self.codebook, self.mx and ", ".join(self.mx))
+            supports = (self.integer, self.codebook, ", ".join([*(self.mx or []), *(self.others or [])]))
             held = "; ".join(str(support) for support in supports if support)
             raise UnsupportedByTargetError(
                 f"target {self.name}", f"cannot hold weights as {scheme.format.name}", f"choose from: {held}"
@@ -160,7 +163,7 @@ class Target(_Section):
             return self.codebook is not None and self.codebook.holds(fmt)
         if isinstance(fmt, MxFormat):
             return self.mx is not None and fmt.name in self.mx
-        return False
+        return fmt.name in (self.others or [])
 
 
 def _listed(values: list[Any]) -> str:
@@ -168,8 +171,16 @@ def _listed(values: list[Any]) -> str:
 
 
 def target_names() -> list[str]:
-    """The descriptors that come with the compiler."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    """The descriptors that come with the compiler, and those that packages add."""
+    return sorted(_descriptors())
+
+
+def _descriptors() -> dict[str, Path]:
+    """Files by name. A package adds its own by an entry point of the group `qxcompiler.targets`: a path, or a function
+    that gives it.
+    """
+    added = {name: Path(made() if callable(made) else made) for name, made in extensions("targets").items()}
+    return added | {path.stem: path for path in _FOLDER.glob("*.yaml")}
 
 
 def load_target(name_or_path: str | Path) -> Target:
@@ -180,10 +191,11 @@ def load_target(name_or_path: str | Path) -> Target:
         UnsupportedByTargetError: it prefers what it says it cannot do.
     """
     path = Path(name_or_path)
-    if str(name_or_path) in target_names():
-        path = _FOLDER / f"{name_or_path}.yaml"
+    known = _descriptors()
+    if str(name_or_path) in known:
+        path = known[str(name_or_path)]
     elif not path.is_file():
-        raise TargetError(name_or_path, "no such target", f"name one of {', '.join(target_names())}, or a YAML file")
+        raise TargetError(name_or_path, "no such target", f"name one of {', '.join(sorted(known))}, or a YAML file")
     fields = read_yaml(path, "a descriptor", "start from one of the descriptors of `qxc targets`")
     try:
         target = Target.model_validate(fields)

@@ -10,7 +10,7 @@ from operator_models import available_isas, session_of
 
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import find_sites, load_model, normalize, raise_opset
-from qxcompiler.passes import PackSites, after_packing
+from qxcompiler.passes import PackSites, pipelines
 from qxcompiler.quantizers import quantize_without_statistics
 
 BEST = available_isas()[-1]
@@ -29,7 +29,7 @@ def compiled(proto: onnx.ModelProto, scheme: str = "int8g16/a32") -> ir.Model:
     }
     schemes = {site: Scheme.parse(chosen.format.name) if site.kind == "embedding" else chosen for site in sites}
     PackSites(schemes, weights)(model)
-    after_packing()(model)
+    pipelines.run(pipelines.after_packing(), model)
     return model
 
 

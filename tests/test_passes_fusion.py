@@ -18,7 +18,7 @@ from operator_models import available_isas, relative_error, session_of
 
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import find_sites, normalize
-from qxcompiler.passes import PackSites, after_packing
+from qxcompiler.passes import PackSites, pipelines
 from qxcompiler.passes.pack_sites import ROLE
 from qxcompiler.quantizers import quantize_without_statistics
 
@@ -51,7 +51,7 @@ def decoded(proto: onnx.ModelProto, scheme: str) -> list[np.ndarray]:
 
 def fuse(model: ir.Model) -> bool:
     """All fusing passes, as `compile` runs them; whether one of them changed anything."""
-    return after_packing()(model).modified
+    return pipelines.run(pipelines.after_packing(), model)
 
 
 def serialized(model: ir.Model) -> bytes:

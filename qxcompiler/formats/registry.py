@@ -1,4 +1,8 @@
-"""Every format by its name: a new family is one entry in `_FAMILIES`."""
+"""Every format by its name: a new family is one entry in `_FAMILIES`.
+
+A package adds its own by an entry point of the group `qxcompiler.formats`: a function from a name to a `Format`, or
+None for a name that is none of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from qxcompiler.errors import UsageError
+from qxcompiler.extensions import extensions
 from qxcompiler.formats.base import GROUP_SIZES, Format
 from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat
@@ -42,6 +47,10 @@ def parse_format(spec: str) -> Format:
     for pattern, build in _FAMILIES.items():
         if match := re.fullmatch(pattern, spec):
             return build(match)
+    for read in extensions("formats").values():
+        added: Format | None = read(spec)
+        if added is not None:
+            return added
     raise UsageError(
         repr(spec),
         "not a weight format",

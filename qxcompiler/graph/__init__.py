@@ -30,6 +30,6 @@ from qxcompiler.graph.model_file import load_model, model_files, save_model
 from qxcompiler.graph.names import Names, make_names_unique
 from qxcompiler.graph.normal_form import normalize, overridable_inputs, raise_opset
 from qxcompiler.graph.readers import readers
-from qxcompiler.graph.roles import assign_roles
+from qxcompiler.graph.roles import assign_roles, find_sites
 from qxcompiler.graph.segments import Segment, extract_segment, find_segments
-from qxcompiler.graph.sites import FLOAT_TYPES, Site, Weight, find_sites, not_finite
+from qxcompiler.graph.sites import FLOAT_TYPES, Site, Weight, not_finite

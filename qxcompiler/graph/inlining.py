@@ -12,7 +12,7 @@ from itertools import zip_longest
 import onnx.defs
 import onnx_ir as ir
 
-from qxcompiler.graph.dataflow import bodies
+from qxcompiler.graph.nodes import bodies
 
 # Functions that call each other twice make a million nodes of twenty.
 MAX_NODES = 1 << 18

@@ -5,19 +5,17 @@ What is traced, and where a trace ends, is told in `qxcompiler.graph.dataflow`.
 
 from __future__ import annotations
 
-__all__ = ["assign_roles"]
+__all__ = ["assign_roles", "find_sites"]
 
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from qxcompiler.graph.dataflow import Trace, is_standard
-
-if TYPE_CHECKING:
-    from qxcompiler.graph.sites import Site
+from qxcompiler.graph.dataflow import Trace
+from qxcompiler.graph.nodes import is_standard
+from qxcompiler.graph.sites import Site, locate_sites
 
 _RECTIFIERS = {"Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Clip", "Elu", "Selu", "Celu"}
 _SMOOTH_ACTIVATIONS = {"Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Swish", "Silu", "Mish", "HardSwish"}
@@ -33,6 +31,13 @@ _FUSED_ATTENTION = {
     ("com.microsoft", "DecoderMaskedMultiHeadAttention"),
     ("com.microsoft", "PagedAttention"),
 }
+
+
+def find_sites(model: ir.Model) -> list[Site]:
+    """List the sites of a normalized model in topological order, those in bodies after the body's node, with roles."""
+    sites = locate_sites(model)
+    assign_roles(model, sites)
+    return sites
 
 
 def assign_roles(model: ir.Model, sites: Sequence[Site]) -> None:

@@ -16,7 +16,7 @@ from itertools import accumulate
 
 import onnx_ir as ir
 
-from qxcompiler.graph.dataflow import captured, is_standard, subgraphs
+from qxcompiler.graph.nodes import captured, is_standard, subgraphs
 from qxcompiler.graph.sites import Site
 
 # A value in use for more sites than this (an encoder's output, a skip connection) is no obstacle to a cut.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Site", "Weight", "find_sites", "not_finite"]
+__all__ = ["Site", "Weight", "locate_sites", "not_finite"]
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,8 +13,7 @@ import onnx_ir as ir
 import torch
 
 from qxcompiler.errors import ModelError
-from qxcompiler.graph.dataflow import is_standard
-from qxcompiler.graph.roles import assign_roles
+from qxcompiler.graph.nodes import is_standard
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -49,6 +48,28 @@ class Weight:
         array = self._tensor.numpy()
         for dtype in self.casts:
             array = array.astype(dtype.numpy())
+        return self._as_matrix(array)
+
+    def change(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Let the weight be what a function makes of it, whenever it is read: nothing is read now.
+
+        All sites of the initializer see the change. What was changed is changed again by a second call.
+
+        Args:
+            function: from float32 `[N, K]` to the same shape; called at every read, so it must always give the same.
+        """
+        original = self._tensor
+
+        def changed() -> ir.TensorProtocol:
+            matrix = function(self._as_matrix(original.numpy())).cpu().numpy()
+            array = matrix.T if self.transposed else matrix
+            return ir.tensor(np.ascontiguousarray(array.astype(original.dtype.numpy()).reshape(original.shape.numpy())))
+
+        self.value.const_value = ir.LazyTensor(
+            changed, dtype=original.dtype, shape=ir.Shape(original.shape.numpy()), name=original.name
+        )
+
+    def _as_matrix(self, array: np.ndarray) -> torch.Tensor:
         rows, columns = self.out_features, self.in_features
         shape = (columns, rows) if self.transposed else (rows, columns)
         array = array.astype(np.float32).reshape(shape)
@@ -72,15 +93,12 @@ class Site:
         node: the `MatMul`, `Gemm`, `Conv` or `Gather`.
         kind: what the node does with the weight.
         weight: the matrix `[N, K]`.
-        input: the activation X, or the indices of an embedding.
-        operand: the value that the node itself reads as its weight, after any `Transpose`, `Identity` or
-            `Cast`.
-        operand_shape: that value's shape, dimensions of 1 included.
+        operand_index: which of the node's first two inputs is the weight.
+        operand_shape: the shape of `operand`, dimensions of 1 included.
         operand_dtype: that value's type.
         operand_transposed: whether that value is `[K, N]` (after dropping dimensions of 1).
         activation_axis: the axis of X, and of Y, that holds the features: -1; -2 where the weight is the left
             operand of a `MatMul`; 1 for `Conv`.
-        bias: the value added to Y inside the node (`Gemm`, `Conv`), seldom not constant.
         alpha: factor on the product (`Gemm`).
         beta: factor on the bias (`Gemm`).
         role: see `qxcompiler.graph.roles`.
@@ -92,18 +110,39 @@ class Site:
     node: ir.Node
     kind: Literal["linear", "embedding"]
     weight: Weight
-    input: ir.Value
-    operand: ir.Value
+    operand_index: int
     operand_shape: tuple[int, ...]
     operand_dtype: ir.DataType
     operand_transposed: bool
     activation_axis: int = -1
-    bias: ir.Value | None = None
     alpha: float = 1.0
     beta: float = 1.0
     role: str = "other"
     block: int | None = None
     in_subgraph: bool = False
+
+    # What the node reads is asked of the node, so that a pass may put others before it.
+
+    @property
+    def input(self) -> ir.Value:
+        """The activation X, or the indices of an embedding."""
+        return self._read(1 - self.operand_index)
+
+    @property
+    def operand(self) -> ir.Value:
+        """The value that the node itself reads as its weight, after any `Transpose`, `Identity` or `Cast`."""
+        return self._read(self.operand_index)
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """The value added to Y inside the node (`Gemm`, `Conv`), seldom not constant."""
+        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+
+    def _read(self, index: int) -> ir.Value:
+        value = self.node.inputs[index]
+        if value is None:
+            raise ValueError(f"site {self.name!r} has lost an input")
+        return value
 
     @property
     def in_features(self) -> int:
@@ -122,16 +161,15 @@ class Site:
         return np.ascontiguousarray(array.astype(self.operand_dtype.numpy()).reshape(self.operand_shape))
 
 
-def find_sites(model: ir.Model) -> list[Site]:
+def locate_sites(model: ir.Model) -> list[Site]:
     """List the sites of a normalized model in topological order, those in bodies after the body's node.
 
     Sites that read the same initializer in the same orientation share one `Weight`: a tied embedding and head
-    do. Roles and blocks are assigned as well.
+    do. Their roles are still to be found.
     """
     finder = _Finder()
     for node in model.graph.all_nodes():
         finder.visit(node, in_subgraph=node.graph is not model.graph)
-    assign_roles(model, finder.sites)
     return finder.sites
 
 
@@ -193,13 +231,11 @@ class _Finder:
                 node=node,
                 kind="embedding" if node.op_type == "Gather" else "linear",
                 weight=weight,
-                input=layout.input,
-                operand=layout.operand,
+                operand_index=layout.operand_index,
                 operand_shape=constant.shape,
                 operand_dtype=constant.dtype,
                 operand_transposed=layout.in_axis < layout.out_axis,
                 activation_axis=layout.activation_axis,
-                bias=layout.bias,
                 alpha=layout.alpha,
                 beta=layout.beta,
                 in_subgraph=in_subgraph,
@@ -220,12 +256,10 @@ class _Layout:
     """How a node reads its weight: which axes of the operand are N and K, and everything else it does."""
 
     constant: _Constant
-    operand: ir.Value
-    input: ir.Value
+    operand_index: int
     out_axis: int
     in_axis: int
     activation_axis: int = -1
-    bias: ir.Value | None = None
     alpha: float = 1.0
     beta: float = 1.0
 
@@ -235,7 +269,7 @@ def _matmul(node: ir.Node) -> _Layout | None:
     from_left, from_right = _trace(left), _trace(right)
     if left is None or right is None or (from_left and from_right):
         return None
-    operand, x = (right, left) if from_right else (left, right)
+    x = left if from_right else right
     constant = from_right or from_left
     if constant is None:
         return None
@@ -244,47 +278,47 @@ def _matmul(node: ir.Node) -> _Layout | None:
     # Leading dimensions of 1 are dropped only where they do not add dimensions to the output.
     if rank < 2 or (rank > 2 and (x_rank is None or x_rank < rank)):
         return None
-    if operand is right:
-        return _Layout(constant, operand, x, out_axis=rank - 1, in_axis=rank - 2)
+    if from_right:
+        return _Layout(constant, 1, out_axis=rank - 1, in_axis=rank - 2)
     # What a weight at the left multiplies must be transposed, which takes its rank.
     if x_rank is None or x_rank == 1:
         return None
-    return _Layout(constant, operand, x, rank - 2, rank - 1, activation_axis=-2)
+    return _Layout(constant, 0, out_axis=rank - 2, in_axis=rank - 1, activation_axis=-2)
 
 
 def _gemm(node: ir.Node) -> _Layout | None:
-    x, operand, bias, *_ = (*node.inputs, None, None, None)
+    x, operand, *_ = (*node.inputs, None, None)
     constant = _trace(operand)
-    if x is None or operand is None or constant is None or node.attributes.get_int("transA", 0) or _trace(x):
+    if x is None or constant is None or node.attributes.get_int("transA", 0) != 0 or _trace(x):
         return None
     if len(constant.shape) != 2:  # a damaged model; the runtime says what is wrong
         return None
     out_axis, in_axis = (0, 1) if node.attributes.get_int("transB", 0) else (1, 0)
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-    return _Layout(constant, operand, x, out_axis, in_axis, bias=bias, alpha=alpha, beta=beta)
+    return _Layout(constant, 1, out_axis, in_axis, alpha=alpha, beta=beta)
 
 
 def _conv(node: ir.Node) -> _Layout | None:
-    x, operand, bias, *_ = (*node.inputs, None, None, None)
+    x, operand, *_ = (*node.inputs, None, None)
     constant = _trace(operand)
     plain = (
         node.attributes.get_int("group", 1) == 1
         and all(stride == 1 for stride in node.attributes.get_ints("strides", ()))
         and all(pad == 0 for pad in node.attributes.get_ints("pads", ()))
     )
-    if x is None or operand is None or constant is None or not plain or len(constant.shape) < 3:
+    if x is None or constant is None or not plain or len(constant.shape) < 3:
         return None
-    return _Layout(constant, operand, x, out_axis=0, in_axis=1, activation_axis=1, bias=bias)
+    return _Layout(constant, 1, out_axis=0, in_axis=1, activation_axis=1)
 
 
 def _gather(node: ir.Node) -> _Layout | None:
     operand, indices, *_ = (*node.inputs, None, None)
     constant = _trace(operand)
-    if operand is None or indices is None or constant is None or node.attributes.get_int("axis", 0) != 0:
+    if indices is None or constant is None or node.attributes.get_int("axis", 0) != 0:
         return None
     if len(constant.shape) != 2 or min(constant.shape) < 2 or _is_constant(indices) or _rotates(node):
         return None
-    return _Layout(constant, operand, indices, out_axis=0, in_axis=1)
+    return _Layout(constant, 0, out_axis=0, in_axis=1)
 
 
 _RECOGNIZERS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Gather": _gather}

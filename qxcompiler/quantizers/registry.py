@@ -1,4 +1,7 @@
-"""Every quantizer by its name: a new one is one module with one function, and one entry in `QUANTIZERS`."""
+"""Every quantizer by its name: a new one is one module with one function, and one entry in `QUANTIZERS`.
+
+A package adds its own by an entry point of the group `qxcompiler.quantizers`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import UsageError
+from qxcompiler.extensions import extensions
 from qxcompiler.formats import Format, QuantizedWeight
 from qxcompiler.quantizers.gptq import gptq
 from qxcompiler.quantizers.rtn import rtn
@@ -30,6 +34,9 @@ def find_quantizer(name: str) -> Quantizer:
     Raises:
         UsageError: there is none.
     """
-    if name not in QUANTIZERS:
-        raise UsageError(repr(name), "not a quantizer", f"choose one of {', '.join(QUANTIZERS)}")
-    return QUANTIZERS[name]
+    if name in QUANTIZERS:
+        return QUANTIZERS[name]
+    every: dict[str, Quantizer] = extensions("quantizers") | QUANTIZERS
+    if name not in every:
+        raise UsageError(repr(name), "not a quantizer", f"choose one of {', '.join(every)}")
+    return every[name]

@@ -1,0 +1,39 @@
+"""What installed packages add: entry points of the groups `qxcompiler.formats`, `.quantizers`, `.passes`, `.targets`.
+
+An SDK registers its own in its `pyproject.toml`, and nothing here has to know it:
+
+    [project.entry-points."qxcompiler.quantizers"]
+    mine = "my_sdk.quantizers:mine"
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from qxcompiler.errors import UsageError
+
+__all__ = ["extensions"]
+
+
+def extensions(group: str) -> dict[str, Any]:
+    """What packages register in a group, by name, in the order of the names.
+
+    Args:
+        group: `formats`, functions from a format's name to a `Format`, or None for a name of others; `quantizers`,
+            functions as `qxcompiler.quantizers.Quantizer`; `passes`, as `qxcompiler.passes.pipelines` says;
+            `targets`, the path of a descriptor, or a function that gives it.
+
+    Raises:
+        UsageError: one of them cannot be loaded.
+    """
+    return {entry.name: _load(entry) for entry in sorted(entry_points(group=f"qxcompiler.{group}"))}
+
+
+def _load(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except Exception as error:  # it is anybody's code
+        package = entry.dist.name if entry.dist else "a package"
+        problem = f"its entry point {entry.name} ({entry.value}) cannot be loaded ({error})"
+        raise UsageError(package, problem, "mend it, or uninstall it") from error
