@@ -27,6 +27,7 @@ from qxcompiler.calibration.feeding import run
 from qxcompiler.calibration.input_hints import IntegerUse, integer_use, merged, sizes
 from qxcompiler.calibration.samples import Sample, declared_sizes, derive
 from qxcompiler.errors import CalibrationError, ModelError, QxcError
+from qxcompiler.graph.caches import is_past_size
 from qxcompiler.runtime_ops import session
 
 _LENGTHS = (8, 16, 32, 64, 128, 1, 2, 4, 224, 256, 512, 1024)
@@ -211,7 +212,7 @@ def _guesses(inputs: Sequence[_Input], seed: int) -> Iterator[_Guess]:
     lengths = _LENGTHS if free or len(ranks) > 1 else _LENGTHS[:1]
 
     def even(length: int) -> dict[str, int]:
-        return {symbol: 0 if _is_past(symbol) else 1 if symbol in batches else length for symbol in free}
+        return {symbol: 0 if is_past_size(symbol) else 1 if symbol in batches else length for symbol in free}
 
     last = {_symbol(given.spec, len(given.spec.shape) - 1) for given in inputs if given.spec.shape}
 
@@ -265,10 +266,6 @@ def _is_batch(symbol: str, inputs: Sequence[_Input]) -> bool:
         for given in inputs
         if given.spec.shape and not isinstance(given.spec.shape[0], int)
     )
-
-
-def _is_past(symbol: str) -> bool:
-    return "past" in symbol.lower()
 
 
 def _draw(inputs: Sequence[_Input], guess: _Guess, draws: np.random.Generator) -> Sample:

@@ -36,6 +36,7 @@ from tokenizers import Encoding, Tokenizer
 
 from qxcompiler.calibration.arrays import InputSpec, batch_axis, fit, read_npz, split
 from qxcompiler.errors import CalibrationError
+from qxcompiler.graph.caches import is_past
 
 _LENGTH = 512  # tokens a sample, unless the model takes fewer or is told otherwise
 
@@ -255,7 +256,7 @@ def derive(spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length:
 
 
 def _is_past(spec: InputSpec) -> bool:
-    return spec.name.startswith("past") and spec.shape is not None and len(spec.shape) >= 3
+    return is_past(spec.name) and spec.shape is not None and len(spec.shape) >= 3
 
 
 def _token_input(path: Path, inputs: Sequence[InputSpec]) -> InputSpec:

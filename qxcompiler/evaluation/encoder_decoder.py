@@ -14,6 +14,7 @@ import numpy as np
 from qxcompiler.calibration.samples import InputSpec, Sample, supply_missing
 from qxcompiler.errors import ModelError
 from qxcompiler.evaluation.running import Runner
+from qxcompiler.graph.caches import is_present, past_name
 
 ENCODER, _DECODER = "encoder_model.onnx", "decoder_model.onnx"
 DECODER_WITH_PAST = "decoder_with_past_model.onnx"
@@ -89,7 +90,7 @@ class EncoderDecoder:
         past: Sample = {}
         feed: Sample | None = None
         while True:
-            past |= {f"past_key_values{name[7:]}": y for name, y in outputs.items() if name.startswith("present")}
+            past |= {past_name(name): y for name, y in outputs.items() if is_present(name)}
             tokens.append(int(outputs["logits"][0, -1].argmax()))
             yield tokens[-1], feed
             if self._follower is None or not past:

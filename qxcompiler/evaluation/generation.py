@@ -21,6 +21,7 @@ from qxcompiler.calibration.samples import context_limit, encode, load_tokenizer
 from qxcompiler.errors import ModelError, UsageError
 from qxcompiler.evaluation.language import is_language_model
 from qxcompiler.evaluation.running import Runner
+from qxcompiler.graph.caches import is_past, is_present, past_of_present
 
 _SEEDS = 2**64  # what torch's generator takes
 
@@ -176,24 +177,17 @@ class _Decoder:
 
 
 def _past_of_present(model: Runner) -> dict[str, str]:
-    """The past input that each present output becomes: by the rest of the name, else by order."""
-    pasts = [spec.name for spec in model.inputs if spec.name.startswith("past")]
-    presents = [name for name in model.outputs if name.startswith("present")]
-    by_rest = {_rest(name): name for name in pasts}
-    if len(by_rest) == len(pasts) and set(by_rest) == {_rest(name) for name in presents}:
-        return {name: by_rest[_rest(name)] for name in presents}
-    if len(pasts) != len(presents):
+    """The past input that each present output becomes."""
+    pasts = [spec.name for spec in model.inputs if is_past(spec.name)]
+    presents = [name for name in model.outputs if is_present(name)]
+    try:
+        return past_of_present(pasts, presents)
+    except ValueError as error:
         raise ModelError(
             model.path,
             f"has {len(pasts)} past inputs but {len(presents)} present outputs",
             "export the model with past key values",
-        )
-    return dict(zip(presents, pasts, strict=True))
-
-
-def _rest(name: str) -> str:
-    """`0.key` of `past_key_values.0.key` and of `present.0.key`."""
-    return name.partition(".")[2]
+        ) from error
 
 
 def _pick(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.Generator) -> int:

@@ -21,6 +21,7 @@ from qxcompiler.calibration.arrays import is_float
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.errors import ModelError
 from qxcompiler.evaluation.running import Runner
+from qxcompiler.graph.caches import is_present
 
 # A ratio over fewer numbers than this says little: one number has a cosine of 1 or -1.
 FEW = 16
@@ -91,7 +92,7 @@ class SimilarityEvaluation(BaseModel):
 def compared_outputs(names: Iterable[str]) -> list[str]:
     """The outputs worth comparing: cached keys and values are left out, unless there are no others."""
     names = list(names)
-    return [name for name in names if not name.startswith("present")] or names
+    return [name for name in names if not is_present(name)] or names
 
 
 class Comparison:
