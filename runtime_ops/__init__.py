@@ -33,7 +33,12 @@ def ops_library() -> Path:
 
 
 def session(
-    path: str | Path | bytes, *, threads: int | None = None, optimize: bool = True, library: bool = True
+    path: str | Path | bytes,
+    *,
+    threads: int | None = None,
+    optimize: bool = True,
+    prepack: bool = True,
+    library: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open a model on the CPU, with the packed operators at hand.
 
@@ -41,6 +46,7 @@ def session(
         path: an ONNX file, or a whole model as bytes.
         threads: how many threads an operator may use; None leaves it to ONNX Runtime.
         optimize: let ONNX Runtime rewrite the graph.
+        prepack: False leaves weights where they are, in the model's file, instead of copies laid out for speed.
         library: False leaves our library out, so that ONNX Runtime computes the packed operators by their definition.
 
     Raises:
@@ -53,6 +59,8 @@ def session(
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if library:
         options.register_custom_ops_library(str(ops_library()))
     model, subject = (path, "the model") if isinstance(path, bytes) else (str(path), path)

@@ -79,7 +79,7 @@ def test_a_language_model_follows_the_original(tiny, weights, activations, bound
     )
     (data,) = out.glob("model.onnx.*.data")
     assert {path.name for path in out.iterdir()} == {
-        "model.onnx", data.name, "plan.yaml", "report.json", "tokenizer.json", "config.json",
+        "model.onnx", data.name, "plan.yaml", "report.json", "compile.yaml", "tokenizer.json", "config.json",
     }  # fmt: skip
     _, feeds = graph_models.llama(vocabulary=64)
     feeds = {"input_ids": feeds["ids"], "position_ids": feeds["positions"], **feeds}

@@ -92,7 +92,7 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
     seed %= 2**64  # numpy takes none below 0
     inputs = [_input(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
     try:
-        trial = _Trial(session(original))
+        trial = _Trial(session(original, prepack=False))
     except ModelError as error:
         raise CalibrationError(
             "made-up inputs", f"there is nothing to try them on ({error})", "run the model"

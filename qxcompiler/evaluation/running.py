@@ -25,6 +25,7 @@ class Runner:
     Args:
         model: the ONNX file, or a whole model as bytes.
         threads: threads of one operator; None lets onnxruntime choose.
+        prepack: False for a few runs of a model that may be larger than memory.
         library: False computes the packed operators by their definition, as onnxruntime does without our library. The
             graph is not optimized then where it runs as it is, for the optimized one holds every weight decoded.
 
@@ -36,16 +37,18 @@ class Runner:
         ModelError: the model cannot be loaded.
     """
 
-    def __init__(self, model: str | Path | bytes, *, threads: int | None = None, library: bool = True) -> None:
+    def __init__(
+        self, model: str | Path | bytes, *, threads: int | None = None, prepack: bool = True, library: bool = True
+    ) -> None:
         self.path = Path("the model") if isinstance(model, bytes) else Path(model)
         if not isinstance(model, bytes) and not self.path.is_file():
             raise ModelError(self.path, "no such file", "give an ONNX file")
         try:
-            self.session = session(model, threads=threads, optimize=library, library=library)
+            self.session = session(model, threads=threads, optimize=library, prepack=prepack, library=library)
         except ModelError:
             if library:
                 raise
-            self.session = session(model, threads=threads, library=False)
+            self.session = session(model, threads=threads, prepack=prepack, library=False)
         self.outputs = {value.name: _rank(value.shape) for value in self.session.get_outputs()}
 
     @cached_property

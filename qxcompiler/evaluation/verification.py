@@ -58,7 +58,8 @@ def verify(
     """Compare the outputs of a compiled model with the original's: with the library on all samples, and without it
     on the first.
 
-    Memory holds two sessions, the outputs of the first sample, and those of one other.
+    Memory holds two sessions, the outputs of the first sample, and those of one other. Weights in files of external
+    data stay there.
 
     Args:
         compiled: the compiled ONNX file.
@@ -77,7 +78,7 @@ def verify(
     """
     subject = "the model" if isinstance(original, bytes) else original
     broken = _Broken(subject, bits, suspects)
-    reference = Runner(original)
+    reference = Runner(original, prepack=False)
     names = compared_outputs(reference.outputs)
     packed = broken.load(compiled, names, library=True)
     comparison = Comparison(names)
@@ -141,7 +142,7 @@ class _Broken:
 
     def load(self, compiled: str | Path, names: Sequence[str], *, library: bool) -> Runner:
         try:
-            runner = Runner(compiled, library=library)
+            runner = Runner(compiled, prepack=False, library=library)
         except ModelError as error:
             raise self._error(str(error), "report this as a bug") from error
         if missing := [name for name in names if name not in runner.outputs]:
