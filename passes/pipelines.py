@@ -6,6 +6,8 @@ attribute `stage`, `before_calibration` or `after_packing`. It runs after ours.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,6 @@ import torch
 
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.walk import Stop, walk
-from qxcompiler.errors import QxcError
 from qxcompiler.extensions import extensions
 from qxcompiler.graph import Site
 from qxcompiler.passes.fuse_bias import FuseBias
@@ -48,6 +49,8 @@ class Calibration:
         return walk(model, self.sites, self.samples, self.device, track=self.track, description=description)
 
 
+_log = logging.getLogger(__name__)
+
 # Each leaves what the model computes unchanged, and makes it easier to quantize.
 _BEFORE_CALIBRATION: tuple[Callable[[Calibration], ir.passes.InPlacePass], ...] = ()
 _AFTER_PACKING: tuple[Callable[[], ir.passes.InPlacePass], ...] = (FuseBias, FuseSwiGlu, FuseSharedInput)
@@ -66,17 +69,22 @@ def after_packing() -> list[ir.passes.InPlacePass]:
 def run(passes: Sequence[ir.passes.InPlacePass], model: ir.Model) -> bool:
     """Run passes one after the other, with their pre- and postconditions; whether one of them changed anything.
 
-    Raises:
-        QxcError: one of its subclasses, where a pass raises it.
+    What each did is logged. `ir.passes.Sequential` would do the same but for the log, and hide the errors of passes in
+    its own.
     """
-    if not passes:
-        return False
-    try:
-        return ir.passes.Sequential(*passes)(model).modified
-    except ir.passes.PassError as error:
-        if isinstance(error.__cause__, QxcError):
-            raise error.__cause__ from error
-        raise
+    modified = False
+    for each in passes:
+        before = _operators(model)
+        modified |= each(model).modified
+        after = _operators(model)
+        changed = [name for name in sorted(before | after) if after[name] != before[name]]
+        changes = [f"{after[name] - before[name]:+d} {name}" for name in changed]
+        _log.info("%s: %s", type(each).__name__, ", ".join(changes) or "nothing to do")
+    return modified
+
+
+def _operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.all_nodes())
 
 
 def _added(stage: str) -> list[Any]:

@@ -155,6 +155,7 @@ def compile(  # noqa: A001
         Path | None,
         typer.Option(help="A compile.yaml, such as a compile writes: model, target and options not given here."),
     ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what every step and pass did.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what a killed compile had finished.")] = False,
     json: _Json = False,
 ) -> None:
@@ -163,6 +164,9 @@ def compile(  # noqa: A001
     from qxcompiler.compiler import compile_folder
     from qxcompiler.config import Config
 
+    if verbose:
+        logging.getLogger("qxcompiler").setLevel(logging.INFO)
+        logging.getLogger("qxcompiler").addHandler(_Log())
     said = _said_by(config) if config else {}
     given = {name: value for name, value in context.params.items() if _is_given(context, name)}
     settings: dict[str, Any] = said | {name: value for name, value in given.items() if name in Config.model_fields}
@@ -196,6 +200,11 @@ def compile(  # noqa: A001
     for name, report in reports.items():
         for warning in report.warnings:
             _complain(f"qxc: warning: {f'{name}: ' if len(reports) > 1 else ''}{warning}")
+
+
+class _Log(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _complain(f"qxc: {record.getMessage()}")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

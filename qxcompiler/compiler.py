@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import resource
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,6 +57,8 @@ from qxcompiler.work_folder import WorkFolder, fingerprint
 __all__ = ["compile", "compile_folder"]
 
 Calibration: TypeAlias = str | Path | Iterable[Mapping[str, npt.NDArray[Any]]]
+
+_log = logging.getLogger(__name__)
 
 # Samples that verification runs on: windows of text hold many numbers, other samples perhaps one each.
 _HELD_BACK, _MOST_HELD_BACK = 2, 16
@@ -203,6 +207,9 @@ class _Compiler:
         normalize(graph)
         raise_opset(graph, MINIMUM_OPSET)
         sites = find_sites(graph)
+        _log.info("%d nodes, opset %d", graph.graph.num_nodes(), graph.opset_imports.get("", 0))
+        roles = Counter(site.role for site in sites)
+        _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
         if not sites:
             raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
         plan = self._plan(graph, sites)
@@ -218,6 +225,7 @@ class _Compiler:
                 warnings.append(f"not verified: {error}")
 
         chosen = [site for site in sites if plan[site.name]]
+        _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
         preparing = pipelines.before_calibration(pipelines.Calibration(chosen, calibrating, self.device, self.track))
         pipelines.run(preparing, graph)
         passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]
@@ -225,8 +233,8 @@ class _Compiler:
         results = self._quantize(graph, sites, plan, calibrating, work)
         said = report_sites(graph, sites, plan, results)
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
-        PackSites(schemes, {weight: result.packed for weight, result in results.items()})(graph)
-        pipelines.run(pipelines.after_packing(), graph)
+        packing = PackSites(schemes, {weight: result.packed for weight, result in results.items()})
+        pipelines.run([packing, *pipelines.after_packing()], graph)
         save_model(graph, stage, name)
 
         check_unchanged(graph)
@@ -348,8 +356,14 @@ class _Compiler:
         for weight, fmt in formats.items():
             if weight not in known and (finished := work.find(names[weight], fmt)):
                 known[weight] = finished
+        if known:
+            _log.info("%d of %d weights were finished before", len(known), len(formats))
 
         def keep(weight: Weight, result: QuantizationResult) -> QuantizationResult:
+            how = f", {result.reason}" if result.reason else ""
+            _log.info(
+                "%s: %s by %s", weight.name, formats[weight].name, f"{result.quantizer}, error {result.error:.4f}{how}"
+            )
             return work.keep(names[weight], result)
 
         if samples:

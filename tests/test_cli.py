@@ -146,3 +146,15 @@ def test_a_checkout_is_importable():
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).parent == root / "qxcompiler"
+
+
+def test_verbose_says_what_every_pass_did(tiny):
+    arguments = ("compile", tiny.model, "--target", "cpu-x86", "-o", tiny.folder / "out", "--quantizer", "rtn", "-v")
+    lines = run(*map(str, arguments)).stderr.decode().splitlines()
+    said = [line for line in lines if line.startswith("qxc: ") and not line.startswith("qxc: warning")]
+    assert any("16 sites" in line and "2 query" in line for line in said)
+    (packed,) = (line for line in said if line.startswith("qxc: PackSites: "))
+    assert "-15 MatMul" in packed
+    assert "qxc: FuseBias: nothing to do" in said
+    assert "qxc: FuseSharedInput: -2 MatMulLut3, +2 Split" in said
+    assert sum(" by rtn, error " in line for line in said) == 15

@@ -61,8 +61,8 @@ class IntegerFormat(Format):
         for ratio in _CLIPPING_RATIOS:
             grid = self._spanning(K, low * ratio, high * ratio)
             scale, zero = grid.scales[..., None], grid.zeros[..., None]
-            decoded = scale * (torch.clamp(torch.round(grouped / scale) + zero, 0, self.largest_code) - zero)
-            error = ((decoded - grouped).square_() * weighting).sum(-1)
+            decoded = (grouped / scale).round_().add_(zero).clamp_(0, self.largest_code).sub_(zero).mul_(scale)
+            error = decoded.sub_(grouped).square_().mul_(weighting).sum(-1)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best = replace(
