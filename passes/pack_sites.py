@@ -30,8 +30,8 @@ _NO_BIAS = "qxc.no_bias"
 class PackSites(ir.passes.InPlacePass):
     """Replace each site's node by the packed operator of its format.
 
-    - `MatMul`, `Gemm` and 1x1 `Conv` become `MatMulPacked`, `Gather` becomes `GatherPacked`; sites that share a weight
-      share its packed tensors.
+    - `MatMul`, `Gemm` and 1x1 `Conv` become a packed `MatMul`, such as `MatMulInt3`, `Gather` a packed `Gather`; sites
+      that share a weight share its packed tensors.
     - The operators compute in float32 along the last axis: other types are cast, other axes transposed, before and
       after.
     - A constant bias along the output features goes into the operator; any other stays an `Add`.

@@ -60,9 +60,9 @@ class SegmentRunner:
         statistics = {source: InputStatistics.empty(weight.in_features, device) for weight, source in sources.items()}
         given = {*streams[0]}
         computed = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
-        run = _Run(self._model, self._segment, computed, operands, streams[0])
+        run = _Run(self._model, self._segment, computed, operands, streams[0]) if computed else None
         for stream in streams:
-            values = stream | run(stream)
+            values = stream | run(stream) if run else stream
             for source, collected in statistics.items():
                 for name, axis in sorted(source):
                     X = values[name]
@@ -92,25 +92,24 @@ class SegmentRunner:
             UnrunnableError: onnxruntime cannot load the segment.
             ModelError: it fails on the samples.
         """
-        run = _Run(self._model, self._segment, self._segment.outputs, operands, streams[0])
+        outputs = self._segment.outputs
+        run = _Run(self._model, self._segment, outputs, operands, streams[0]) if outputs else None
         done = {value.name for value in self._segment.inputs} - set(keep)
         for stream in streams:
-            passed = run(stream)
+            passed = run(stream) if run else {}
             for name in done:
                 stream.pop(name or "", None)
             stream.update(passed)
 
 
 class _Run:
-    """Computes some values of a segment, with given weights, for one sample after the other."""
+    """Computes some values of a segment, one at least, with given weights, for one sample after the other."""
 
     def __init__(
         self, model: ir.Model, segment: Segment, outputs: Sequence[ir.Value], operands: Operands, example: Sample
     ) -> None:
         self._sites: list[Site] = [*segment.embeddings, *segment.sites]
         self._outputs = [value.name or "" for value in outputs]
-        if not outputs:
-            return
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised, and need not be printed besides
         # between two runs the cores belong to the statistics
@@ -137,8 +136,6 @@ class _Run:
         }
 
     def __call__(self, stream: Sample) -> Sample:
-        if not self._outputs:
-            return {}
         feeds = {name: value for name, value in stream.items() if name in self._inputs}
         try:
             values: list[npt.NDArray[Any]] = self._session.run(self._outputs, feeds | self._weights)

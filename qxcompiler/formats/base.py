@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["GROUP_SIZES", "Columns", "Format", "Grid", "QuantizedWeight", "to_scale"]
+__all__ = ["GROUP_SIZES", "Columns", "Format", "Grid", "QuantizedWeight", "to_scale", "weighting"]
 
 Columns = int | torch.Tensor | slice
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 _LARGEST_SCALE = 65504.0  # of float16
 _SMALLEST_SCALE = 2.0**-24
+
+
+def weighting(importance: torch.Tensor) -> torch.Tensor:
+    """The importance of every input, none of it zero: where nothing weighs anything, all weigh alike."""
+    return importance.clamp(min=1e-8 * float(importance.max()) + 1e-30)
 
 
 def to_scale(scale: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import torch
 
-from qxcompiler.formats.base import Columns, Format, Grid, to_scale
+from qxcompiler.formats.base import Columns, Format, Grid, to_scale, weighting
 
 __all__ = ["CODEBOOK_BITS", "CodebookFormat", "CodebookGrid", "normal_float_levels"]
 
@@ -64,12 +64,12 @@ class CodebookFormat(Format):
         largest = torch.zeros(N, self.groups(K), device=weight.device)
         largest.scatter_reduce_(1, group_of.expand(N, K), weight.abs(), "amax")
         grid = CodebookGrid(self, K, to_scale(largest / _LARGEST_ENTRY), self._initial_entries(weight))
-        weighting = importance.clamp(min=1e-8 * float(importance.max()) + 1e-30)
+        importance = weighting(importance)
         for refinement in range(_SCALE_REFINEMENTS + 1):
             if not self.normal_float:
-                grid = CodebookGrid(self, K, grid.scales, self._learned_entries(weight, weighting, grid))
+                grid = CodebookGrid(self, K, grid.scales, self._learned_entries(weight, importance, grid))
             if refinement < _SCALE_REFINEMENTS:
-                grid = CodebookGrid(self, K, _least_squares_scales(weight, weighting, grid), grid.entries)
+                grid = CodebookGrid(self, K, _least_squares_scales(weight, importance, grid), grid.entries)
         return grid
 
     def grid(

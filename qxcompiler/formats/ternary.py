@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qxcompiler.formats.base import to_scale
+from qxcompiler.formats.base import to_scale, weighting
 from qxcompiler.formats.codebook import CodebookFormat, CodebookGrid
 
 __all__ = ["TernaryFormat"]
@@ -37,9 +37,8 @@ class TernaryFormat(CodebookFormat):
         weighted mean magnitude, (Σ hw) / Σ h, which takes (Σ hw)² / Σ h off the error (Ternary Weight Networks, Li
         et al. 2016, here weighted and without their approximation): the best k is found by trying every one.
         """
-        weighting = importance.clamp(min=1e-8 * float(importance.max()) + 1e-30)
         magnitudes, order = self.grouped(weight).abs().sort(dim=-1, descending=True, stable=True)
-        mass = self.grouped(weighting).expand_as(magnitudes).gather(-1, order).double()
+        mass = self.grouped(weighting(importance)).expand_as(magnitudes).gather(-1, order).double()
         total = (mass * magnitudes).cumsum(-1)
         mass = mass.cumsum(-1)
         k = (total.square() / mass).argmax(-1, keepdim=True)
