@@ -74,7 +74,8 @@ class _Scope:
     def schema(self, node: onnx.NodeProto) -> onnx.defs.OpSchema | None:
         """The declaration of a standard operator; of another, the runtime says what is wrong."""
         domain = "" if node.domain == "ai.onnx" else node.domain
-        version = self.imports.get(domain, self.imports.get("ai.onnx", 0) if not domain else 0)
+        unsaid = 0 if domain else self.imports.get("ai.onnx", 1)  # as the standard says
+        version = self.imports.get(domain, unsaid)
         try:
             return onnx.defs.get_schema(node.op_type, version, domain)
         except onnx.defs.SchemaError:
