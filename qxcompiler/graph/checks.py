@@ -86,6 +86,8 @@ def _check_node(node: onnx.NodeProto, scope: _Scope) -> None:
     where = f"node '{node.name}' ({node.op_type})"
     if not any(node.output):
         raise ValueError(f"{where} has no output")
+    if not all(device.configuration_id for device in getattr(node, "device_configurations", ())):  # since onnx 1.18
+        raise ValueError(f"{where} has a device configuration without a name")
     schema = scope.schema(node)
     if schema and len(node.input) < schema.min_input:
         raise ValueError(f"{where} has {len(node.input)} of at least {schema.min_input} inputs")
