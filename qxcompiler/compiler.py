@@ -114,10 +114,9 @@ def compile(  # noqa: A001  (it is what a compiler does)
     files = model_files(original, graph) if isinstance(original, Path) else []
     names = ["model.onnx", "plan.yaml", "report.json", CONFIG]
     check_sources(files, output, names)
-    with staged(output, names) as stage:
+    with staged(output, names, restart=restart) as stage:
         config = _config(original if isinstance(original, Path) else None, target, calibration, compiler.options, files)
-        compiler.begin(stage.parent / WORK, restart, config)
-        report = compiler.compile(graph, original, calibration, stage, "model.onnx")
+        report = compiler.compile(graph, original, calibration, stage, "model.onnx", config)
         save_config(config, stage, output)
         if isinstance(original, Path):
             _copy_companions(original.parent, stage)
@@ -161,13 +160,12 @@ def compile_folder(
     every_file = [path for file, graph in graphs.items() for path in model_files(file, graph)]
     check_sources(every_file, output, names)
     reports = {}
-    with staged(output, names) as stage:
+    with staged(output, names, restart=restart) as stage:
         config = _config(folder, target, calibration, compiler.options, every_file)
-        compiler.begin(stage.parent / WORK, restart, config)
         samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
         for file, graph in graphs.items():
             given = samples.get(file.name, calibration)
-            reports[file.name] = compiler.compile(graph, file, given, stage, file.name)
+            reports[file.name] = compiler.compile(graph, file, given, stage, file.name, config)
         save_config(config, stage, output)
         _copy_companions(folder, stage)
     return reports
@@ -183,14 +181,7 @@ class _Compiler:
         self.device = _device(options.device)
         self.several = several
         self.done: dict[bytes, QuantizationResult] = {}
-        self.work, self.config = Path(), Config()
         self.manifests: list[str] = []  # of the models before: what they have in common is quantized as there
-
-    def begin(self, work: Path, restart: bool, config: Config) -> None:
-        """Say where finished work is kept, whether to forget what is there, and what all is made with."""
-        self.work, self.config = work, config
-        if restart:
-            shutil.rmtree(work, ignore_errors=True)
 
     def compile(
         self,
@@ -199,6 +190,7 @@ class _Compiler:
         calibration: Calibration | None,
         stage: Path,
         name: str,
+        config: Config,
     ) -> Report:
         """Write the compiled model, its plan and its report to `stage`."""
         options = self.options
@@ -224,15 +216,17 @@ class _Compiler:
             except CalibrationError as error:
                 warnings.append(f"not verified: {error}")
 
-        chosen = [site for site in sites if plan[site.name]]
+        schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
-        preparing = pipelines.before_calibration(pipelines.Calibration(chosen, calibrating, self.device, self.track))
+        preparing = pipelines.before_calibration(
+            pipelines.Calibration(list(schemes), calibrating, self.device, self.track)
+        )
         pipelines.run(preparing, graph)
         passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]
-        work = WorkFolder(self.work / name, self._manifest(graph, original, plan, calibrating) | {"passes": passes})
+        manifest = self._manifest(graph, original, plan, calibrating, passes, config)
+        work = WorkFolder(stage.parent / WORK / name, manifest)
         results = self._quantize(graph, sites, plan, calibrating, work)
         said = report_sites(graph, sites, plan, results)
-        schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
         packing = PackSites(schemes, {weight: result.packed for weight, result in results.items()})
         pipelines.run([packing, *pipelines.after_packing()], graph)
         save_model(graph, stage, name)
@@ -325,10 +319,16 @@ class _Compiler:
         return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
 
     def _manifest(
-        self, graph: ir.Model, original: Path | onnx.ModelProto, plan: Plan, samples: Sequence[Sample]
+        self,
+        graph: ir.Model,
+        original: Path | onnx.ModelProto,
+        plan: Plan,
+        samples: Sequence[Sample],
+        passes: Sequence[str],
+        config: Config,
     ) -> dict[str, Any]:
         """All that the codes of a model depend on."""
-        options, made_with = self.options, self.config.made_with
+        options, made_with = self.options, config.made_with
         assert made_with is not None
         model = (
             hashlib.sha256(original.SerializeToString(deterministic=True)).hexdigest()
@@ -341,6 +341,7 @@ class _Compiler:
             "samples": fingerprint(samples),
             "schemes": {site: str(scheme or FLOAT) for site, scheme in plan.items()},
             "options": {"quantizer": options.quantizer, "device": str(self.device), "seed": options.seed},
+            "passes": list(passes),
             "models before": list(self.manifests),
         }
         self.manifests.append(hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qxcompiler import __version__
-from qxcompiler.errors import UsageError
+from qxcompiler.errors import UsageError, first_invalid
 from qxcompiler.options import Options
 from qxcompiler.targets import target_names
 from qxcompiler.yaml_files import read_yaml
@@ -72,11 +71,10 @@ def load_config(path: Path) -> Config:
     try:
         config = Config.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        known = f"choose among {', '.join(Config.model_fields)}"
-        remedy = known if first["type"] == "extra_forbidden" else "correct it"
-        raise UsageError(path, f"field {name}: {first['msg']}", remedy) from error
+        name, problem = first_invalid(error)
+        known = name.partition(".")[0] in Config.model_fields
+        remedy = "correct it" if known else f"choose among {', '.join(Config.model_fields)}"
+        raise UsageError(path, f"field {name}: {problem}", remedy) from error
     there = path.parent
     paths = {name: there / value for name in _PATHS if (value := getattr(config, name)) is not None}
     target = config.target
@@ -122,8 +120,5 @@ def made_with(files: Iterable[Path]) -> MadeWith:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, read a piece at a time."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for piece in iter(partial(file.read, 1 << 22), b""):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,7 +20,7 @@ from qxcompiler.runtime_ops import ops_library
 __all__ = ["Diagnosis", "KernelCheck", "diagnose", "instruction_sets", "versions"]
 
 _INSTRUCTION_SETS = ("avx512", "avx_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "portable")
-_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers", "optimum-onnx")
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "torch", "transformers", "optimum-onnx")
 _FORMATS = (
     *(f"int{bits}g64{a}" for bits in (2, 3, 4, 5, 6, 8) for a in ("", "a")),
     *(f"lut{bits}g64{t}" for bits in (2, 3, 4) for t in ("", "t")),
@@ -67,6 +67,7 @@ class Diagnosis(BaseModel):
 def versions() -> dict[str, str | None]:
     """The version of each package that matters, None where it is not installed."""
     found: dict[str, str | None] = {"qxcompiler": __version__, "python": sys.version.split()[0]}
+    found["onnxruntime"] = onnxruntime.__version__  # installed under one of several names
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

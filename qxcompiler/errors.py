@@ -5,6 +5,11 @@ The line reads `<subject>: <what is wrong>: <what to do>`, where the subject is 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 __all__ = [
     "CalibrationError",
     "ExportError",
@@ -15,6 +20,7 @@ __all__ = [
     "UnsupportedByTargetError",
     "UsageError",
     "VerificationError",
+    "first_invalid",
 ]
 
 
@@ -32,6 +38,12 @@ class QxcError(Exception):
     def __init__(self, subject: object, problem: str, remedy: str) -> None:
         line = f"{subject}: {problem}: {remedy}"
         super().__init__(" ".join(line.split()))
+
+
+def first_invalid(error: ValidationError) -> tuple[str, str]:
+    """The first field that pydantic complains of, and what is wrong with it."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])), first["msg"]
 
 
 class UsageError(QxcError):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qxcompiler.errors import UsageError
+from qxcompiler.errors import UsageError, first_invalid
 
 __all__ = ["Options"]
 
@@ -57,6 +57,5 @@ class Options(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise UsageError(f"option {name}", first["msg"], f"choose among {', '.join(cls.model_fields)}") from error
+            name, problem = first_invalid(error)
+            raise UsageError(f"option {name}", problem, f"choose among {', '.join(cls.model_fields)}") from error

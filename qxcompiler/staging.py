@@ -67,7 +67,7 @@ def has_finished_work(output: Path) -> bool:
 
 
 @contextmanager
-def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
+def staged(output: Path, names: Iterable[str] = (), *, restart: bool = False) -> Iterator[Path]:
     """Give a temporary folder whose files move into `output` when the block ends well, and vanish when it does not.
 
     The temporary folder lies in `output`, so that each move is a rename within one file system, wherever `output` is
@@ -79,6 +79,7 @@ def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
     Args:
         output: a folder, made if missing, and removed again if it was missing and the block fails.
         names: files that will be written, as far as they are known, to see first whether they can be.
+        restart: remove the work that is there, too.
 
     Raises:
         OutputError: the folder cannot be made or written, or another process is writing it.
@@ -92,7 +93,7 @@ def staged(output: Path, names: Iterable[str] = ()) -> Iterator[Path]:
     try:
         alone = _lock(folder, output)
         if alone:
-            _remove_leftovers(folder, work=False)
+            _remove_leftovers(folder, work=restart)
         try:
             _check_replaceable(output, names)
             stage = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=output))

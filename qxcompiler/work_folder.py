@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from qxcompiler.errors import OutputError
 from qxcompiler.formats import Format
 from qxcompiler.graph import FileTensor
 from qxcompiler.packing import PackedWeight
@@ -51,7 +50,7 @@ class WorkFolder:
         """Write a result; returns the same with its tensors in the file.
 
         Raises:
-            OutputError: the file cannot be written.
+            OSError: the file cannot be written.
         """
         packed = result.packed
         said = {
@@ -63,14 +62,7 @@ class WorkFolder:
         }
         path = self._path(name)
         arrays = {tensor: np.ascontiguousarray(value.numpy()) for tensor, value in packed.tensors.items()}
-        partial = path.with_suffix(".partial")
-        try:
-            save_file(arrays, partial, {_RESULT: json.dumps(said), "order": json.dumps(list(arrays))})
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(
-                path, f"cannot be written ({error})", "free the place, or choose another folder"
-            ) from error
+        _write(path, save(arrays, {_RESULT: json.dumps(said), "order": json.dumps(list(arrays))}))
         return replace(result, packed=replace(packed, tensors=_stored(path, list(arrays))))
 
     def find(self, name: str, fmt: Format) -> QuantizationResult | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 from pydantic.functional_validators import BeforeValidator
 
-from qxcompiler.errors import QxcError, TargetError, UnsupportedByTargetError
+from qxcompiler.errors import QxcError, TargetError, UnsupportedByTargetError, first_invalid
 from qxcompiler.extensions import extensions
 from qxcompiler.formats import (
     ACTIVATIONS,
@@ -200,10 +200,9 @@ def load_target(name_or_path: str | Path) -> Target:
     try:
         target = Target.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
+        field, problem = first_invalid(error)
         remedy = "see docs/targets.md for the fields and their values"
-        raise TargetError(path, f"field {field}: {first['msg']}", remedy) from error
+        raise TargetError(path, f"field {field}: {problem}", remedy) from error
     for scheme in (target.preferred.linear, target.preferred.head, target.preferred.embedding):
         target.check(scheme)
     return target

@@ -15,10 +15,12 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from qxcompiler.graph.nodes import SKIP_NORMS, bodies, data_inputs, is_standard
+from qxcompiler.graph.nodes import bodies, data_inputs, is_standard
 from qxcompiler.graph.sites import Site
 
 Sources: TypeAlias = frozenset[Site | ir.Node]
+
+_SKIP_NORMS = {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 
 
 class Trace:
@@ -71,7 +73,7 @@ class Trace:
                     self._sources[output] = found
 
     def _is_join(self, node: ir.Node) -> bool:
-        if is_standard(node, ("Add", "Sum")) or (node.domain == "com.microsoft" and node.op_type in SKIP_NORMS):
+        if is_standard(node, ("Add", "Sum")) or (node.domain == "com.microsoft" and node.op_type in _SKIP_NORMS):
             parts = {self.sources(value) for value in node.inputs[:2]} - {frozenset()}
             return len(parts) > 1
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SKIP_NORMS", "bodies", "captured", "data_inputs", "is_standard", "subgraphs"]
+__all__ = ["bodies", "captured", "data_inputs", "is_standard", "subgraphs"]
 
 from collections.abc import Container, Sequence
 
@@ -42,7 +42,6 @@ _DATA_INPUTS: dict[str, Sequence[int]] = {
     "ScatterND": (0, 2),
     "ScatterElements": (0, 2),
 }
-SKIP_NORMS = {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:
