@@ -211,7 +211,10 @@ def test_the_same_seed_writes_the_same_bytes(tiny):
     names = sorted(path.name for path in folders[0].iterdir())
     assert names == sorted(path.name for path in folders[1].iterdir())
     for name in names:
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+        contents = [(folder / name).read_bytes() for folder in folders]
+        if name == "report.json":  # says how much memory the process had taken, which differs
+            contents = [{**json.loads(content), "peak_memory_bytes": None} for content in contents]
+        assert contents[0] == contents[1], name
 
 
 def test_gptq_is_nearer_to_the_original_than_rounding(tiny):
