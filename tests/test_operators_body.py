@@ -32,7 +32,7 @@ from operator_models import (
 
 import qxcompiler.runtime_ops as runtime_ops
 from qxcompiler.errors import ModelError, QxcError
-from qxcompiler.formats import ACTIVATIONS, MxFormat, MxGrid, QuantizedWeight, parse_format
+from qxcompiler.formats import ACTIVATIONS, CODEBOOK_BITS, INTEGER_BITS, MxFormat, MxGrid, QuantizedWeight, parse_format
 from qxcompiler.runtime_ops import ops_library, session
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET, OPERATORS, function_for, operator_name
 
@@ -46,9 +46,10 @@ def test_names_carry_the_format() -> None:
     assert operator_name(parse_format("int8a"), "Gather") == "GatherUInt8"
     assert operator_name(parse_format("nf4g64"), "MatMul") == "MatMulLut4"
     assert operator_name(parse_format("ternaryg64"), "MatMul") == "MatMulLut2"
-    assert operator_name(parse_format("mxfp4"), "Gather") == "GatherMxFp4"
+    assert operator_name(parse_format("mxfp4"), "Gather") == "GatherFp4E8"
     assert operator_name(parse_format("int4g32a"), "SwiGlu") == "SwiGluUInt4"
-    assert len(OPERATORS) == len(set(OPERATORS)) == 48
+    assert operator_name(parse_format("lut3g64s8"), "MatMul") == "MatMulLut3S8"
+    assert len(OPERATORS) == 3 * 3 * (2 * len(INTEGER_BITS) + len(CODEBOOK_BITS) + 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
