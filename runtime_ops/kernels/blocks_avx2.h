@@ -15,7 +15,7 @@ struct OneTable {
   __m256i table;
 
   OneTable(const PackedWeight& weight, int64_t) {
-    const int8_t* book = code == Code::kMx ? kTwiceE2M1 : weight.codebook;
+    const int8_t* book = code == Code::kFp ? kTwiceE2M1 : weight.codebook;
     alignas(16) int8_t entries[16];
     for (int i = 0; i < 16; i += 1 << bits) std::memcpy(entries + i, book, size_t{1} << bits);
     table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(entries)));
@@ -92,7 +92,7 @@ struct Integer {
 template <int bits, void (*codes)(const uint8_t*, __m256i*)>
 MatMulFamily matmul_of(Code code) {
   if constexpr (bits == 4) {
-    if (code == Code::kMx) return family_of<OneTable<Code::kMx, bits, codes>>();
+    if (code == Code::kFp) return family_of<OneTable<Code::kFp, bits, codes>>();
   }
   if constexpr (bits <= 4) {
     if (code == Code::kLut) return family_of_codebooks<OneTable<Code::kLut, bits, codes>, PerRow<bits, codes>>();

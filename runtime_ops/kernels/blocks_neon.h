@@ -84,10 +84,10 @@ struct Table {
   static constexpr int kEntries = 1 << bits;
 
   static constexpr int class_of(int) { return 0; }
-  static constexpr int largest(int) { return code == Code::kMx ? 12 : 128; }
+  static constexpr int largest(int) { return code == Code::kFp ? 12 : 128; }
 };
 
-// Codes of one codebook for all rows; that of Code::kMx is fixed.
+// Codes of one codebook for all rows; that of Code::kFp is fixed.
 template <Code code, int bits>
 struct PerTensor : Table<code, bits> {
   static constexpr int kTablesPerQuarter = 0;
@@ -97,7 +97,7 @@ struct PerTensor : Table<code, bits> {
   int8x16_t upper;  // 2 bits: by the upper of two codes
 
   PerTensor(const PackedWeight& weight, int64_t) {
-    const int8_t* book = code == Code::kMx ? kTwiceE2M1 : weight.codebook;
+    const int8_t* book = code == Code::kFp ? kTwiceE2M1 : weight.codebook;
     int8_t entries[16], upper_entries[16];
     for (int i = 0; i < 16; ++i) {
       entries[i] = book[i % kEntries];
@@ -182,7 +182,7 @@ struct PerRow : Table<Code::kLut, bits> {
 template <int bits, class Dot, Activation activation>
 MatMulTiles tiles_of(Code code) {
   if constexpr (bits == 4) {
-    if (code == Code::kMx) return matmul_tiles<PerTensor<Code::kMx, bits>, Dot, activation>;
+    if (code == Code::kFp) return matmul_tiles<PerTensor<Code::kFp, bits>, Dot, activation>;
   }
   if constexpr (bits <= 4) {
     if (code == Code::kLut) return matmul_codebook<PerTensor<Code::kLut, bits>, PerRow<bits>, Dot, activation>;

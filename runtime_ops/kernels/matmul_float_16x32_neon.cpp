@@ -111,7 +111,7 @@ void matmul_float_codebook(const PackedWeight& weight, const FloatRows& a, int64
 template <int bits>
 MatMulFloatTiles of_code(Code code) {
   if constexpr (bits == 4) {
-    if (code == Code::kMx) return matmul_float_tiles<PerTensor<Code::kMx, bits>>;
+    if (code == Code::kFp) return matmul_float_tiles<PerTensor<Code::kFp, bits>>;
   }
   if constexpr (bits <= 4) {
     if (code == Code::kLut) return matmul_float_codebook<bits>;

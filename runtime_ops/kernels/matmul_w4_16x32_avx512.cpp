@@ -29,14 +29,14 @@ struct OneTable4 {
   static constexpr Code kCode = code;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
-  static constexpr bool kMuchWork = code == Code::kMx;
+  static constexpr bool kMuchWork = code == Code::kFp;
 
   __m512i table;  // four times over: permutes read 6 bits of an index
 
   OneTable4(const PackedWeight& weight, int64_t) {
     static constexpr Bytes64 kEntry = make_bytes([](int i) { return i & 15; });
     table =
-        _mm512_permutexvar_epi8(load_bytes(kEntry), load_entries<16>(code == Code::kMx ? kTwiceE2M1 : weight.codebook));
+        _mm512_permutexvar_epi8(load_bytes(kEntry), load_entries<16>(code == Code::kFp ? kTwiceE2M1 : weight.codebook));
   }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
@@ -50,7 +50,7 @@ struct OneTable4 {
 };
 
 using PerTensor4 = OneTable4<Code::kLut>;
-using Mx4 = OneTable4<Code::kMx>;
+using Mx4 = OneTable4<Code::kFp>;
 
 struct PerRow4 {
   static constexpr Code kCode = Code::kLut;
@@ -91,7 +91,7 @@ struct PerRow4 {
 }  // namespace
 
 MatMulFamily matmul_w4_16x32_avx512(Code code) {
-  if (code == Code::kMx) return family_of<Mx4>();
+  if (code == Code::kFp) return family_of<Mx4>();
   if (code == Code::kLut) return family_of_codebooks<PerTensor4, PerRow4>();
   return code == Code::kInt ? family_of<Integer4<Code::kInt>>() : family_of<Integer4<Code::kUInt>>();
 }
