@@ -1,5 +1,5 @@
-"""What installed packages add: entry points of the groups `qxcompiler.formats`, `.quantizers`, `.passes`, `.targets` and
-`.operators`.
+"""What installed packages add: entry points of the groups `qxcompiler.formats`, `.operators`, `.passes`, `.quantizers`
+and `.targets`.
 
 An SDK registers its own in its `pyproject.toml`, and nothing here has to know it:
 

@@ -19,7 +19,16 @@ from qxcompiler.runtime_ops.matmul_packed import matmul_packed
 from qxcompiler.runtime_ops.swiglu_packed import swiglu_packed
 from qxcompiler.runtime_ops.unpack import ATTRIBUTES, Body, WeightType
 
-__all__ = ["DOMAIN", "MINIMUM_OPSET", "OPERATORS", "VERSION", "Operator", "function_for", "operator_name", "operator_of"]
+__all__ = [
+    "DOMAIN",
+    "MINIMUM_OPSET",
+    "OPERATORS",
+    "VERSION",
+    "Operator",
+    "function_for",
+    "operator_name",
+    "operator_of",
+]
 
 DOMAIN = "qxc"
 VERSION = 1

@@ -62,5 +62,5 @@ def parse_format(spec: str) -> Format:
         "not a weight format",
         f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}>, nf4 or ternary, "
         f"then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a "
-        f"tensor), then s8 for scales of 8 bits under a float16 a row, or e8 for powers of two; or {', '.join(MX_FORMATS)}",
+        f"tensor), then s8 (scales of 8 bits under a float16 a row) or e8 (powers of two); or {', '.join(MX_FORMATS)}",
     )

@@ -131,7 +131,9 @@ def _packed_row(path: Path, node: ir.Node, operator: Operator) -> tuple[Inspecte
     packed = node.inputs[1] if len(node.inputs) > 2 else None
     if packed is None or K < 1 or N < 1:
         raise ModelError(path, f"node {node.name} is not a packed operator as qxc writes it", "compile the model again")
-    stored = sum(tensor.nbytes for tensor in (tensors if operator.kind == "Gather" else tensors[:-1]))  # without the bias
+    stored = sum(
+        tensor.nbytes for tensor in (tensors if operator.kind == "Gather" else tensors[:-1])
+    )  # without the bias
     block = node.metadata_props.get(BLOCK, "")
     return InspectedSite(
         name=node.name or "",
