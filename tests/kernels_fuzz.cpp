@@ -14,6 +14,7 @@
 #include <random>
 #include <vector>
 
+#include "instruction_sets.h"
 #include "qxc/kernels.h"
 
 namespace {
@@ -303,8 +304,9 @@ int main(int argc, char** argv) {
   const int64_t trials = std::atoll(argv[1]);
   g_random.seed(static_cast<uint64_t>(std::atoll(argv[2])));
   std::vector<const qxc_kernels*> all;
-  for (const char* name : {"portable", "avx2", "avx_vnni", "avx512", "neon", "neon_dotprod", "neon_i8mm"}) {
-    if (const qxc_kernels* kernels = qxc_kernels_for(name)) all.push_back(kernels);
+#define NAME(instruction_set) #instruction_set,
+  for (const char* name : {QXC_INSTRUCTION_SETS(NAME)}) {
+    if (const qxc_kernels* kernels = qxc_kernels_for(name)) all.insert(all.begin(), kernels);  // portable first
   }
   for (int64_t i = 0; i < trials; ++i) {
     const Trial t = draw_trial();
