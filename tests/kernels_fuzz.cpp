@@ -14,7 +14,6 @@
 #include <random>
 #include <vector>
 
-#include "instruction_sets.h"
 #include "qxc/kernels.h"
 
 namespace {
@@ -304,9 +303,8 @@ int main(int argc, char** argv) {
   const int64_t trials = std::atoll(argv[1]);
   g_random.seed(static_cast<uint64_t>(std::atoll(argv[2])));
   std::vector<const qxc_kernels*> all;
-#define NAME(instruction_set) #instruction_set,
-  for (const char* name : {QXC_INSTRUCTION_SETS(NAME)}) {
-    if (const qxc_kernels* kernels = qxc_kernels_for(name)) all.insert(all.begin(), kernels);  // portable first
+  for (int32_t place = 0; const qxc_kernels* kernels = qxc_kernels_at(place); ++place) {
+    all.insert(all.begin(), kernels);  // portable ones, which are last, first
   }
   for (int64_t i = 0; i < trials; ++i) {
     const Trial t = draw_trial();

@@ -11,13 +11,21 @@
   }
 QXC_INSTRUCTION_SETS(DECLARE)
 
-const qxc_kernels* qxc_kernels_for(const char* wanted) {
-#define RETURN_IF_WANTED(instruction_set)                                                                \
-  if ((!wanted || std::strcmp(wanted, #instruction_set) == 0) && qxc::instruction_set::is_supported()) { \
-    return &qxc::instruction_set::kKernels;                                                              \
+const qxc_kernels* qxc_kernels_at(int32_t place) {
+#define RETURN_IF_PLACE(instruction_set)                      \
+  if (qxc::instruction_set::is_supported() && place-- == 0) { \
+    return &qxc::instruction_set::kKernels;                   \
   }
-  QXC_INSTRUCTION_SETS(RETURN_IF_WANTED)
+  QXC_INSTRUCTION_SETS(RETURN_IF_PLACE)
   return nullptr;
+}
+
+const qxc_kernels* qxc_kernels_for(const char* instruction_set) {
+  const qxc_kernels* kernels = nullptr;
+  for (int32_t place = 0; (kernels = qxc_kernels_at(place)); ++place) {
+    if (!instruction_set || std::strcmp(instruction_set, kernels->name) == 0) break;
+  }
+  return kernels;
 }
 
 const char* qxc_kernels_name(const qxc_kernels* kernels) { return kernels->name; }

@@ -38,49 +38,61 @@ QXC_INLINE __m512i load_entries(const int8_t* book) {
   return _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, book), _mm512_set1_epi8(-128));
 }
 
+// The codebooks of a tile's rows, or of the tensor.
+QXC_INLINE const int8_t* codebook_of(const PackedWeight& weight, int64_t tile, int bits) {
+  return weight.codebook + (weight.codebook_per_tensor ? 0 : (tile * kTileRows) << bits);
+}
+
 template <Code code, int bits>
 struct PerTensor {
   static constexpr Code kCode = code;
   static constexpr int kBits = bits;
   static constexpr int kClasses = 1;
   static constexpr bool kSlowToDecode = bits == 2 || code == Code::kMx;
-  static constexpr int kPlaces = 6 / bits;
 
-  __m512i tables[kPlaces];  // permutes read the low 6 bits of an index: a table for each place of a code in them
+  // permutes read the low 6 bits of an index: a table for each place of a code in them (an array of them would cost
+  // gcc 12 some moves)
+  __m512i first, second, third;
 
   PerTensor(const PackedWeight& weight, int64_t) {
     const __m512i book = load_entries<1 << bits>(code == Code::kMx ? kTwiceE2M1 : weight.codebook);
-    make_tables<0>(book);
+    first = table_at<0>(book);
+    if constexpr (bits <= 3) second = table_at<bits>(book);
+    if constexpr (bits == 2) third = table_at<2 * bits>(book);
   }
 
-  template <int place>
-  QXC_INLINE void make_tables(__m512i book) {
-    static constexpr Bytes64 kEntry = make_bytes([](int i) { return i >> place * bits & ((1 << bits) - 1); });
-    tables[place] = _mm512_permutexvar_epi8(load_bytes(kEntry), book);
-    if constexpr (place + 1 < kPlaces) make_tables<place + 1>(book);
+  template <int shift>
+  static QXC_INLINE __m512i table_at(__m512i book) {
+    static constexpr Bytes64 kEntry = make_bytes([](int i) { return i >> shift & ((1 << bits) - 1); });
+    return _mm512_permutexvar_epi8(load_bytes(kEntry), book);
   }
 
   QXC_INLINE void load(const uint8_t* lines, __m512i* values) const {
-    constexpr int kCodes = bits == 2 ? 4 : 2;  // in a byte
-    __m512i bytes[kSteps / kCodes];
-    if constexpr (bits == 3) load_pairs(lines, bytes);
+    if constexpr (bits == 3) {
+      __m512i pairs[4];
+      load_pairs(lines, pairs);
 #pragma GCC unroll 4
-    for (int i = 0; i < kSteps / kCodes; ++i) {
-      const __m512i z = bits == 3 ? bytes[i] : load_line(lines + i * kLineBytes);
+      for (int p = 0; p < 4; ++p) {
+        values[2 * p] = _mm512_permutexvar_epi8(pairs[p], first);
+        values[2 * p + 1] = _mm512_permutexvar_epi8(pairs[p], second);
+      }
+      return;
+    }
 #pragma GCC unroll 4
-      for (int q = 0; q < kCodes; ++q) {
-        const int place = q < kPlaces ? q : kPlaces - 1;
-        const __m512i at = q == place ? z : _mm512_srli_epi32(z, static_cast<unsigned>((q - place) * bits));
-        values[kCodes * i + q] = _mm512_permutexvar_epi8(at, tables[place]);
+    for (int line = 0; line < bits; ++line) {
+      const __m512i z = load_line(lines + line * kLineBytes);
+      if constexpr (bits == 2) {
+        values[4 * line] = _mm512_permutexvar_epi8(z, first);
+        values[4 * line + 1] = _mm512_permutexvar_epi8(z, second);
+        values[4 * line + 2] = _mm512_permutexvar_epi8(z, third);
+        values[4 * line + 3] = _mm512_permutexvar_epi8(_mm512_srli_epi32(z, 2), third);
+      } else {
+        values[2 * line] = _mm512_permutexvar_epi8(z, first);
+        values[2 * line + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi32(z, 4), first);
       }
     }
   }
 };
-
-// A row's codebook is found by its number, around the code in an index: tables hold several rows' codebooks.
-QXC_INLINE const int8_t* codebooks_of(const PackedWeight& weight, int64_t tile, int bits) {
-  return weight.codebook + ((tile * kTileRows) << bits);
-}
 
 template <>
 struct PerRow<2> {
@@ -98,7 +110,7 @@ struct PerRow<2> {
     static constexpr Bytes64 kRow0 = make_bytes([](int i) { return i / 4 << 2; });
     static constexpr Bytes64 kRow2 = make_bytes([](int i) { return (i / 4 & 3) | (i / 4 >> 2) << 4; });
     static constexpr Bytes64 kRow4 = make_bytes([](int i) { return i / 4; });
-    table0 = load_entries<64>(codebooks_of(weight, tile, kBits));
+    table0 = load_entries<64>(codebook_of(weight, tile, kBits));
     table2 = _mm512_permutexvar_epi8(load_bytes(k2), table0);
     table4 = _mm512_permutexvar_epi8(load_bytes(k4), table0);
     row0 = load_bytes(kRow0);
@@ -134,7 +146,7 @@ struct PerRow<3> {
     static constexpr Bytes64 kOddUpper = make_bytes([](int i) { return ((i & 7) + 8) << 3 | i >> 3; });
     static constexpr Bytes64 kEvenRow = make_bytes([](int i) { return i / 4 << 3; });
     static constexpr Bytes64 kOddRow = make_bytes([](int i) { return (i / 4 & 7) | (i / 4 >> 3) << 6; });
-    const int8_t* book = codebooks_of(weight, tile, kBits);
+    const int8_t* book = codebook_of(weight, tile, kBits);
     even[0] = load_entries<64>(book);
     even[1] = load_entries<64>(book + 64);
     odd[0] = _mm512_permutex2var_epi8(even[0], load_bytes(kOddLower), even[1]);
@@ -168,7 +180,7 @@ struct PerRow<4> {
 
   PerRow(const PackedWeight& weight, int64_t tile) {
     static constexpr Bytes64 kRow = make_bytes([](int i) { return (i / 4 & 7) << 4; });
-    const int8_t* book = codebooks_of(weight, tile, kBits);
+    const int8_t* book = codebook_of(weight, tile, kBits);
     lower[0] = load_entries<64>(book);
     lower[1] = load_entries<64>(book + 64);
     upper[0] = load_entries<64>(book + 128);
