@@ -310,8 +310,8 @@ int main(int argc, char** argv) {
   const int64_t trials = std::atoll(argv[1]);
   g_random.seed(static_cast<uint64_t>(std::atoll(argv[2])));
   std::vector<const qxc_kernels*> all;
-  for (const char* name : {"portable", "avx2", "avx_vnni", "avx512", "neon", "neon_dotprod", "neon_i8mm"}) {
-    if (const qxc_kernels* kernels = qxc_kernels_for(name)) all.push_back(kernels);
+  for (int32_t place = 0; const qxc_kernels* kernels = qxc_kernels_at(place); ++place) {
+    all.insert(all.begin(), kernels);  // portable ones, which are last, first
   }
   for (int64_t i = 0; i < trials; ++i) {
     const Trial t = draw_trial();

@@ -1,6 +1,5 @@
 // The public interface: checks, the workspace, and which kernel computes what.
 #include <algorithm>
-#include <cstring>
 
 #include "kernels.h"
 #include "qxc/kernels.h"
@@ -114,19 +113,6 @@ bool all(const bool* first, int64_t count, bool value) {
 using namespace qxc;
 
 int32_t qxc_kernels_version(void) { return 256 * QXC_KERNELS_VERSION_MAJOR + QXC_KERNELS_VERSION_MINOR; }
-
-const qxc_kernels* qxc_kernels_for(const char* instruction_set) {
-  // best first
-  for (const Kernels* kernels : {avx512_kernels(), avx_vnni_kernels(), avx2_kernels(), neon_i8mm_kernels(),
-                                 neon_dotprod_kernels(), neon_kernels(), portable_kernels()}) {
-    if (kernels && (!instruction_set || std::strcmp(instruction_set, kernels->name) == 0)) {
-      return kernels;
-    }
-  }
-  return nullptr;
-}
-
-const char* qxc_kernels_name(const qxc_kernels* kernels) { return kernels->name; }
 
 qxc_status qxc_weight_check(const qxc_weight* weight, qxc_weight_bytes* bytes) {
   const int64_t N = weight->rows, K = weight->columns;

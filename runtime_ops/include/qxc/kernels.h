@@ -119,6 +119,8 @@ QXC_API int32_t qxc_kernels_version(void);
 /* The kernels of an instruction set by name (avx512, avx_vnni, avx2, neon_i8mm, neon_dotprod, neon, portable), or
  * the best ones of this processor for null. Null where the name is unknown, or the processor or the build lacks it. */
 QXC_API const qxc_kernels* qxc_kernels_for(const char* instruction_set);
+/* The kernels that this processor can run, best first; null beyond the last. */
+QXC_API const qxc_kernels* qxc_kernels_at(int32_t place);
 QXC_API const char* qxc_kernels_name(const qxc_kernels* kernels);
 
 /* Checks the sizes of a weight, whose pointers are not read, and gives the bytes that its tensors must have. */
