@@ -138,7 +138,7 @@ std::optional<int64_t> ShapeContext::attribute_int(const char* name) const {
   return value;
 }
 
-std::optional<std::vector<Dimension>> ShapeContext::input(size_t index) const {
+std::optional<TypeAndShape> ShapeContext::input(size_t index) const {
   size_t count = 0;
   check(ShapeInferContextGetInputCount::call(api_, context_, &count));
   if (index >= count) return {};
@@ -147,25 +147,27 @@ std::optional<std::vector<Dimension>> ShapeContext::input(size_t index) const {
   size_t rank = 0;
   check(GetDimensionsCount::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &rank));
   if (rank == 0) return {};
+  int type = 0;
+  check(GetTensorElementType::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &type));
   Shape sizes(rank);
   std::vector<const char*> names(rank);
   check(GetDimensions::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), sizes.data(), rank));
   check(GetSymbolicDimensions::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), names.data(), rank));
-  std::vector<Dimension> shape;
-  for (size_t i = 0; i < rank; ++i) shape.push_back({sizes[i], names[i] ? names[i] : ""});
-  return shape;
+  TypeAndShape input{static_cast<ElementType>(type), {}};
+  for (size_t i = 0; i < rank; ++i) input.shape.push_back({sizes[i], names[i] ? names[i] : ""});
+  return input;
 }
 
-void ShapeContext::set_output(size_t index, ElementType type, const std::vector<Dimension>& shape) const {
+void ShapeContext::set_output(size_t index, const TypeAndShape& output) const {
   Shape sizes;
   std::vector<const char*> names;
-  for (const Dimension& dimension : shape) {
+  for (const Dimension& dimension : output.shape) {
     sizes.push_back(dimension.size);
     names.push_back(dimension.name.c_str());
   }
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(CreateTensorTypeAndShapeInfo::call(api_, &info));
-  OrtStatus* status = SetTensorElementType::call(api_, info, static_cast<int>(type));
+  OrtStatus* status = SetTensorElementType::call(api_, info, static_cast<int>(output.type));
   if (!status) status = SetDimensions::call(api_, info, static_cast<const int64_t*>(sizes.data()), sizes.size());
   if (!status) status = SetSymbolicDimensions::call(api_, info, names.data(), names.size());
   if (!status) {

@@ -124,6 +124,11 @@ struct Dimension {
   std::string name{};
 };
 
+struct TypeAndShape {
+  ElementType type;
+  std::vector<Dimension> shape;
+};
+
 // A node whose outputs' shapes are wanted before the model runs.
 class ShapeContext {
  public:
@@ -133,9 +138,9 @@ class ShapeContext {
   std::optional<int64_t> attribute_int(const char* name) const;
 
   // Nothing where the shape is not known, nor that of a scalar, which the runtime does not tell apart.
-  std::optional<std::vector<Dimension>> input(size_t index) const;
+  std::optional<TypeAndShape> input(size_t index) const;
 
-  void set_output(size_t index, ElementType type, const std::vector<Dimension>& shape) const;
+  void set_output(size_t index, const TypeAndShape& output) const;
 
  private:
   Table api_;

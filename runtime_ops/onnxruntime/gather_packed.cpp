@@ -50,11 +50,12 @@ const Registration registration([](const qxc_kernels&) {
                          {kFloat},
                          [&type](const KernelInfo& info) { return std::make_unique<GatherPacked>(type, info); },
                          [](const ShapeContext& context) {
-                           auto shape = context.input(0);
+                           auto y = context.input(0);
                            const auto K = context.attribute_int("K");
-                           if (!shape || !K) return;
-                           shape->push_back({*K});
-                           context.set_output(0, kFloat, *shape);
+                           if (!y || !K) return;
+                           y->type = kFloat;
+                           y->shape.push_back({*K});
+                           context.set_output(0, *y);
                          }});
   }
   return operators;

@@ -107,12 +107,12 @@ const Registration registration([](const qxc_kernels& kernels) {
                          [&type, &kernels, epilogue](const KernelInfo& info) {
                            return std::make_unique<MatMulPacked>(type, epilogue, kernels, info);
                          },
-                         [epilogue, element](const ShapeContext& context) {
-                           auto shape = context.input(0);
+                         [epilogue](const ShapeContext& context) {
+                           auto y = context.input(0);
                            const auto N = context.attribute_int("N");
-                           if (!shape || !N) return;
-                           shape->back() = {epilogue == QXC_SILU_GATE ? *N / 2 : *N};
-                           context.set_output(0, element, *shape);
+                           if (!y || !N) return;
+                           y->shape.back() = {epilogue == QXC_SILU_GATE ? *N / 2 : *N};
+                           context.set_output(0, *y);
                          }});
   };
   for (const WeightType& type : weight_types()) {

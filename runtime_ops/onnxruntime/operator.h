@@ -57,7 +57,9 @@ struct Operator {
   std::string name;
   std::vector<ElementType> inputs, outputs;
   std::function<std::unique_ptr<Kernel>(const KernelInfo&)> make_kernel;
-  std::function<void(const ShapeContext&)> infer_shapes;  // sets those of the outputs that it knows
+  // Sets types and shapes of the outputs that it knows. Of operators of one name the runtime asks the first alone, so
+  // that a type that they differ in comes from the inputs.
+  std::function<void(const ShapeContext&)> infer_shapes;
 };
 
 // A constant of this type, beside its operators' kernels, gives them to every session.
