@@ -9,19 +9,13 @@
 
 #include <immintrin.h>
 
-#include <type_traits>
-
 #include "matmul_family.h"
-#include "scalar.h"
+#include "tile_loops.h"
 
 namespace qxc {
 namespace {
 
-#define QXC_INLINE inline __attribute__((always_inline))
-
 constexpr int64_t kPrefetchL2Bytes = 16384, kPrefetchL1Bytes = 8192;  // as measured for AVX-512
-constexpr int kRowsPerPass = 64;
-constexpr int kLargestUnit = 256;
 constexpr int kHalfBytes = kLineBytes / 2;
 constexpr int kHalfRows = kTileRows / 2;
 
@@ -302,19 +296,13 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   for (int64_t unit = 0; unit < a.units; ++unit) {
     const int64_t columns = smaller(a.unit, a.columns - unit * a.unit);
     decode_unit(block, weight, tile, unit * a.unit, columns, bytes);
-    int64_t m = 0;
-    const auto multiply = [&](auto count) {
+    each_rows<4>(rows, [&](auto count, int64_t m) QXC_LAMBDA {
       multiply_unit<Block::kCode, Block::kBits, activation, count.value>(weight, a, tile, first_row + m, unit, columns,
                                                                          bytes, y + m);
-      m += count.value;
-    };
-    while (m + 4 <= rows) multiply(std::integral_constant<int, 4>());
-    if (m + 2 <= rows) multiply(std::integral_constant<int, 2>());
-    if (m < rows) multiply(std::integral_constant<int, 1>());
+    });
   }
   for (int64_t m = 0; m < rows; ++m) {
-    const float row_scale = activation == Activation::kA8 ? a.scales[first_row + m] : 1;
-    write(y[m], weight, tile, first_row + m, row_scale, out);
+    write(y[m], weight, tile, first_row + m, row_scale<activation>(a, first_row + m), out);
   }
 }
 
@@ -325,15 +313,10 @@ struct RoundedProduct {
   template <class Block>
   static void tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last,
                     const Output& out) {
-    for (int64_t tile = first; tile < last; ++tile) {
-      if (a.rows == 1) {
-        matvec_tile<Block, activation>(weight, a, tile, out);
-        continue;
-      }
-      for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
-        matmul_pass<Block, activation>(weight, a, tile, row, smaller(kRowsPerPass, a.rows - row), out);
-      }
-    }
+    each_pass(first, last, a.rows, [&](int64_t tile, int64_t row, int64_t rows) QXC_LAMBDA {
+      if (a.rows == 1) return matvec_tile<Block, activation>(weight, a, tile, out);
+      matmul_pass<Block, activation>(weight, a, tile, row, rows, out);
+    });
   }
 };
 

@@ -8,20 +8,14 @@
 
 #include <immintrin.h>
 
-#include <type_traits>
-
 #include "avx512/processor.h"
 #include "matmul_family.h"
-#include "scalar.h"
+#include "tile_loops.h"
 
 namespace qxc {
 namespace {
 
-#define QXC_INLINE inline __attribute__((always_inline))
-
 constexpr int64_t kPrefetchL1Bytes = 8192, kPrefetchL2Bytes = 16384;
-constexpr int kRowsPerPass = 64;
-constexpr int kLargestUnit = 256;
 
 // gcc folds a load into every use of its vector; one load into a register is faster (measured: by a tenth).
 QXC_INLINE __m512i load_line(const uint8_t* line) {
@@ -366,21 +360,15 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
     for (int t = 0; t < tiles; ++t) {
       decode_unit(Block(weight, tile + t), weight, tile + t, unit * a.unit, columns, bytes[t]);
     }
-    int64_t m = 0;
-    const auto multiply = [&](auto count) {
+    each_rows<kRows>(rows, [&](auto count, int64_t m) QXC_LAMBDA {
       multiply_unit<Block::kCode, Block::kBits, activation, count.value, tiles>(weight, a, tile, first_row + m, unit,
                                                                                 columns, bytes, y + m);
-      m += count.value;
-    };
-    while (m + kRows <= rows) multiply(std::integral_constant<int, kRows>());
-    if (m + 4 <= rows) multiply(std::integral_constant<int, 4>());
-    if (m + 2 <= rows) multiply(std::integral_constant<int, 2>());
-    if (m < rows) multiply(std::integral_constant<int, 1>());
+    });
   }
   for (int64_t m = 0; m < rows; ++m) {
-    const float row_scale = activation == Activation::kA8 ? a.scales[first_row + m] : 1;
+    const __m512 scale = _mm512_set1_ps(row_scale<activation>(a, first_row + m));
     for (int t = 0; t < tiles; ++t) {
-      const __m512 scaled = _mm512_mul_ps(_mm512_load_ps(y[m][t]), _mm512_set1_ps(row_scale));
+      const __m512 scaled = _mm512_mul_ps(_mm512_load_ps(y[m][t]), scale);
       write(scaled, weight, tile + t, first_row + m, out);
     }
   }
@@ -481,12 +469,9 @@ struct RoundedProduct {
     constexpr int kFew = rows_in_registers<Block, activation>();
     if (a.rows <= 16) {  // measured: with more rows, decoding a unit once, into L1, is faster
       for (int64_t tile = first; tile < last; ++tile) {
-        int64_t row = 0;
-        for (; row + kFew <= a.rows; row += kFew) matvec_tile<Block, activation, kFew>(weight, a, tile, row, out);
-        if constexpr (kFew == 4) {
-          for (; row + 2 <= a.rows; row += 2) matvec_tile<Block, activation, 2>(weight, a, tile, row, out);
-        }
-        if (row < a.rows) matvec_tile<Block, activation, 1>(weight, a, tile, row, out);
+        each_rows<kFew>(a.rows, [&](auto count, int64_t row) QXC_LAMBDA {
+          matvec_tile<Block, activation, count.value>(weight, a, tile, row, out);
+        });
       }
       return;
     }

@@ -12,20 +12,13 @@
 
 #include <arm_neon.h>
 
-#include <type_traits>
-
 #include "matmul_family.h"
-#include "scalar.h"
+#include "tile_loops.h"
 
 namespace qxc {
 namespace {
 
-#define QXC_INLINE inline __attribute__((always_inline))
-#define QXC_LAMBDA __attribute__((always_inline))
-
 constexpr int64_t kPrefetchBytes = 4096;
-constexpr int kRowsPerPass = 64;
-constexpr int kLargestUnit = 256;
 constexpr int kQuarters = 4;
 constexpr int kQuarterBytes = kLineBytes / kQuarters;
 constexpr int kQuarterRows = kTileRows / kQuarters;
@@ -152,11 +145,6 @@ QXC_INLINE void write(const float32x4_t* y, float row_scale, const PackedWeight&
   });
 }
 
-template <Activation activation>
-QXC_INLINE float row_scale(const QuantizedRows& a, int64_t row) {
-  return activation == Activation::kA8 ? a.scales[row] : 1;
-}
-
 template <int bits>
 QXC_INLINE void prefetch(const uint8_t* lines) {
   for (int line = 0; line < bits; ++line) {
@@ -214,7 +202,7 @@ QXC_INLINE void multiply_lines(const Block& block, const uint8_t* lines, int64_t
 
 // One row of A, in units of whole blocks.
 template <class Block, class Dot, Activation activation>
-void matmul_row(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
+void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
   constexpr int kCount = quarters_at_once<Block, Dot, activation>();
   const Block block(weight, tile);
   const uint8_t* lines = weight.packed + tile * weight.blocks * Block::kBits * kLineBytes;
@@ -283,7 +271,7 @@ QXC_INLINE void multiply_bytes(const Group<Block::kCode, Block::kBits>& group, c
 
 // Up to kRowsPerPass rows of A.
 template <class Block, class Dot, Activation activation>
-void matmul_rows(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
+void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
                  const Output& out) {
   const Block block(weight, tile);
   alignas(16) int8_t bytes[kLargestUnit * kTileRows];
@@ -294,14 +282,9 @@ void matmul_rows(const PackedWeight& weight, const QuantizedRows& a, int64_t til
     const int64_t columns = smaller(a.unit, a.columns - first_column);
     const Group<Block::kCode, Block::kBits> group(weight, tile, first_column);
     decode_unit<Block, Dot>(block, weight, tile, first_column, columns, bytes);
-    int64_t m = 0;
-    const auto multiply = [&](auto count) QXC_LAMBDA {
+    each_rows<Dot::kMostRows>(rows, [&](auto count, int64_t m) QXC_LAMBDA {
       multiply_bytes<Block, Dot, activation, count.value>(group, a, first_row + m, unit, columns, bytes, y + m);
-      m += count.value;
-    };
-    while (m + Dot::kMostRows <= rows) multiply(std::integral_constant<int, Dot::kMostRows>());
-    if (Dot::kMostRows > 2 && m + 2 <= rows) multiply(std::integral_constant<int, 2>());
-    if (m < rows) multiply(std::integral_constant<int, 1>());
+    });
   }
   for (int64_t m = 0; m < rows; ++m) {
     write(y[m], row_scale<activation>(a, first_row + m), weight, tile, first_row + m, out);
@@ -316,15 +299,10 @@ struct RoundedProduct {
   static void tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last,
                     const Output& out) {
     const bool is_row = a.rows == 1 && a.unit >= kBlockColumns;
-    for (int64_t tile = first; tile < last; ++tile) {
-      if (is_row) {
-        matmul_row<Block, Dot, activation>(weight, a, tile, out);
-        continue;
-      }
-      for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
-        matmul_rows<Block, Dot, activation>(weight, a, tile, row, smaller(kRowsPerPass, a.rows - row), out);
-      }
-    }
+    each_pass(first, last, a.rows, [&](int64_t tile, int64_t row, int64_t rows) QXC_LAMBDA {
+      if (is_row) return matvec_tile<Block, Dot, activation>(weight, a, tile, out);
+      matmul_pass<Block, Dot, activation>(weight, a, tile, row, rows, out);
+    });
   }
 };
 

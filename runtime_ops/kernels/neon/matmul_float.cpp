@@ -63,8 +63,8 @@ QXC_INLINE void multiply_block(const BlockWeights& weights, const float* const* 
 }
 
 template <class Block>
-void matmul_rows(const PackedWeight& weight, const FloatRows& a, int64_t tile, int64_t first_row, int64_t last_row,
-                 const Output& out) {
+void matmul_float_pass(const PackedWeight& weight, const FloatRows& a, int64_t tile, int64_t first_row,
+                       int64_t last_row, const Output& out) {
   const float* rows[kRowsPerPass];
   int64_t indices[kRowsPerPass];
   int64_t count = 0;
@@ -94,11 +94,9 @@ struct FloatProduct {
 
   template <class Block>
   static void tiles(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last, const Output& out) {
-    for (int64_t tile = first; tile < last; ++tile) {
-      for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
-        matmul_rows<Block>(weight, a, tile, row, smaller(row + kRowsPerPass, a.rows), out);
-      }
-    }
+    each_pass(first, last, a.rows, [&](int64_t tile, int64_t row, int64_t rows) QXC_LAMBDA {
+      matmul_float_pass<Block>(weight, a, tile, row, row + rows, out);
+    });
   }
 };
 

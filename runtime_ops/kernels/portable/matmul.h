@@ -3,12 +3,10 @@
 
 #include "decode_row.h"
 #include "matmul_family.h"
+#include "tile_loops.h"
 
 namespace qxc {
 namespace {
-
-constexpr int kLargestUnit = 256;
-constexpr int kRowsPerPass = 64;
 
 // The numbers, before scaling, of one unit of one tile: [unit / 4, 16, 4]. Integers as if they had no zero points.
 template <Code code, int bits>
@@ -45,7 +43,7 @@ inline void dot(const int16_t* values, const int8_t* a, int64_t steps, int32_t* 
 }
 
 template <Code code, int bits, Activation activation>
-void matmul_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
+void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
                  const Output& out) {
   float sums[kRowsPerPass][kTileRows] = {};
   int16_t values[kLargestUnit / 4 * kLineBytes];
@@ -77,9 +75,9 @@ void matmul_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   }
   const int64_t valid = smaller(kTileRows, weight.rows - tile * kTileRows);
   for (int64_t m = 0; m < rows; ++m) {
-    const float row_scale = activation == Activation::kA8 ? a.scales[first_row + m] : 1;
+    const float scale = row_scale<activation>(a, first_row + m);
     for (int64_t r = 0; r < valid; ++r) {
-      store_output(out, first_row + m, tile * kTileRows + r, row_scale * sums[m][r]);
+      store_output(out, first_row + m, tile * kTileRows + r, scale * sums[m][r]);
     }
   }
 }
@@ -104,12 +102,9 @@ struct RoundedProduct {
   template <class Block>
   static void tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last,
                     const Output& out) {
-    for (int64_t tile = first; tile < last; ++tile) {
-      for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
-        matmul_tile<Block::kCode, Block::kBits, activation>(weight, a, tile, row, smaller(kRowsPerPass, a.rows - row),
-                                                            out);
-      }
-    }
+    each_pass(first, last, a.rows, [&](int64_t tile, int64_t row, int64_t rows) {
+      matmul_pass<Block::kCode, Block::kBits, activation>(weight, a, tile, row, rows, out);
+    });
   }
 };
 
@@ -146,12 +141,9 @@ struct FloatProduct {
   template <class Block>
   static void tiles(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last, const Output& out) {
     const int64_t end = smaller(last * kTileRows, weight.rows);
-    for (int64_t n = first * kTileRows; n < end; ++n) {
-      for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
-        matmul_float_row(weight, decode_columns<Block::kCode, Block::kBits>, a, n, row,
-                         smaller(kRowsPerPass, a.rows - row), out);
-      }
-    }
+    each_pass(first * kTileRows, end, a.rows, [&](int64_t n, int64_t row, int64_t rows) {
+      matmul_float_row(weight, decode_columns<Block::kCode, Block::kBits>, a, n, row, rows, out);
+    });
   }
 };
 
