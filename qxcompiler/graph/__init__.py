@@ -11,8 +11,8 @@ __all__ = [
     "Site",
     "Weight",
     "assign_roles",
-    "by_input",
     "by_operator",
+    "by_value",
     "check_unchanged",
     "extract_segment",
     "find_segments",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 from qxcompiler.graph.external_data import FileTensor, check_unchanged
-from qxcompiler.graph.groups import Input, by_input, by_operator, inputs_of_weights
+from qxcompiler.graph.groups import Input, by_operator, by_value, inputs_of_weights
 from qxcompiler.graph.model_file import load_model, model_files, save_model
 from qxcompiler.graph.names import Names, make_names_unique
 from qxcompiler.graph.normal_form import normalize, overridable_inputs, raise_opset

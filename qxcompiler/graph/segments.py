@@ -15,7 +15,7 @@ from itertools import accumulate
 
 import onnx_ir as ir
 
-from qxcompiler.graph.groups import by_input
+from qxcompiler.graph.groups import by_value
 from qxcompiler.graph.nodes import captured, is_standard, subgraphs
 from qxcompiler.graph.sites import Site
 
@@ -171,7 +171,7 @@ class _Flow:
             for value in node.outputs:
                 live(born, last.get(value, born), 1)
         position_of = {node: position for position, node in enumerate(self.nodes)}
-        for (value, _), sites in by_input(self.site_of.values()).items():
+        for value, sites in by_value(self.site_of.values()).items():
             if not value.is_graph_input():  # no cut between sites that share an input
                 positions = [position_of[site.node] for site in sites]
                 live(min(positions), max(positions), ALIVE_AT_CUT + 1)
