@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from qxcompiler.graph.nodes import is_standard, replace_value
 from qxcompiler.packing.tile16 import TILE_ROWS
 from qxcompiler.passes.packed_nodes import fused_node, fusion_key, out_features
-from qxcompiler.passes.rewriting import Additions, replace_value
-from qxcompiler.runtime_ops.operators import function_for
+from qxcompiler.passes.rewriting import Additions, add_functions
 
 __all__ = ["FuseSwiGlu"]
 
@@ -36,9 +36,7 @@ class FuseSwiGlu(ir.passes.InPlacePass):
             product.graph.insert_before(product, fused)
             replace_value(product.outputs[0], fused.outputs[0])
             operators.add(operator)
-        for operator in sorted(operators):
-            function = function_for(operator, model.opset_imports[""])
-            model.functions[function.identifier()] = function
+        add_functions(model, operators)
         if operators:
             ir.passes.common.RemoveUnusedNodesPass()(model)
             ir.passes.common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
@@ -47,7 +45,7 @@ class FuseSwiGlu(ir.passes.InPlacePass):
 
 def _gate_and_up(product: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     """The two nodes whose outputs a product gates, where one node can take the place of all."""
-    if not _is(product, "Mul"):
+    if not is_standard(product, ("Mul",)):
         return None
     for silu, other in (product.inputs, reversed(product.inputs)):
         gate_output, between = _silu(silu)
@@ -66,18 +64,14 @@ def _silu(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
     node = None if value is None else value.producer()
     if node is None:
         return None, []
-    if _is(node, "Swish") and node.attributes.get_float("alpha", 1.0) == 1:
+    if is_standard(node, ("Swish",)) and node.attributes.get_float("alpha", 1.0) == 1:
         return node.inputs[0], [node]
-    if _is(node, "Mul"):
+    if is_standard(node, ("Mul",)):
         for x, activated in (node.inputs, reversed(node.inputs)):
             sigmoid = None if activated is None else activated.producer()
-            if sigmoid is not None and _is(sigmoid, "Sigmoid") and sigmoid.inputs[0] is x:
+            if sigmoid is not None and is_standard(sigmoid, ("Sigmoid",)) and sigmoid.inputs[0] is x:
                 return x, [sigmoid, node]
     return None, []
-
-
-def _is(node: ir.Node, op_type: str) -> bool:
-    return node.domain == "" and node.op_type == op_type
 
 
 def _nothing_else_reads(nodes: set[ir.Node], product: ir.Node) -> bool:

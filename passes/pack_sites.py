@@ -10,8 +10,9 @@ import torch
 from qxcompiler.errors import ModelError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight, by_operator
+from qxcompiler.graph.nodes import replace_value
 from qxcompiler.packing import LAYOUT, PackedWeight
-from qxcompiler.passes.rewriting import Additions, bias_input, replace_value
+from qxcompiler.passes.rewriting import Additions, add_functions, bias_input
 from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, OPERATORS, function_for, operator_name
 
 __all__ = ["BLOCK", "GROUP", "ROLE", "SCHEME", "PackSites"]
@@ -71,10 +72,7 @@ class PackSites(ir.passes.InPlacePass):
             else:
                 rewriter.replace_linear(operator, tensors[site.weight])
         model.opset_imports[DOMAIN] = 1
-        opset = model.opset_imports[""]
-        for operator in sorted(operators):
-            function = function_for(operator, opset)
-            model.functions[function.identifier()] = function
+        add_functions(model, operators)
         ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(self._schemes))
 
