@@ -45,7 +45,7 @@ from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     QuantizationResult,
     find_quantizer,
-    quantize_blockwise,
+    quantize_segmentwise,
     quantize_without_statistics,
 )
 from qxcompiler.report import Report, coverage, report_sites
@@ -358,7 +358,7 @@ class _Compiler:
 
         if samples:
             method = self.options.quantizer
-            results = quantize_blockwise(graph, sites, formats, method, samples, self.device, self.track, known, keep)
+            results = quantize_segmentwise(graph, sites, formats, method, samples, self.device, self.track, known, keep)
         else:
             results = {
                 weight: known.get(weight) or keep(weight, quantize_without_statistics(weight, fmt, self.device))

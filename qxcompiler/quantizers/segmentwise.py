@@ -20,7 +20,7 @@ from qxcompiler.packing import PackedWeight, pack, unpack
 from qxcompiler.progress import Track
 from qxcompiler.quantizers.registry import find_quantizer
 
-__all__ = ["Keep", "QuantizationResult", "quantize_blockwise", "quantize_without_statistics"]
+__all__ = ["Keep", "QuantizationResult", "quantize_segmentwise", "quantize_without_statistics"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def quantize_without_statistics(weight: Weight, fmt: Format, device: torch.devic
     return _round(weight, fmt, device)
 
 
-def quantize_blockwise(
+def quantize_segmentwise(
     model: ir.Model,
     sites: Sequence[Site],
     formats: Mapping[Weight, Format],
