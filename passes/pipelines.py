@@ -8,47 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
-import torch
 
-from qxcompiler.calibration.samples import Sample
-from qxcompiler.calibration.walk import Stop, walk
+from qxcompiler.calibration.walk import Calibration
 from qxcompiler.extensions import extensions
-from qxcompiler.graph import Site, find_segments
 from qxcompiler.passes.fuse_bias import FuseBias
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
-from qxcompiler.progress import Track, silent
 
-__all__ = ["Calibration", "after_packing", "before_calibration", "run"]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a pass before calibration may ask.
-
-    Attributes:
-        sites: those that will be quantized. A pass changes their weights by `Weight.change`, and may put nodes before
-            or after them.
-        samples: inputs of the model; none where there is no calibration.
-        device: where to keep statistics.
-        track: shows progress.
-    """
-
-    sites: Sequence[Site]
-    samples: Sequence[Sample]
-    device: torch.device
-    track: Track = silent
-
-    def walk(self, model: ir.Model, description: str) -> Iterator[Stop]:
-        """Stop at every segment of the model as it is now, with statistics of what its sites read."""
-        segments = find_segments(model, self.sites)
-        return walk(model, segments, self.samples, self.device, track=self.track, description=description)
-
+__all__ = ["after_packing", "before_calibration", "run"]
 
 _log = logging.getLogger(__name__)
 

@@ -136,6 +136,9 @@ def compile(  # noqa: A001
     embedding: Annotated[
         str | None, typer.Option(help="Format of embeddings, or float. [default: the target's]")
     ] = None,
+    allocation: Annotated[
+        str, typer.Option(help="How schemes are chosen: uniform, or one that a package adds.")
+    ] = _DEFAULTS.allocation,
     quantizer: Annotated[str, typer.Option(help="rtn or gptq.")] = _DEFAULTS.quantizer,
     calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = _DEFAULTS.samples,

@@ -17,7 +17,8 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from qxcompiler.allocation import FLOAT, Plan, load_plan, uniform_plan
+from qxcompiler.allocation import FLOAT, Plan, Question, find_allocation, load_plan
+from qxcompiler.calibration import walk
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
@@ -62,6 +63,7 @@ _log = logging.getLogger(__name__)
 
 # Samples that verification runs on: windows of text hold many numbers, other samples perhaps one each.
 _HELD_BACK, _MOST_HELD_BACK = 2, 16
+_WISHES = ("weights", "activations", "head", "embedding", "keep", "allocation")  # what a plan leaves nothing of
 _SUSPECTS = 3  # sites named where verification fails
 
 
@@ -166,6 +168,7 @@ class _Compiler:
     def __init__(self, target: Target, options: Options, track: Track, *, several: bool = False) -> None:
         torch.manual_seed(options.seed)
         find_quantizer(options.quantizer)
+        find_allocation(options.allocation)
         self.target, self.options, self.track = target, options, track
         self.device = _device(options.device)
         self.several = several
@@ -193,8 +196,8 @@ class _Compiler:
         _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
         if not sites:
             raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
-        plan = self._plan(graph, sites)
         calibrating, held_back = self._samples(graph, original, calibration)
+        plan = self._plan(graph, sites, calibrating)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         made_up = not held_back
         if not options.verification:
@@ -207,9 +210,7 @@ class _Compiler:
 
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
-        preparing = pipelines.before_calibration(
-            pipelines.Calibration(list(schemes), calibrating, self.device, self.track)
-        )
+        preparing = pipelines.before_calibration(walk.Calibration(list(schemes), calibrating, self.device, self.track))
         pipelines.run(preparing, graph)
         passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]
         manifest = self._manifest(graph, original, plan, calibrating, passes, config)
@@ -264,18 +265,18 @@ class _Compiler:
             parts.get(DECODER_WITH_PAST, [])[: -_HELD_BACK - 1] = []
         return parts
 
-    def _plan(self, graph: ir.Model, sites: Sequence[Site]) -> Plan:
+    def _plan(self, graph: ir.Model, sites: Sequence[Site], samples: Sequence[Sample]) -> Plan:
         options = self.options
-        wishes = {name: getattr(options, name) for name in ("weights", "activations", "head", "embedding", "keep")}
         if options.plan is None:
-            plan = uniform_plan(sites, self.target, **wishes)
+            calibration = walk.Calibration(sites, samples, self.device, self.track)
+            plan = find_allocation(options.allocation)(Question(graph, sites, self.target, options, calibration))
             infinite = not_finite(sites)
             plan.leave((site for site in sites if site.weight in infinite), "holds infinities")
             if not any(plan.values()):
                 reason = next(iter(plan.reasons.values()))
                 problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
                 raise ModelError(_subject(graph), problem, "choose other --weights, or keep the model as it is")
-        elif given := [f"--{name}" for name, wish in wishes.items() if wish]:
+        elif given := [f"--{name}" for name in _WISHES if getattr(options, name) != Options.model_fields[name].default]:
             remedy = f"leave out {' and '.join(given)}"
             raise UsageError("--plan", "says every site's scheme already", remedy)
         else:

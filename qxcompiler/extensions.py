@@ -1,5 +1,5 @@
-"""What installed packages add: entry points of the groups `qxcompiler.formats`, `.operators`, `.passes`, `.quantizers`
-and `.targets`.
+"""What installed packages add: entry points of the groups `qxcompiler.allocations`, `.formats`, `.operators`,
+`.passes`, `.quantizers` and `.targets`.
 
 An SDK registers its own in its `pyproject.toml`, and nothing here has to know it:
 
@@ -21,10 +21,11 @@ def extensions(group: str) -> dict[str, Any]:
     """What packages register in a group, by name, in the order of the names.
 
     Args:
-        group: `formats`, functions from a format's name to a `Format`, or None for a name of others; `quantizers`,
-            functions as `qxcompiler.quantizers.Quantizer`; `passes`, as `qxcompiler.passes.pipelines` says;
-            `targets`, the path of a descriptor, or a function that gives it; `operators`, an
-            `Operator` of `qxcompiler.runtime_ops.operators` under its name.
+        group: `allocations`, functions as `qxcompiler.allocation.Allocation`; `formats`, functions from a format's name
+            to a `Format`, or None for a name of others; `operators`, each an `Operator` of
+            `qxcompiler.runtime_ops.operators`
+            under its name; `passes`, as `qxcompiler.passes.pipelines` says; `quantizers`, functions as
+            `qxcompiler.quantizers.Quantizer`; `targets`, the path of a descriptor, or a function that gives it.
 
     Raises:
         UsageError: one of them cannot be loaded.

@@ -20,6 +20,7 @@ class Options(BaseModel):
         activations: precision of activations; by default what the target prefers.
         head: format of the head, or `float`; by default what the target prefers.
         embedding: format of embeddings, or `float`; by default what the target prefers.
+        allocation: how schemes are chosen: `uniform`, or what a package adds.
         quantizer: the algorithm that chooses the codes.
         samples: how many samples to calibrate on, at most.
         length: tokens a sample; by default 512, or the model's context where that is shorter.
@@ -38,6 +39,7 @@ class Options(BaseModel):
     activations: Literal["a32", "a16", "a8"] | None = None
     head: str | None = None
     embedding: str | None = None
+    allocation: str = "uniform"
     quantizer: str = "gptq"
     samples: int = Field(default=48, ge=1)
     length: int | None = Field(default=None, ge=1)

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import yaml
 from onnx import helper, numpy_helper
 
 import qxcompiler
@@ -31,7 +32,8 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from qxcompiler.formats import TWO_LEVEL, IntegerFormat, IntegerGrid, QuantizedWeight
+from qxcompiler.allocation import Plan
+from qxcompiler.formats import TWO_LEVEL, IntegerFormat, IntegerGrid, QuantizedWeight, Scheme, parse_format
 from qxcompiler.graph import by_value
 from qxcompiler.runtime_ops.operators import Operator
 
@@ -64,6 +66,21 @@ def toward_zero(weight, fmt, statistics):
     grid = fmt.fit(weight, weight.new_ones(weight.shape[1]))
     codes = torch.trunc(weight / grid.column_scales(slice(None))) + 2 ** (fmt.bits - 1)
     return QuantizedWeight(grid, codes.clamp(0, 2**fmt.bits - 1).to(torch.uint8))
+
+
+def by_error(question):
+    """8 bits where 4 would lose most, 4 bits elsewhere."""
+    errors = {}
+    fmt = parse_format("int4g32")
+    for stop in question.calibration.walk(question.model, "allocate"):
+        statistics = stop.statistics([site.weight for site in stop.segment.sites])
+        for site in stop.segment.sites:
+            W, seen = stop.weights[site.weight], statistics[site.weight]
+            grid = fmt.fit(W, seen.importance)
+            lost = W - grid.decode(grid.encode(W, slice(None)), slice(None))
+            errors[site.name] = float((lost @ seen.second_moment * lost).sum()) * seen.unit**2
+    worst = max(errors, key=errors.get)
+    return Plan({name: Scheme.parse("int8g32/a32" if name == worst else "int4g32/a32") for name in errors})
 
 
 class Smooth(ir.passes.InPlacePass):
@@ -168,6 +185,7 @@ const Registration registration([](const qxc_kernels&) {
 """
 GROUPS = {
     "formats": ("p2", "my_sdk:read"),
+    "allocations": ("by_error", "my_sdk:by_error"),
     "operators": ("RowRange", "my_sdk:ROW_RANGE"),
     "quantizers": ("toward_zero", "my_sdk:toward_zero"),
     "passes": ("smooth", "my_sdk:Smooth"),
@@ -292,6 +310,22 @@ def test_an_operator_without_a_packed_weight_and_with_three_outputs(install, tmp
             np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-6)
         if library:
             assert [output.shape for output in session.get_outputs()] == [["n", 3]] * 3
+
+
+def test_an_allocation_that_asks_for_errors_before_the_plan_is_made(install, model, tmp_path):
+    path, samples = model
+    with pytest.raises(UsageError, match="not an allocation: choose one of uniform"):
+        qxcompiler.compile(path, "cpu-x86", tmp_path / "out", calibration=samples, allocation="by_error")
+    install("allocations")
+    report = qxcompiler.compile(path, "cpu-x86", tmp_path / "out", calibration=samples, allocation="by_error")
+    schemes = {site.name: site.scheme for site in report.sites}
+    assert sorted(schemes.values()) == ["int4g32/a32"] * (len(schemes) - 1) + ["int8g32/a32"]
+    # were those 8 bits anywhere else, more would be lost
+    for other in (name for name, scheme in schemes.items() if scheme == "int4g32/a32"):
+        plan = {"sites": {name: "int8g32/a32" if name == other else "int4g32/a32" for name in schemes}}
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+        qxcompiler.compile(path, "cpu-x86", tmp_path / other, calibration=samples, plan=tmp_path / "plan.yaml")
+        assert error(model, tmp_path / "out") < error(model, tmp_path / other)
 
 
 def test_a_quantizer(install, model, tmp_path):

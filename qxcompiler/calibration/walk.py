@@ -11,10 +11,10 @@ import torch
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.segment_runner import SegmentRunner
 from qxcompiler.calibration.statistics import InputStatistics
-from qxcompiler.graph import Segment, Weight
+from qxcompiler.graph import Segment, Site, Weight, find_segments
 from qxcompiler.progress import Track, silent
 
-__all__ = ["Stop", "walk"]
+__all__ = ["Calibration", "Stop", "walk"]
 
 
 @dataclass
@@ -95,3 +95,26 @@ def walk(
         yield stop
         if index + 1 < len(segments):
             stop._advance({value.name for later in segments[index + 1 :] for value in later.inputs})
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a pass or an allocation that asks for statistics is given.
+
+    Attributes:
+        sites: those that may be quantized. A pass changes their weights by `Weight.change`, and may put nodes before
+            or after them.
+        samples: inputs of the model; none where there is no calibration.
+        device: where to keep statistics.
+        track: shows progress.
+    """
+
+    sites: Sequence[Site]
+    samples: Sequence[Sample]
+    device: torch.device
+    track: Track = silent
+
+    def walk(self, model: ir.Model, description: str) -> Iterator[Stop]:
+        """Stop at every segment of the model as it is now, with statistics of what its sites read."""
+        segments = find_segments(model, self.sites)
+        return walk(model, segments, self.samples, self.device, track=self.track, description=description)
