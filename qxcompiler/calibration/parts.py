@@ -7,6 +7,7 @@ __all__ = ["FrugalModel"]
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _PART_BYTES = 1 << 28
 _LARGE_FILE = 1 << 26
 # Types of values that come out of onnxruntime without their type, or not at all.
 _NOT_PASSED = ("float8", "float4", "int4", "int2")
+# These go on from one run of a session to the next, and begin again in a new one.
+_RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 class FrugalModel:
@@ -120,10 +123,15 @@ class _Part:
 
 
 def _cut(model: ir.Model, *, decoded: bool) -> list[_Part]:
-    """The parts of a model, by the weights that its nodes read; what depends on no input is computed in every part that
-    reads it."""
+    """The parts of a model, by the weights that its nodes read; one where random numbers are drawn.
+
+    What depends on no input is computed in every part that reads it.
+    """
     graph = model.graph
     graph.sort()
+    nodes = chain(graph.all_nodes(), *(function.all_nodes() for function in model.functions.values()))
+    if any(node.op_type in _RANDOM for node in nodes):
+        return []
     fed = [value for value in graph.inputs if value.name not in graph.initializers]
     home: dict[ir.Value, int] = dict.fromkeys(fed, -1)
     behind: dict[ir.Value, dict[ir.Value, int]] = {}  # the weights from which constants are computed, with their bytes
