@@ -11,6 +11,7 @@ from qxcompiler.formats.base import Columns, Format, Grid, to_scale
 __all__ = ["INTEGER_BITS", "IntegerFormat", "IntegerGrid"]
 
 INTEGER_BITS = (2, 3, 4, 5, 6, 8)
+_CACHED = 1 << 18  # weights
 _CLIPPING_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))
 
 
@@ -51,6 +52,14 @@ class IntegerFormat(Format):
 
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
         """Search a clipping ratio for every group, by weighted squared error (as AWQ's and OmniQuant's clipping)."""
+        # as many rows at a time as a processor's cache holds
+        rows = max(1, (weight.numel() if weight.is_cuda else _CACHED) // weight.shape[1])
+        parts = [self._fit(part, importance) for part in weight.split(rows)]
+        return replace(
+            parts[0], scales=torch.cat([part.scales for part in parts]), zeros=torch.cat([part.zeros for part in parts])
+        )
+
+    def _fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
         K = weight.shape[1]
         grouped, weighting = self.grouped(weight), self.grouped(importance)
         # zero is always representable, so that padding and pruned weights stay exact
