@@ -27,6 +27,8 @@ from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS
 _PART_BYTES = 1 << 28
 # A model's file, its external data aside, that is as large holds weights itself, which come into memory with it.
 _LARGE_FILE = 1 << 26
+# The first onnxruntime that finds the external data of a model given as bytes.
+_FINDS_DATA = (1, 21)
 # Types of values that come out of onnxruntime without their type, or not at all.
 _NOT_PASSED = ("float8", "float4", "int4", "int2")
 # These go on from one run of a session to the next, and begin again in a new one.
@@ -54,7 +56,7 @@ class FrugalModel:
     def __init__(self, model: str | Path | bytes, *, library: bool = True) -> None:
         self.model, self._library = model, library
         self._parts: list[_Part] = []
-        if not isinstance(model, bytes) and Path(model).is_file() and Path(model).stat().st_size < _LARGE_FILE:
+        if not isinstance(model, bytes) and _is_small(Path(model)) and _version() >= _FINDS_DATA:
             self._folder, self._graph = Path(model).absolute().parent, load_model(model)
             self._parts = _cut(self._graph, decoded=not library)
         whole = len(self._parts) < 2
@@ -120,6 +122,14 @@ class _Part:
     reads: dict[str, ir.Value] = field(default_factory=dict)
     passes: dict[ir.Value, None] = field(default_factory=dict)
     model: bytes | None = None
+
+
+def _is_small(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size < _LARGE_FILE
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
 
 def _cut(model: ir.Model, *, decoded: bool) -> list[_Part]:

@@ -54,7 +54,7 @@ class IntegerFormat(Format):
         """Search a clipping ratio for every group, by weighted squared error (as AWQ's and OmniQuant's clipping)."""
         # as many rows at a time as a processor's cache holds
         rows = max(1, (weight.numel() if weight.is_cuda else _CACHED) // weight.shape[1])
-        parts = [self._fit(part, importance) for part in weight.split(rows)]
+        parts = [self._fit(part, importance) for part in torch.split(weight, rows)]
         return replace(
             parts[0], scales=torch.cat([part.scales for part in parts]), zeros=torch.cat([part.zeros for part in parts])
         )
