@@ -26,7 +26,8 @@ pytestmark = [
 
 def write_model(path: Path, layers: int, parts: int) -> None:
     """Residual layers, each with a weight [1024, parts * 1024], in external data."""
-    base = np.random.default_rng(0).standard_normal((WIDTH, parts * WIDTH), dtype=np.float32) / (WIDTH * parts) ** 0.5
+    base = np.random.default_rng(0).standard_normal((WIDTH, parts * WIDTH), dtype=np.float32)
+    base /= 4 * (WIDTH * parts) ** 0.5  # each layer adds a quarter to what it reads
     nodes = []
     weights = [numpy_helper.from_array(np.array(value), name) for name, value in
                {"shape": [0, parts, WIDTH], "axis": [1]}.items()]  # fmt: skip
