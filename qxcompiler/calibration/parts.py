@@ -21,7 +21,7 @@ from qxcompiler.errors import ModelError
 from qxcompiler.graph import load_model
 from qxcompiler.graph.nodes import captured, subgraphs
 from qxcompiler.runtime_ops import session
-from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS
+from qxcompiler.runtime_ops.operators import DOMAIN
 
 # Bytes of the weights of one part, packed ones decoded; a larger weight is a part of its own.
 _PART_BYTES = 1 << 28
@@ -169,7 +169,7 @@ def _cut(model: ir.Model, *, decoded: bool) -> list[_Part]:
 
 
 def _weights(node: ir.Node, decoded: bool) -> dict[ir.Value, int]:
-    """The bytes of the weights in files that a node and its bodies read."""
+    """The bytes of the weights that a node and its bodies read from files, and of those that they decode."""
     nodes = [node, *(inner for body in subgraphs(node) for inner in body)]
     found = {
         value: value.const_value.nbytes
@@ -178,8 +178,8 @@ def _weights(node: ir.Node, decoded: bool) -> dict[ir.Value, int]:
         if value is not None and isinstance(value.const_value, ir.ExternalTensor)
     }
     for each in nodes:
-        if decoded and each.domain == DOMAIN and each.op_type in OPERATORS and each.inputs[1] in found:
-            found[each.inputs[1]] = 4 * each.attributes["K"].as_int() * each.attributes["N"].as_int()
+        if decoded and each.domain == DOMAIN and {"K", "N"} <= each.attributes.keys():
+            found[each.outputs[0]] = 4 * each.attributes["K"].as_int() * each.attributes["N"].as_int()
     return found
 
 
