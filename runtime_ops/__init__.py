@@ -39,6 +39,7 @@ def session(
     optimize: bool = True,
     prepack: bool = True,
     library: bool = True,
+    folder: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a model on the CPU, with the packed operators at hand.
 
@@ -48,6 +49,7 @@ def session(
         optimize: let ONNX Runtime rewrite the graph.
         prepack: False leaves weights where they are, in the model's file, instead of copies laid out for speed.
         library: False leaves our library out, so that ONNX Runtime computes the packed operators by their definition.
+        folder: where the external data of a model given as bytes lies.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -61,6 +63,8 @@ def session(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if library:
         options.register_custom_ops_library(str(ops_library()))
     model, subject = (path, "the model") if isinstance(path, bytes) else (str(path), path)

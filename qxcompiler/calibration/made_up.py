@@ -23,12 +23,11 @@ import onnx_ir as ir
 import onnxruntime
 
 from qxcompiler.calibration.arrays import InputSpec, is_float, names_batch, names_time
-from qxcompiler.calibration.feeding import run
 from qxcompiler.calibration.input_hints import IntegerUse, integer_use, merged, sizes
+from qxcompiler.calibration.parts import FrugalModel
 from qxcompiler.calibration.samples import Sample, declared_sizes, derive
 from qxcompiler.errors import CalibrationError, ModelError, QxcError
 from qxcompiler.graph.caches import is_past_size
-from qxcompiler.runtime_ops import session
 
 _LENGTHS = (8, 16, 32, 64, 128, 1, 2, 4, 224, 256, 512, 1024)
 _RANKS = (2, 3, 4, 1, 0)  # where neither the model nor its operators tell
@@ -92,7 +91,7 @@ def made_up_samples(model: ir.Model, original: str | Path | bytes, *, count: int
     seed %= 2**64  # numpy takes none below 0
     inputs = [_input(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
     try:
-        trial = _Trial(session(original, prepack=False))
+        trial = _Trial(FrugalModel(original))
     except ModelError as error:
         raise CalibrationError(
             "made-up inputs", f"there is nothing to try them on ({error})", "run the model"
@@ -156,10 +155,10 @@ class _Trial:
         seconds: spent so far.
     """
 
-    def __init__(self, runtime: onnxruntime.InferenceSession) -> None:
-        self._session = runtime
-        self._outputs = [value.name for value in runtime.get_outputs()]
-        self._shapes = [value.shape for value in runtime.get_outputs()]
+    def __init__(self, model: FrugalModel) -> None:
+        self._model = model
+        self._outputs = [value.name for value in model.session.get_outputs()]
+        self._shapes = [value.shape for value in model.session.get_outputs()]
         self.seconds = 0.0
 
     def run(self, sample: Sample) -> _Outcome:
@@ -168,7 +167,7 @@ class _Trial:
         timer.start()
         began = time.perf_counter()
         try:
-            outputs = run(self._session, self._outputs, sample, options)
+            outputs = self._model.run(self._outputs, sample, options)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise CalibrationError("onnxruntime", f"{error}"[:300], "give samples with --calibration") from error
         finally:

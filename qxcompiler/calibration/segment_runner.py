@@ -16,7 +16,7 @@ from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.graph import Segment, Site, Weight, extract_segment, inputs_of_weights
 
-__all__ = ["SegmentRunner", "UnrunnableError"]
+__all__ = ["SegmentRunner", "UnrunnableError", "type_of"]
 
 # Types of which onnxruntime takes and gives no arrays.
 _NOT_IN_NUMPY = ("bfloat16", "float8", "float4", "int4", "int2")
@@ -115,7 +115,7 @@ class _Run:
         # between two runs the cores belong to the statistics
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            types = {name: _type_of(value) for name, value in example.items()}
+            types = {name: type_of(value) for name, value in example.items()}
             proto = ir.to_proto(extract_segment(model, segment, outputs, types))
             self._session = onnxruntime.InferenceSession(
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -151,9 +151,9 @@ class _Run:
         )
 
 
-def _type_of(value: object) -> ir.TypeProtocol:
+def type_of(value: object) -> ir.TypeProtocol:
     """The type of what onnxruntime gave: a sequence is a list."""
     if isinstance(value, list):
-        return ir.SequenceType(_type_of(value[0] if value else np.float32(0)))
+        return ir.SequenceType(type_of(value[0] if value else np.float32(0)))
     dtype = np.asarray(value).dtype
     return ir.TensorType(ir.DataType.STRING if dtype.kind in "OSU" else ir.DataType.from_numpy(dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Runner"]
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qxcompiler.calibration.arrays import InputSpec
 from qxcompiler.calibration.feeding import run
+from qxcompiler.calibration.parts import FrugalModel
 from qxcompiler.calibration.samples import declared_sizes
 from qxcompiler.errors import ModelError
 from qxcompiler.runtime_ops import session
@@ -23,11 +24,9 @@ class Runner:
     """A model in an onnxruntime session.
 
     Args:
-        model: the ONNX file, or a whole model as bytes.
+        model: the ONNX file, or a whole model as bytes, or one that is run in parts.
         threads: threads of one operator; None lets onnxruntime choose.
-        prepack: False for a few runs of a model that may be larger than memory.
-        library: False computes the packed operators by their definition, as onnxruntime does without our library. The
-            graph is not optimized then where it runs as it is, for the optimized one holds every weight decoded.
+        prepack: False for a few runs, with weights left in their files.
 
     Attributes:
         path: the ONNX file; for messages, `the model` where it has none.
@@ -38,17 +37,17 @@ class Runner:
     """
 
     def __init__(
-        self, model: str | Path | bytes, *, threads: int | None = None, prepack: bool = True, library: bool = True
+        self, model: str | Path | bytes | FrugalModel, *, threads: int | None = None, prepack: bool = True
     ) -> None:
-        self.path = Path("the model") if isinstance(model, bytes) else Path(model)
-        if not isinstance(model, bytes) and not self.path.is_file():
-            raise ModelError(self.path, "no such file", "give an ONNX file")
-        try:
-            self.session = session(model, threads=threads, optimize=library, prepack=prepack, library=library)
-        except ModelError:
-            if library:
-                raise
-            self.session = session(model, threads=threads, prepack=prepack, library=False)
+        source = model.model if isinstance(model, FrugalModel) else model
+        self.path = Path("the model") if isinstance(source, bytes) else Path(source)
+        if isinstance(model, FrugalModel):
+            self.session, self._run = model.session, model.run
+        else:
+            if not isinstance(model, bytes) and not self.path.is_file():
+                raise ModelError(self.path, "no such file", "give an ONNX file")
+            self.session = session(model, threads=threads, prepack=prepack)
+            self._run = partial(run, self.session)
         self.outputs = {value.name: _rank(value.shape) for value in self.session.get_outputs()}
 
     @cached_property
@@ -67,7 +66,7 @@ class Runner:
             ModelError: onnxruntime could not run the model.
         """
         try:
-            return run(self.session, outputs, sample)
+            return self._run(outputs, sample)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise self.failure(error) from error
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from qxcompiler.calibration.parts import FrugalModel
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.errors import CalibrationError, ModelError, VerificationError
 from qxcompiler.evaluation.running import Runner
@@ -78,7 +79,7 @@ def verify(
     """
     subject = "the model" if isinstance(original, bytes) else original
     broken = _Broken(subject, bits, suspects)
-    reference = Runner(original, prepack=False)
+    reference = Runner(FrugalModel(original))
     names = compared_outputs(reference.outputs)
     packed = broken.load(compiled, names, library=True)
     comparison = Comparison(names)
@@ -142,7 +143,7 @@ class _Broken:
 
     def load(self, compiled: str | Path, names: Sequence[str], *, library: bool) -> Runner:
         try:
-            runner = Runner(compiled, prepack=False, library=library)
+            runner = Runner(compiled, prepack=False) if library else Runner(FrugalModel(compiled, library=False))
         except ModelError as error:
             raise self._error(str(error), "report this as a bug") from error
         if missing := [name for name in names if name not in runner.outputs]:

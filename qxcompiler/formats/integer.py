@@ -12,6 +12,7 @@ from qxcompiler.formats.base import Columns, Format, Grid
 __all__ = ["INTEGER_BITS", "IntegerFormat", "IntegerGrid"]
 
 INTEGER_BITS = (2, 3, 4, 5, 6, 8)
+_CACHED = 1 << 18  # weights
 _CLIPPING_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))
 
 
@@ -47,21 +48,28 @@ class IntegerFormat(Format):
 
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
         """Search a clipping ratio for every group, by weighted squared error (as AWQ's and OmniQuant's clipping)."""
-        K = weight.shape[1]
+        # as many rows at a time as a processor's cache holds
+        rows = max(1, (weight.numel() if weight.is_cuda else _CACHED) // weight.shape[1])
+        spans = [self._span(part, importance) for part in torch.split(weight, rows)]
+        low, high = (torch.cat(ends) for ends in zip(*spans, strict=True))
+        return self._spanning(weight.shape[1], low, high)
+
+    def _span(self, weight: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ends of every group's best grid, each [N, G]."""
         grouped, weighting = self.grouped(weight), self.grouped(importance)
         # zero is always representable, so that padding and pruned weights stay exact
         low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
 
         best, best_error = torch.ones_like(low), torch.full_like(low, torch.inf)
         for ratio in _CLIPPING_RATIOS:
-            grid = self._spanning(K, low * ratio, high * ratio)
+            grid = self._spanning(weight.shape[1], low * ratio, high * ratio)
             scale, zero = grid.scales[..., None], grid.zeros[..., None]
             decoded = (grouped / scale).round_().add_(zero).clamp_(0, self.largest_code).sub_(zero).mul_(scale)
             error = decoded.sub_(grouped).square_().mul_(weighting).sum(-1)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best = torch.where(better, ratio, best)
-        return self._spanning(K, low * best, high * best)
+        return low * best, high * best
 
     def grid(self, in_features: int, stored: Mapping[str, torch.Tensor]) -> IntegerGrid:
         """From stored scales and zero points."""
