@@ -11,6 +11,8 @@ from qxcompiler.formats.base import Columns, Format, Grid, to_scale
 __all__ = ["INTEGER_BITS", "IntegerFormat", "IntegerGrid"]
 
 INTEGER_BITS = (2, 3, 4, 5, 6, 8)
+# Weights whose clipping is searched together: few enough for the processor's cache.
+_AT_ONCE = 1 << 18
 _CLIPPING_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))
 
 
@@ -51,6 +53,11 @@ class IntegerFormat(Format):
 
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
         """Search a clipping ratio for every group, by weighted squared error (as AWQ's and OmniQuant's clipping)."""
+        parts = [self._fit(rows, importance) for rows in torch.split(weight, max(1, _AT_ONCE // weight.shape[1]))]
+        scales, zeros = torch.cat([part.scales for part in parts]), torch.cat([part.zeros for part in parts])
+        return replace(parts[0], scales=scales, zeros=zeros)
+
+    def _fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
         K = weight.shape[1]
         grouped, weighting = self.grouped(weight), self.grouped(importance)
         # zero is always representable, so that padding and pruned weights stay exact
