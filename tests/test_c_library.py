@@ -32,13 +32,62 @@ foreach(library kernels kernels_static)
   target_link_libraries(multiply_${library} PRIVATE qxc::${library} Threads::Threads)
 endforeach()
 """
+# an instruction set that a package of its own could bring: portable C++, but for products with A as it is
+TOY = {
+    "flags.cmake": """
+set(processors ".*")
+set(flags -DTOY=1)
+""",
+    "processor.cpp": "namespace qxc::toy { bool is_supported() { return true; } }",
+    "instruction_set.h": """
+#include "portable/matmul.h"
+#include "portable/vectors.h"
+
+namespace qxc {
+namespace {
+
+static_assert(TOY, "compiled with the flags");
+
+using Vector = PortableVector;
+
+struct ToyProduct {
+  using Rows = FloatRows;
+
+  template <class Block>
+  static void tiles(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last, const Output& out) {
+    for (int64_t n = first * kTileRows; n < smaller(last * kTileRows, weight.rows); ++n) {
+      for (int64_t m = 0; m < a.rows; ++m) {
+        if (a.skip[m]) continue;
+        double sum = 0;
+        for (int64_t k = 0; k < weight.columns; ++k) {
+          float value;
+          decode_columns<Block::kCode, Block::kBits>(weight, n, k, k + 1, &value);
+          sum += static_cast<double>(value) * a.a[m * weight.columns + k];
+        }
+        store_output(out, m, n, static_cast<float>(sum));
+      }
+    }
+  }
+};
+
+template <int bits>
+MatMulFamily matmul_family(Code code) {
+  return {tiles_of<RoundedProduct<Activation::kA8>, bits>(code), tiles_of<RoundedProduct<Activation::kA16>, bits>(code),
+          tiles_of<ToyProduct, bits>(code)};
+}
+
+}  // namespace
+}  // namespace qxc
+""",
+}
 # format, and how the example is told of it
 FORMATS = {
-    "int3g128": ("int", 3, 128),
-    "lut3g64": ("lut", 3, 64),
-    "lut4g32t": ("lut_per_tensor", 4, 32),
-    "int4g32a": ("uint", 4, 32),
-    "mxfp4": ("mxfp4", 4, 32),
+    "int3g128": ("int", 3, "float16", 128),
+    "lut3g64": ("lut", 3, "float16", 64),
+    "lut4g32t": ("lut_per_tensor", 4, "float16", 32),
+    "int4g32a": ("uint", 4, "float16", 32),
+    "int3g32as8": ("uint", 3, "two_level", 32),
+    "mxfp4": ("fp", 4, "e8m0", 32),
 }
 N, K = 200, 320  # 13 tiles: the threads' halves differ; the last groups of 128 are short
 
@@ -82,8 +131,8 @@ def write_product(folder: Path, name: str, activation: str) -> tuple[list[str], 
     a = random_rows((3, K), seed=5)
     for tensor_name, array in {**{name: t.numpy() for name, t in pack(weight).tensors.items()}, "a": a}.items():
         array.tofile(folder / f"{tensor_name}.bin")
-    code, bits, group_size = FORMATS[name]
-    arguments = [code, str(bits), str(N), str(K), str(group_size), activation, str(folder)]
+    code, bits, scale, group_size = FORMATS[name]
+    arguments = [code, str(bits), scale, str(N), str(K), str(group_size), activation, str(folder)]
     return arguments, expected_matmul(weight, a, 0.0, activation)
 
 
@@ -192,13 +241,14 @@ def test_library_exports_the_header_and_needs_no_cpp_runtime(sdk):
         ({"a.bin": -4}, "FOLDER/a.bin: has 3836 bytes, not rows of 1280"),
         ({"a.bin": -3840}, "FOLDER/a.bin: has 0 bytes, not rows of 1280"),
         ({"packed.bin": None}, "FOLDER/packed.bin: No such file or directory"),
-        ({0: "fp"}, "CODE: fp is unknown"),
+        ({0: "mxfp4"}, "CODE: mxfp4 is unknown"),
+        ({2: "e4m3"}, "SCALE: e4m3 is unknown"),
         ({1: "7"}, "the library has no format of this code, bits and group size"),
-        ({4: "100"}, "the library has no format of this code, bits and group size"),
-        ({2: "many"}, "N: many is no size"),
-        ({3: "-1"}, "K: -1 is no size"),
-        ({5: "a4"}, "ACTIVATION: a4 is unknown"),
-        ({6: "/nowhere"}, "/nowhere/packed.bin: No such file or directory"),
+        ({5: "100"}, "the library has no format of this code, bits and group size"),
+        ({3: "many"}, "N: many is no size"),
+        ({4: "-1"}, "K: -1 is no size"),
+        ({6: "a4"}, "ACTIVATION: a4 is unknown"),
+        ({7: "/nowhere"}, "/nowhere/packed.bin: No such file or directory"),
     ],
     ids=str,
 )
@@ -230,6 +280,45 @@ def test_cross_built_for_arm_it_computes_the_same(tmp_path):
         outputs.mkdir()
         kernels = check_products(outputs, "qemu-aarch64", "-cpu", "max", "-L", root, program)
         assert not any(name.startswith("avx") for name in kernels)
+
+
+def write_instruction_set(folder: Path, **changed: str | None) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in {**TOY, **changed}.items():
+        if text is not None:
+            (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.slow
+@needs("cmake", "cc", "c++")
+def test_an_instruction_set_from_outside_computes_the_same_as_portable_kernels(tmp_path):
+    toy, build = write_instruction_set(tmp_path / "toy"), tmp_path / "build"
+    # a processor that we have no instruction sets for, so that only the toy and portable C++ are built
+    processor = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=unheard_of"]
+    options = ["-DQXC_TESTS=ON", "-DQXC_WARNINGS_ARE_ERRORS=ON", f"-DQXC_EXTRA_INSTRUCTION_SETS={toy}"]
+    succeed("cmake", "-S", SOURCE, "-B", build, *processor, *options)
+    succeed("cmake", "--build", build, "--target", "kernels_fuzz", "--parallel", "2")
+    assert succeed(build / "kernels_fuzz", 200, 1).splitlines() == ["portable: 200 trials", "toy: 200 trials"]
+
+
+@needs("cmake", "cc", "c++")
+@pytest.mark.parametrize(
+    ("name", "missing", "message"),
+    [
+        ("toy", "flags.cmake", "FOLDER: has no flags.cmake: see runtime_ops/kernels/README.md"),
+        ("toy", "processor.cpp", "FOLDER: has no processor.cpp: see runtime_ops/kernels/README.md"),
+        ("toy-1", None, "FOLDER: names a C++ namespace: take small letters, digits and _"),
+        ("portable", None, "portable: two folders have this name: rename yours"),
+    ],
+)
+def test_an_instruction_set_from_outside_that_cannot_be_built_is_refused(tmp_path, name, missing, message):
+    folder = write_instruction_set(tmp_path / name, **({missing: None} if missing else {}))
+    command = ["cmake", "-S", SOURCE, "-B", tmp_path / "build", f"-DQXC_EXTRA_INSTRUCTION_SETS={folder}"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    message = f"QXC_EXTRA_INSTRUCTION_SETS: {message.replace('FOLDER', str(folder))}"
+    assert message in " ".join(done.stderr.split())
 
 
 def test_the_documents_way_to_get_a_weight_out_of_a_model(tiny, monkeypatch):

@@ -45,17 +45,4 @@ using Kernels = qxc_kernels;  // the name of the public interface
 void decode_row(const PackedWeight& weight, Code code, int bits, int64_t row, int64_t first, int64_t last,
                 float* values);
 
-// How far ahead this processor is best asked for lines that are read as fast as they come; 0 where it does better
-// alone.
-int64_t stream_prefetch_bytes();
-
-// Null where the library was not built with that instruction set, or the processor lacks it.
-const Kernels* portable_kernels();
-const Kernels* avx2_kernels();
-const Kernels* avx_vnni_kernels();
-const Kernels* avx512_kernels();
-const Kernels* neon_kernels();
-const Kernels* neon_dotprod_kernels();
-const Kernels* neon_i8mm_kernels();
-
 }  // namespace qxc

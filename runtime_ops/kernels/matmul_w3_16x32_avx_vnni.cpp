@@ -1,8 +1,0 @@
-// 3-bit weights, by `vpdpbusd`.
-#include "codes_avx2.h"
-
-namespace qxc {
-
-MatMulFamily matmul_w3_16x32_avx_vnni(Code code) { return matmul_of<3, codes3>(code); }
-
-}  // namespace qxc

@@ -1,8 +1,0 @@
-// 4-bit weights, with NEON and dot products.
-#include "dot_neon_dotprod.h"
-
-namespace qxc {
-
-MatMulFamily matmul_w4_16x32_neon_dotprod(Code code) { return matmul_of<4, DotProduct>(code); }
-
-}  // namespace qxc

@@ -1,8 +1,0 @@
-// 5-bit weights, by `vpmaddubsw`.
-#include "codes_avx2.h"
-
-namespace qxc {
-
-MatMulFamily matmul_w5_16x32_avx2(Code code) { return matmul_of<5, codes5>(code); }
-
-}  // namespace qxc

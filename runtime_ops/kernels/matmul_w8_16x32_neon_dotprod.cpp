@@ -1,8 +1,0 @@
-// 8-bit weights, with NEON and dot products.
-#include "dot_neon_dotprod.h"
-
-namespace qxc {
-
-MatMulFamily matmul_w8_16x32_neon_dotprod(Code code) { return matmul_of<8, DotProduct>(code); }
-
-}  // namespace qxc

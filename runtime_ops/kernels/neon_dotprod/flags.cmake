@@ -1,0 +1,2 @@
+set(processors "aarch64|arm64")
+set(flags -march=armv8.2-a+dotprod)

@@ -1,0 +1,2 @@
+set(processors ".*")
+set(flags "")
