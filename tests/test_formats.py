@@ -181,7 +181,7 @@ def test_clipping_does_not_depend_on_the_rows_searched_together():
     whole = fmt.fit(weight, importance)
     first, rest = fmt.fit(weight[:7], importance), fmt.fit(weight[7:], importance)
     assert torch.equal(whole.scales, torch.cat([first.scales, rest.scales]))
-    assert torch.equal(whole.zero_points, torch.cat([first.zero_points, rest.zero_points]))
+    assert torch.equal(whole.zeros, torch.cat([first.zeros, rest.zeros]))
 
 
 def test_normal_float_is_the_papers_table():

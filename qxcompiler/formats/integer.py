@@ -49,11 +49,12 @@ class IntegerFormat(Format):
 
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
         """Search a clipping ratio for every group, by weighted squared error (as AWQ's and OmniQuant's clipping)."""
-        parts = [self._fit(rows, importance) for rows in torch.split(weight, max(1, _AT_ONCE // weight.shape[1]))]
-        scales, zeros = torch.cat([part.scales for part in parts]), torch.cat([part.zeros for part in parts])
-        return replace(parts[0], scales=scales, zeros=zeros)
+        K = weight.shape[1]
+        parts = [self._clipped(rows, importance) for rows in torch.split(weight, max(1, _AT_ONCE // K))]
+        return self._spanning(K, torch.cat([low for low, _ in parts]), torch.cat([high for _, high in parts]))
 
-    def _fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
+    def _clipped(self, weight: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each group shall span: lowest and highest value, float32 [N, G]."""
         K = weight.shape[1]
         grouped, weighting = self.grouped(weight), self.grouped(importance)
         # zero is always representable, so that padding and pruned weights stay exact
@@ -68,7 +69,7 @@ class IntegerFormat(Format):
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best = torch.where(better, ratio, best)
-        return self._spanning(K, low * best, high * best)
+        return low * best, high * best
 
     def grid(self, in_features: int, stored: Mapping[str, torch.Tensor]) -> IntegerGrid:
         """From stored scales and zero points."""
