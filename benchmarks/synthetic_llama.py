@@ -32,7 +32,7 @@ from qxcompiler.formats import Scheme
 from qxcompiler.graph import load_model, save_model
 from qxcompiler.packing import packed_bytes
 from qxcompiler.passes import pipelines
-from qxcompiler.passes.pack_sites import BLOCK, MADE_HERE, ROLE, SCHEME
+from qxcompiler.passes.pack_sites import BLOCK, GROUP, ROLE, SCHEME
 from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION
 
@@ -88,7 +88,7 @@ class _Writer(Tape):
         node = y.producer()
         assert node is not None
         node.metadata_props.update({ROLE: role, SCHEME: str(self._scheme), BLOCK: str(block)})
-        node.meta[MADE_HERE] = True  # as what a compile makes, which alone is fused
+        node.meta[GROUP] = (x, block)  # as what a compile makes, which alone is fused
         return y
 
     def norm(self, name: str, x: ir.Value, width: int) -> ir.Value:

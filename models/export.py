@@ -8,10 +8,9 @@ import errno
 import json
 import logging
 import re
-import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from unittest.mock import patch
 import onnx_ir as ir
 import torch
 
+from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, VOCABULARIES, copy_files
 from qxcompiler.errors import ExportError, OutputError, QxcError
 from qxcompiler.models.missing_weights import MissingWeights
 from qxcompiler.models.tasks import Part, Task, parts_of, task_for
@@ -32,20 +32,7 @@ from qxcompiler.progress import Track, silent
 from qxcompiler.staging import staged
 
 _INLINE_LIMIT = 2_000_000_000  # bytes of weights within the ONNX file itself; protobuf ends at 2 GiB
-_CONFIGURATIONS = ["config.json", "generation_config.json"]
-_VOCABULARIES = ["tokenizer.json", "vocab.json", "vocab.txt", "vocab.bpe", "*.spm", "*.model"]
-_COMPANIONS = [
-    *_VOCABULARIES,
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-    "normalizer.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-]
-_DOWNLOADED = [*_CONFIGURATIONS, *_COMPANIONS, "*.safetensors", "*.safetensors.index.json"]
+_DOWNLOADED = [*CONFIGURATIONS, *COMPANIONS, "*.safetensors", "*.safetensors.index.json"]
 _PICKLES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 
 
@@ -107,7 +94,7 @@ class _Job:
 
         if self.gguf_file is None:
             _check_config(self.folder / "config.json")
-            self._copy(self.folder, _COMPANIONS)
+            self._copy(self.folder, COMPANIONS)
         options = {"gguf_file": self.gguf_file, "trust_remote_code": False, "local_files_only": True}
         with _one_line(self.source, "cannot be read"), _gguf_parsed_once(), DisableCompileContextManager():
             config = transformers.AutoConfig.from_pretrained(self.folder, **options)
@@ -133,7 +120,7 @@ class _Job:
 
         if (self.stage / "tokenizer.json").is_file():
             return
-        other = any(True for pattern in _VOCABULARIES for _ in self.stage.glob(pattern))
+        other = any(True for pattern in VOCABULARIES for _ in self.stage.glob(pattern))
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, **options)
         except Exception:
@@ -160,7 +147,7 @@ class _Job:
 
     def store(self) -> None:
         """Write the final files."""
-        self._copy(self.scratch, _CONFIGURATIONS)
+        self._copy(self.scratch, CONFIGURATIONS)
         for part in self.parts:
             path = self.scratch / f"{part.name}.onnx"
             graph = ir.load(path)
@@ -174,10 +161,9 @@ class _Job:
         with _one_line(self.source, "cannot be checked"), _image_sizes(self.folder):
             verify(self.stage, self.parts, self.source)
 
-    def _copy(self, folder: Path, patterns: list[str]) -> None:
+    def _copy(self, folder: Path, patterns: Iterable[str]) -> None:
         with _one_line(self.source, "cannot be copied"):
-            for file in [file for pattern in patterns for file in folder.glob(pattern) if file.is_file()]:
-                shutil.copyfile(file, self.stage / file.name)
+            copy_files(folder, self.stage, patterns)
 
 
 def _locate(source: str) -> tuple[Path, str | None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from qxcompiler.graph.nodes import is_standard, replace_value
 from qxcompiler.passes.packed_nodes import is_packed_matmul, out_features
-from qxcompiler.passes.rewriting import Additions, bias_input, replace_value
+from qxcompiler.passes.rewriting import Additions, bias_input
 
 __all__ = ["FuseBias"]
 
@@ -55,7 +56,7 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
 
 def _bias(node: ir.Node, add: ir.Node, additions: Additions) -> ir.Value | None:
     """What `add` adds to the output of `node`, as the operator takes it."""
-    if add.domain != "" or add.op_type != "Add":
+    if not is_standard(add, ("Add",)):
         return None
     product = node.outputs[0]
     (added,) = (value for value in add.inputs if value is not product)

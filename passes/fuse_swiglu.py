@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from typing import Any
 
+import onnx_ir as ir
+from onnxscript.rewriter.pattern import AttrVar, OrValue, Pattern
+
+from qxcompiler.graph.nodes import replace_value
 from qxcompiler.packing.tile16 import TILE_ROWS
 from qxcompiler.passes.packed_nodes import fused_node, fusion_key, out_features
-from qxcompiler.passes.rewriting import Additions, replace_value
-from qxcompiler.runtime_ops.operators import function_for, operator_name, operator_of
+from qxcompiler.passes.rewriting import Additions, add_functions
+from qxcompiler.runtime_ops.operators import operator_name, operator_of
 
 __all__ = ["FuseSwiGlu"]
 
@@ -38,53 +42,40 @@ class FuseSwiGlu(ir.passes.InPlacePass):
             product.graph.insert_before(product, fused)
             replace_value(product.outputs[0], fused.outputs[0])
             operators.add(operator)
-        for operator in sorted(operators):
-            function = function_for(operator, model.opset_imports[""])
-            model.functions[function.identifier()] = function
+        add_functions(model, operators)
         if operators:
             ir.passes.common.RemoveUnusedNodesPass()(model)
             ir.passes.common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         return ir.passes.PassResult(model, modified=bool(operators))
 
 
+def _silu(op: Any, x: Any) -> OrValue:
+    swish = op.Swish(x, alpha=AttrVar("alpha", can_match_none=True))
+    return OrValue([op.Mul(x, op.Sigmoid(x)), op.Mul(op.Sigmoid(x), x), swish])
+
+
+def _is_one_layer(match: Any, gate: ir.Value, up: ir.Value, alpha: ir.Attr | None = None) -> bool:
+    """Whether gate and up are alike, and serve the match alone, in its graph; the pattern sees to what is between."""
+    first, second = gate.producer(), up.producer()
+    if first is None or second is None or first is second or (alpha is not None and alpha.as_float() != 1):
+        return False
+    key, N = fusion_key(first), first.attributes.get_int("N", 0)
+    alike = key is not None and key == fusion_key(second) and out_features(second) == N and N % TILE_ROWS == 0
+    readers = {use.node for value in (gate, up) for use in value.uses()}
+    in_its_graph = all(node.graph is first.graph for node in match.nodes)
+    is_output = gate.is_graph_output() or up.is_graph_output()
+    return alike and in_its_graph and readers <= set(match.nodes) and not is_output
+
+
+_PATTERNS = (
+    Pattern(lambda op, gate, up: op.Mul(_silu(op, gate), up), _is_one_layer),
+    Pattern(lambda op, gate, up: op.Mul(up, _silu(op, gate)), _is_one_layer),
+)
+
+
 def _gate_and_up(product: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     """The two nodes whose outputs a product gates, where one node can take the place of all."""
-    if not _is(product, "Mul"):
-        return None
-    for silu, other in (product.inputs, reversed(product.inputs)):
-        gate_output, between = _silu(silu)
-        gate, up = (None if value is None else value.producer() for value in (gate_output, other))
-        if gate is None or up is None or gate is up:
-            continue
-        key, N = fusion_key(gate), gate.attributes.get_int("N", 0)
-        alike = key is not None and key == fusion_key(up) and out_features(up) == N and N % TILE_ROWS == 0
-        if alike and _nothing_else_reads({gate, up, *between}, product):
-            return gate, up
+    for pattern in _PATTERNS:
+        if match := pattern.match(None, product.graph, product):
+            return match.bindings["gate"].producer(), match.bindings["up"].producer()
     return None
-
-
-def _silu(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
-    """x and the nodes after it, where `value` is silu(x)."""
-    node = None if value is None else value.producer()
-    if node is None:
-        return None, []
-    if _is(node, "Swish") and node.attributes.get_float("alpha", 1.0) == 1:
-        return node.inputs[0], [node]
-    if _is(node, "Mul"):
-        for x, activated in (node.inputs, reversed(node.inputs)):
-            sigmoid = None if activated is None else activated.producer()
-            if sigmoid is not None and _is(sigmoid, "Sigmoid") and sigmoid.inputs[0] is x:
-                return x, [sigmoid, node]
-    return None, []
-
-
-def _is(node: ir.Node, op_type: str) -> bool:
-    return node.domain == "" and node.op_type == op_type
-
-
-def _nothing_else_reads(nodes: set[ir.Node], product: ir.Node) -> bool:
-    """Whether all that the nodes compute serves the product alone, in the product's graph."""
-    values = [value for node in nodes for value in node.outputs]
-    readers = {use.node for value in values for use in value.uses()}
-    in_its_graph = all(node.graph is product.graph for node in nodes)
-    return in_its_graph and readers <= {*nodes, product} and not any(value.is_graph_output() for value in values)

@@ -9,20 +9,21 @@ import torch
 
 from qxcompiler.errors import ModelError
 from qxcompiler.formats import Scheme
-from qxcompiler.graph import Site, Weight
+from qxcompiler.graph import Site, Weight, by_operator
+from qxcompiler.graph.nodes import replace_value
 from qxcompiler.packing import LAYOUT, PackedWeight
-from qxcompiler.passes.rewriting import Additions, bias_input, replace_value
+from qxcompiler.passes.rewriting import Additions, add_functions, bias_input
 from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, OPERATORS, function_for, operator_name
 
-__all__ = ["BLOCK", "MADE_HERE", "ROLE", "SCHEME", "PackSites"]
+__all__ = ["BLOCK", "GROUP", "ROLE", "SCHEME", "PackSites"]
 
 # metadata of a packed operator's node, for those who read a compiled model
 ROLE = "qxc.role"
 BLOCK = "qxc.block"
 SCHEME = "qxc.scheme"
 
-# marks the nodes of this compilation in memory; a model may bring packed operators along, which nothing touches
-MADE_HERE = "qxc.made_here"
+# in memory, on the packed `MatMul` nodes of this compilation: equal for those that one operator can compute
+GROUP = "qxc.group"
 
 _NO_BIAS = "qxc.no_bias"
 
@@ -59,21 +60,19 @@ class PackSites(ir.passes.InPlacePass):
             ]
             for weight, packed in self._weights.items()
         }
+        group_of = {site: index for index, group in enumerate(by_operator(self._schemes)) for site in group}
         operators = set()
         # the last first: a replaced node's output is another value, which later sites must not have seen yet
         for site, scheme in reversed(list(self._schemes.items())):
             operator = operator_name(scheme.format, "Gather" if site.kind == "embedding" else "MatMul")
             operators.add(operator)
-            rewriter = _SiteRewriter(site, scheme, self._weights[site.weight], additions)
+            rewriter = _SiteRewriter(site, scheme, self._weights[site.weight], additions, group_of.get(site))
             if site.kind == "embedding":
                 rewriter.replace_gather(operator, tensors[site.weight])
             else:
                 rewriter.replace_linear(operator, tensors[site.weight])
         model.opset_imports[DOMAIN] = 1
-        opset = model.opset_imports[""]
-        for operator in sorted(operators):
-            function = function_for(operator, opset)
-            model.functions[function.identifier()] = function
+        add_functions(model, operators)
         ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(self._schemes))
 
@@ -104,11 +103,14 @@ def _definition(function: ir.Function) -> bytes:
 class _SiteRewriter:
     """Builds the nodes that take the place of one site's node."""
 
-    def __init__(self, site: Site, scheme: Scheme, packed: PackedWeight, additions: Additions) -> None:
+    def __init__(
+        self, site: Site, scheme: Scheme, packed: PackedWeight, additions: Additions, group: int | None
+    ) -> None:
         self._site = site
         self._scheme = scheme
         self._packed = packed
         self._additions = additions
+        self._group = group
 
     def replace_gather(self, operator: str, tensors: list[ir.Value]) -> None:
         rows = self._packed_node(operator, [self._site.input, *tensors])
@@ -159,7 +161,7 @@ class _SiteRewriter:
         )
         node = output.producer()
         assert node is not None
-        node.meta[MADE_HERE] = True
+        node.meta[GROUP] = self._group
         node.metadata_props[ROLE] = self._site.role
         node.metadata_props[SCHEME] = str(self._scheme)
         if self._site.block is not None:

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qxcompiler.packing.tile16 import TILE_ROWS
-from qxcompiler.passes.pack_sites import BLOCK, MADE_HERE, ROLE, SCHEME
+from qxcompiler.passes.pack_sites import GROUP, ROLE, SCHEME
 from qxcompiler.passes.rewriting import Additions
-from qxcompiler.runtime_ops.operators import DOMAIN, operator_of
+from qxcompiler.runtime_ops.operators import DOMAIN
 
 __all__ = ["fused_node", "fusion_key", "is_packed_matmul", "out_features"]
 
@@ -18,24 +18,19 @@ __all__ = ["fused_node", "fusion_key", "is_packed_matmul", "out_features"]
 def fusion_key(node: ir.Node) -> Hashable | None:
     """What is equal for nodes that one node can replace; None for a node that none can.
 
-    Those are packed `MatMul` nodes with constant weights that nothing else reads, and they are alike in graph, input,
-    operator, attributes other than N, scheme, block, and codebook where it is one for the tensor.
+    Those are packed `MatMul` nodes of one group, alike in operator, attributes other than N, scheme, and codebook where
+    it is one for the tensor. Inputs of other types and layouts than the operator takes are converted for each node.
     """
     if not is_packed_matmul(node):
         return None
-    constants = [None if value is None else value.const_value for value in node.inputs[1:]]
-    if any(constant is None for constant in constants) or any(len(value.uses()) > 1 for value in _weight_inputs(node)):
-        return None
     attributes = tuple((name, node.attributes[name].value) for name in sorted(node.attributes) if name != "N")
     tables = tuple(_data(value).tobytes() for value in _weight_inputs(node) if _is_per_tensor(value))
-    labels = node.metadata_props.get(SCHEME), node.metadata_props.get(BLOCK)
-    return node.graph, node.inputs[0], node.op_type, attributes, labels, tables
+    return node.meta[GROUP], node.inputs[0], node.op_type, attributes, node.metadata_props[SCHEME], tables
 
 
 def is_packed_matmul(node: ir.Node) -> bool:
-    """Whether a node is one of the `MatMul` operators of domain `qxc`, made by this compilation."""
-    operator = operator_of(node) if node.meta.get(MADE_HERE, False) else None
-    return operator is not None and operator.kind == "MatMul"
+    """Whether a node is a packed `MatMul` of this compilation, not one that the model brought along."""
+    return node.meta.get(GROUP) is not None
 
 
 def out_features(node: ir.Node) -> int:

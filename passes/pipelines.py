@@ -18,7 +18,7 @@ import torch
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.walk import Stop, walk
 from qxcompiler.extensions import extensions
-from qxcompiler.graph import Site
+from qxcompiler.graph import Site, find_segments
 from qxcompiler.passes.fuse_bias import FuseBias
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
@@ -46,7 +46,8 @@ class Calibration:
 
     def walk(self, model: ir.Model, description: str) -> Iterator[Stop]:
         """Stop at every segment of the model as it is now, with statistics of what its sites read."""
-        return walk(model, self.sites, self.samples, self.device, track=self.track, description=description)
+        segments = find_segments(model, self.sites)
+        return walk(model, segments, self.samples, self.device, track=self.track, description=description)
 
 
 _log = logging.getLogger(__name__)

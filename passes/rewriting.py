@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
 
 import onnx_ir as ir
 import torch
 
 from qxcompiler.graph import Names
+from qxcompiler.runtime_ops.operators import function_for
 
-__all__ = ["Additions", "bias_input", "replace_value"]
+__all__ = ["Additions", "add_functions", "bias_input"]
 
 
 class Additions:
@@ -83,8 +84,8 @@ def bias_input(added: ir.Value, N: int, additions: Additions, factor: float = 1.
     return additions.shared(("bias", added, factor), f"{added.name}.bias", values)
 
 
-def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that reads `old` read `new`, under the old name."""
-    new.type, new.shape = old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    new.name, old.name = old.name, None
+def add_functions(model: ir.Model, operators: Iterable[str]) -> None:
+    """Put the function body of each of our operators in a model, so that it runs without the library."""
+    for operator in sorted(operators):
+        function = function_for(operator, model.opset_imports[""])
+        model.functions[function.identifier()] = function

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import resource
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ import torch
 from qxcompiler.allocation import FLOAT, Plan, load_plan, uniform_plan
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
+from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
 from qxcompiler.config import CONFIG, Config, made_with, save_config
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
 from qxcompiler.evaluation import Verification, verify
@@ -45,7 +45,7 @@ from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     QuantizationResult,
     find_quantizer,
-    quantize_blockwise,
+    quantize_segmentwise,
     quantize_without_statistics,
 )
 from qxcompiler.report import Report, coverage, report_sites
@@ -63,17 +63,6 @@ _log = logging.getLogger(__name__)
 # Samples that verification runs on: windows of text hold many numbers, other samples perhaps one each.
 _HELD_BACK, _MOST_HELD_BACK = 2, 16
 _SUSPECTS = 3  # sites named where verification fails
-_COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "normalizer.json",
-)
 
 
 def compile(  # noqa: A001  (it is what a compiler does)
@@ -119,7 +108,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
         report = compiler.compile(graph, original, calibration, stage, "model.onnx", config)
         save_config(config, stage, output)
         if isinstance(original, Path):
-            _copy_companions(original.parent, stage)
+            copy_files(original.parent, stage, (*CONFIGURATIONS, *COMPANIONS))
     return report
 
 
@@ -167,7 +156,7 @@ def compile_folder(
             given = samples.get(file.name, calibration)
             reports[file.name] = compiler.compile(graph, file, given, stage, file.name, config)
         save_config(config, stage, output)
-        _copy_companions(folder, stage)
+        copy_files(folder, stage, (*CONFIGURATIONS, *COMPANIONS))
     return reports
 
 
@@ -369,7 +358,7 @@ class _Compiler:
 
         if samples:
             method = self.options.quantizer
-            results = quantize_blockwise(graph, sites, formats, method, samples, self.device, self.track, known, keep)
+            results = quantize_segmentwise(graph, sites, formats, method, samples, self.device, self.track, known, keep)
         else:
             results = {
                 weight: known.get(weight) or keep(weight, quantize_without_statistics(weight, fmt, self.device))
@@ -460,13 +449,6 @@ def _warnings(sites: Sequence[Site], plan: Plan, results: Mapping[Weight, Quanti
     if not any(plan.values()):
         said.append("nothing was quantized: the plan leaves every site in floating point")
     return said
-
-
-def _copy_companions(source: Path, stage: Path) -> None:
-    """Tokenizer and configuration go with the model, as far as they lie beside it."""
-    for name in _COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, stage / name)
 
 
 def _size(paths: Iterable[Path]) -> int:

@@ -96,6 +96,17 @@ def test_a_language_model_follows_the_original(tiny, weights, activations, bound
     assert not [node for node in onnx.load(out / "model.onnx").graph.node if node.op_type == "Gemm"]
 
 
+def test_what_lies_beside_the_model_goes_along(tmp_path):
+    model, _ = feeds_of(tmp_path, "mlp", widths=(64, 64, 64))
+    companions = {"config.json", "normalizer.json", "merges.txt", "vocab.json", "source.spm", "chat_template.jinja"}
+    for name in (*companions, "README.md", "training_args.bin"):
+        (tmp_path / name).write_text("{}")
+    out = tmp_path / "out"
+    qxcompiler.compile(model, "cpu-x86", out, quantizer="rtn")
+    assert companions <= {path.name for path in out.iterdir()}
+    assert not (out / "README.md").exists() and not (out / "training_args.bin").exists()
+
+
 def test_the_report_counts_what_is_stored(tiny):
     out = tiny.folder / "out"
     report = qxcompiler.compile(tiny.model, "cpu-x86", out, weights="int3g16a", calibration=tiny.calibration, **QUICK)

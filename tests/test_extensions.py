@@ -32,6 +32,7 @@ import onnx_ir as ir
 import torch
 
 from qxcompiler.formats import TWO_LEVEL, IntegerFormat, IntegerGrid, QuantizedWeight
+from qxcompiler.graph import by_value
 from qxcompiler.runtime_ops.operators import Operator
 
 
@@ -66,7 +67,7 @@ def toward_zero(weight, fmt, statistics):
 
 
 class Smooth(ir.passes.InPlacePass):
-    """SmoothQuant (Xiao et al. 2023, equation 4) with an explicit Mul before every layer."""
+    """SmoothQuant (Xiao et al. 2023, equation 4) with an explicit Mul of every value that layers read."""
 
     stage = "before_calibration"
 
@@ -78,19 +79,21 @@ class Smooth(ir.passes.InPlacePass):
         scales = {}
         for stop in self.calibration.walk(model, "smooth"):
             statistics = stop.statistics([site.weight for site in stop.segment.sites])
-            for site in stop.segment.sites:
-                W = stop.weights[site.weight]
-                largest = statistics[site.weight].unit * statistics[site.weight].largest
-                scales[site] = (largest.clamp(min=1e-5) / W.abs().amax(0).clamp(min=1e-5)).sqrt()
-        for site, s in scales.items():
-            site.weight.change(lambda W, s=s: W * s)
-            factor = ir.Value(name=f"{site.name}.smooth", const_value=ir.tensor((1 / s).numpy()))
+            for value, sites in by_value(stop.segment.sites).items():
+                found = statistics[sites[0].weight]
+                largest = (found.unit * found.largest).clamp(min=1e-5)
+                W = torch.cat([stop.weights[site.weight] for site in sites])
+                scales[value] = sites, (largest / W.abs().amax(0).clamp(min=1e-5)).sqrt()
+        for value, (sites, s) in scales.items():
+            factor = ir.Value(name=f"{value.name}.smooth", const_value=ir.tensor((1 / s).numpy()))
             factor.const_value.name = factor.name
             model.graph.register_initializer(factor)
-            node = ir.node("Mul", [site.input, factor], name=f"{site.name}.Mul")
-            node.outputs[0].name, node.outputs[0].type = f"{site.name}.smoothed", site.input.type
-            site.node.graph.insert_before(site.node, node)
-            site.node.replace_input_with(1 - site.operand_index, node.outputs[0])
+            node = ir.node("Mul", [value, factor], name=f"{value.name}.Mul")
+            node.outputs[0].name, node.outputs[0].type = f"{value.name}.smoothed", value.type
+            sites[0].node.graph.insert_before(sites[0].node, node)
+            for site in sites:
+                site.weight.change(lambda W, s=s: W * s)
+                site.node.replace_input_with(1 - site.operand_index, node.outputs[0])
         return ir.passes.PassResult(model, modified=bool(scales))
 
 
@@ -194,20 +197,21 @@ def install(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
-    """Two layers, some of whose inputs are 50 times as large as the others; and samples."""
+    """A layer, some of whose inputs are 50 times as large as the others, two that read what it gives; and samples."""
     draws = np.random.default_rng(0)
-    first, second = (draws.standard_normal((64, 64), dtype=np.float32) / 8 for _ in range(2))
+    first, second, third = (draws.standard_normal((64, 64), dtype=np.float32) / 8 for _ in range(3))
     outliers = np.where(np.arange(64) % 16 == 3, 50, 1).astype(np.float32)
     nodes = [
         helper.make_node("Mul", ["x", "outliers"], ["large"]),
         helper.make_node("MatMul", ["large", "w1"], ["h"], name="one"),
         helper.make_node("Relu", ["h"], ["r"]),
         helper.make_node("MatMul", ["r", "w2"], ["y"], name="two"),
+        helper.make_node("MatMul", ["r", "w3"], ["z"], name="three"),
     ]
-    x, y = (helper.make_tensor_value_info(name, 1, ["n", 64]) for name in "xy")
-    weights = {"w1": first / outliers[:, None], "w2": second, "outliers": outliers}
+    x, y, z = (helper.make_tensor_value_info(name, 1, ["n", 64]) for name in "xyz")
+    weights = {"w1": first / outliers[:, None], "w2": second, "w3": third, "outliers": outliers}
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    graph = helper.make_graph(nodes, "g", [x], [y, z], tensors)
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
     samples = [{"x": draws.standard_normal((32, 64), dtype=np.float32)} for _ in range(6)]
@@ -309,7 +313,8 @@ def test_a_smoothing_pass(install, model, tmp_path):
     qxcompiler.compile(path, "cpu-x86", tmp_path / "plain", **options)
     install("passes")
     qxcompiler.compile(path, "cpu-x86", tmp_path / "smooth", **options)
-    assert [node.op_type for node in onnx.load(tmp_path / "smooth/model.onnx").graph.node].count("Mul") == 3
+    nodes = [node.op_type for node in onnx.load(tmp_path / "smooth/model.onnx").graph.node]
+    assert (nodes.count("Mul"), nodes.count("MatMulInt8")) == (3, 2)  # two layers share a factor, and an operator
     assert error(model, tmp_path / "smooth") < 0.5 * error(model, tmp_path / "plain")
     exact = {**options, "activations": "a32", "weights": "int8g16", "head": "int8g16"}
     qxcompiler.compile(path, "cpu-x86", tmp_path / "exact", **exact)

@@ -15,7 +15,7 @@ from qxcompiler.errors import UsageError
 from qxcompiler.formats import parse_format
 from qxcompiler.graph import find_sites, normalize
 from qxcompiler.progress import silent
-from qxcompiler.quantizers import QUANTIZERS, find_quantizer, quantize_blockwise
+from qxcompiler.quantizers import QUANTIZERS, find_quantizer, quantize_segmentwise
 from qxcompiler.quantizers.gptq import gptq
 from qxcompiler.quantizers.rtn import rtn
 
@@ -213,7 +213,7 @@ def quantized_on(proto, samples, quantizer="gptq"):
     normalize(model)
     sites = find_sites(model)
     formats = {site.weight: parse_format("int4g16") for site in sites}
-    results = quantize_blockwise(model, sites, formats, quantizer, samples, CPU, silent, {}, lambda _, result: result)
+    results = quantize_segmentwise(model, sites, formats, quantizer, samples, CPU, silent, {}, lambda _, result: result)
     return [results[site.weight] for site in sites]
 
 

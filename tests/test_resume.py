@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import qxcompiler
-from qxcompiler.quantizers import blockwise
+from qxcompiler.quantizers import segmentwise
 from qxcompiler.staging import WORK
 from qxcompiler.work_folder import WorkFolder, fingerprint
 
@@ -53,13 +53,13 @@ def compiled(tiny, out: Path, **options: object) -> dict[str, bytes]:
 def count(monkeypatch) -> list[str]:
     """The weights that were quantized, as they are."""
     names: list[str] = []
-    original = blockwise._quantize
+    original = segmentwise._quantize
 
     def counted(weight, *arguments):
         names.append(weight.name)
         return original(weight, *arguments)
 
-    monkeypatch.setattr(blockwise, "_quantize", counted)
+    monkeypatch.setattr(segmentwise, "_quantize", counted)
     return names
 
 

@@ -16,7 +16,7 @@ import torch
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import ModelError, QxcError
-from qxcompiler.graph import Segment, Site, Weight, extract_segment
+from qxcompiler.graph import Segment, Site, Weight, extract_segment, inputs_of_weights
 
 __all__ = ["SegmentRunner", "UnrunnableError"]
 
@@ -60,27 +60,27 @@ class SegmentRunner:
             ModelError: it fails on the samples.
         """
         readers = [site for site in self._segment.sites if site.weight in wanted]
-        sources = {weight: frozenset(_source(site) for site in readers if site.weight is weight) for weight in wanted}
+        sources = inputs_of_weights(readers)
         statistics = {source: InputStatistics.empty(weight.in_features, device) for weight, source in sources.items()}
         given = {*streams[0]}
         missing = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
         for stream, computed in zip(streams, self._run(missing, streams, operands), strict=True):
             values = stream | computed
             for source, collected in statistics.items():
-                for name, axis in sorted(source):
-                    X = values[name]
+                for value, axis in sorted(source, key=lambda each: (each.value.name, each.axis)):
+                    X = values[value.name or ""]
                     K = len(collected.mean)
                     if X.ndim < -axis or X.ndim <= axis or X.shape[axis] != K:  # no runtime multiplies these
-                        raise self._misfit(name, axis, X.shape, K)
+                        raise self._misfit(value, axis, X.shape, K)
                     X = np.moveaxis(X, axis, -1)
                     with np.errstate(over="ignore"):  # beyond float32 is infinity, which statistics leave out
                         tokens = X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)
                     collected.add(torch.from_numpy(tokens))
         return {weight: statistics[source] for weight, source in sources.items()}
 
-    def _misfit(self, name: str, axis: int, shape: tuple[int, ...], K: int) -> ModelError:
-        layer = next(site.name for site in self._segment.sites if site.input.name == name)
-        problem = f"reads {name} of shape {list(shape)}, and takes {K} numbers along axis {axis}"
+    def _misfit(self, value: ir.Value, axis: int, shape: tuple[int, ...], K: int) -> ModelError:
+        layer = next(site.name for site in self._segment.sites if site.input is value)
+        problem = f"reads {value.name} of shape {list(shape)}, and takes {K} numbers along axis {axis}"
         return ModelError(f"layer '{layer}'", problem, "check that the model runs in onnxruntime")
 
     def advance(self, streams: Sequence[Sample], operands: Operands, keep: Collection[str | None]) -> None:
@@ -173,8 +173,3 @@ def _type_of(value: object) -> ir.TypeProtocol:
         return ir.SequenceType(_type_of(value[0] if value else np.float32(0)))
     dtype = np.asarray(value).dtype
     return ir.TensorType(ir.DataType.STRING if dtype.kind in "OSU" else ir.DataType.from_numpy(dtype))
-
-
-def _source(site: Site) -> tuple[str, int]:
-    """The value that a linear site reads, and the axis of its features."""
-    return site.input.name or "", site.activation_axis

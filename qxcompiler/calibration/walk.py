@@ -11,7 +11,7 @@ import torch
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.segment_runner import SegmentRunner
 from qxcompiler.calibration.statistics import InputStatistics
-from qxcompiler.graph import Segment, Site, Weight, find_segments
+from qxcompiler.graph import Segment, Weight
 from qxcompiler.progress import Track, silent
 
 __all__ = ["Stop", "walk"]
@@ -58,7 +58,7 @@ class Stop:
 
 def walk(
     model: ir.Model,
-    sites: Sequence[Site],
+    segments: Sequence[Segment],
     samples: Sequence[Sample],
     device: torch.device,
     *,
@@ -73,7 +73,7 @@ def walk(
 
     Args:
         model: a normalized model.
-        sites: its sites.
+        segments: its segments, as `find_segments` gives them.
         samples: inputs of the model, at least one.
         device: where statistics are kept.
         track: shows progress.
@@ -85,7 +85,6 @@ def walk(
         UnrunnableError: onnxruntime cannot load a segment by itself.
         ModelError: it fails on the samples.
     """
-    segments = find_segments(model, sites)
     streams = [dict(sample) for sample in samples]
     float_streams = [dict(sample) for sample in samples] if float_too else None
     for index, segment in enumerate(track(segments, description)):

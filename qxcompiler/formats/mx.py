@@ -1,4 +1,4 @@
-"""Microscaling formats: blocks of 32 small floats that share a power of two.
+"""Microscaling formats: groups of 32 small floats (the specification's blocks) that share a power of two.
 
 OCP Microscaling Formats (MX) Specification, version 1.0: elements FP4 E2M1 (section 5.3.3), scales E8M0 (section
 5.4.1), conversion (section 6.3).
@@ -28,7 +28,7 @@ _MIDPOINTS = (torch.tensor(_MAGNITUDES[1:]) + torch.tensor(_MAGNITUDES[:-1])) / 
 # a value on a border gets the lower code, which is the even one below every other midpoint only
 _BORDERS = torch.where(torch.arange(7) % 2 == 0, _MIDPOINTS, torch.nextafter(_MIDPOINTS, torch.zeros(7)))
 
-_BLOCK = 32
+_GROUP_SIZE = 32
 _LARGEST_ELEMENT_EXPONENT = 2  # of 6 = 1.5 * 2**2
 # beyond these, 0.5 * scale is subnormal, or 6 * scale infinite, in float32
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = 2 - _BIAS, 252 - _BIAS
@@ -36,10 +36,10 @@ _SMALLEST_EXPONENT, _LARGEST_EXPONENT = 2 - _BIAS, 252 - _BIAS
 
 @dataclass(frozen=True)
 class MxFormat(Format):
-    """FP4 elements (E2M1) in blocks of 32 along K, with a power-of-two scale a block (E8M0): `mxfp4`."""
+    """FP4 elements (E2M1) in groups of 32 along K, with a power-of-two scale a group (E8M0): `mxfp4`."""
 
     bits: int = 4
-    group_size: int | None = _BLOCK
+    group_size: int | None = _GROUP_SIZE
     scale_type: ScaleType = E8M0
 
     @property
@@ -97,7 +97,7 @@ def _nearest_element(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class MxGrid(Grid):
-    """FP4 values, times a power of two a block."""
+    """FP4 values, times a power of two a group."""
 
     def encode(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
         """Round to nearest (ties to even) and saturate."""

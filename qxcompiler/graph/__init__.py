@@ -1,19 +1,23 @@
-"""Load and save ONNX models, find their sites and the sites' roles, split the graph into segments."""
+"""Load and save ONNX models, find their sites, the sites' roles and groups, split the graph into segments."""
 
 from __future__ import annotations
 
 __all__ = [
     "FLOAT_TYPES",
     "FileTensor",
+    "Input",
     "Names",
     "Segment",
     "Site",
     "Weight",
     "assign_roles",
+    "by_operator",
+    "by_value",
     "check_unchanged",
     "extract_segment",
     "find_segments",
     "find_sites",
+    "inputs_of_weights",
     "load_model",
     "make_names_unique",
     "model_files",
@@ -26,6 +30,7 @@ __all__ = [
 ]
 
 from qxcompiler.graph.external_data import FileTensor, check_unchanged
+from qxcompiler.graph.groups import Input, by_operator, by_value, inputs_of_weights
 from qxcompiler.graph.model_file import load_model, model_files, save_model
 from qxcompiler.graph.names import Names, make_names_unique
 from qxcompiler.graph.normal_form import normalize, overridable_inputs, raise_opset

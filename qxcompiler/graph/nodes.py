@@ -1,8 +1,8 @@
-"""What can be asked of a single node: which of its inputs are data, and what its bodies read."""
+"""What can be asked of a single node, and a value put in another's place."""
 
 from __future__ import annotations
 
-__all__ = ["bodies", "captured", "data_inputs", "is_standard", "subgraphs"]
+__all__ = ["bodies", "captured", "data_inputs", "is_standard", "replace_value", "subgraphs"]
 
 from collections.abc import Container, Sequence
 
@@ -81,3 +81,10 @@ def captured(node: ir.Node) -> list[ir.Value]:
     read = (value for graph in graphs for inner in graph for value in inner.inputs)
     values = dict.fromkeys((*read, *(value for graph in graphs for value in graph.outputs)))
     return [value for value in values if value is not None and value.graph not in graphs]
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Let everything that reads `old` read `new`, under the old name."""
+    new.type, new.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    new.name, old.name = old.name, None

@@ -17,6 +17,7 @@ from qxcompiler.errors import ModelError
 from qxcompiler.graph.inlining import inline_functions
 from qxcompiler.graph.model_file import EXTERNAL_FROM_BYTES, first_cause
 from qxcompiler.graph.names import make_names_unique
+from qxcompiler.graph.nodes import is_standard, replace_value
 
 OPERATOR_DOMAIN = "qxc"
 _COERCED = ("Softmax", "LogSoftmax", "Hardmax")
@@ -128,7 +129,7 @@ def raise_opset(model: ir.Model, minimum: int = 18) -> None:
     opset = model.opset_imports.get("", minimum)
     if opset >= minimum:
         return
-    if opset < 9 and any(node.domain == "" and node.op_type == "Scan" for node in model.graph.all_nodes()):
+    if opset < 9 and any(is_standard(node, ("Scan",)) for node in model.graph.all_nodes()):
         problem = f"uses Scan of opset {opset}, whose batch axis later versions do not have"
         raise ModelError(_subject(model), problem, f"export the model with opset {minimum} or later")
     if opset < 13:
@@ -164,7 +165,7 @@ def _flatten_softmax(model: ir.Model) -> None:
     The converter does so for some of them, and leaves `Hardmax` as it is.
     """
     for node in list(model.graph.all_nodes()):
-        if node.domain != "" or node.op_type not in _COERCED or node.graph is None:
+        if not is_standard(node, _COERCED) or node.graph is None:
             continue
         x, axis = node.inputs[0], node.attributes.get_int("axis", 1)
         if axis == -1 or (x is not None and x.shape is not None and axis == len(x.shape) - 1):
@@ -175,10 +176,7 @@ def _flatten_softmax(model: ir.Model) -> None:
         over_rows = ir.node(node.op_type, matrix.outputs, {"axis": -1}, name=node.name)
         result = ir.node("Reshape", [over_rows.outputs[0], shape.outputs[0]])
         node.graph.insert_before(node, [shape, matrix, over_rows, result])
-        old, new = node.outputs[0], result.outputs[0]
-        new.type, new.shape = old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        new.name, old.name = old.name, None
+        replace_value(node.outputs[0], result.outputs[0])
         node.graph.remove(node, safe=True)
     make_names_unique(model)
 
@@ -186,7 +184,7 @@ def _flatten_softmax(model: ir.Model) -> None:
 def _sample_as_before(graph: ir.Graph) -> None:
     """Up to opset 10, `Upsample` and `Resize` took no other coordinates than these, which are no longer the default."""
     for node in graph.all_nodes():
-        if node.domain == "" and node.op_type == "Resize":
+        if is_standard(node, ("Resize",)):
             for name, mode in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
                 node.attributes[name] = ir.AttrString(name, mode)
 

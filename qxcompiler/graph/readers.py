@@ -6,6 +6,8 @@ __all__ = ["readers"]
 
 import onnx_ir as ir
 
+from qxcompiler.graph.nodes import is_standard
+
 _VIEWS = {"Transpose", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat"}
 
 
@@ -26,7 +28,7 @@ def readers(value: ir.Value) -> tuple[dict[ir.Node, int], bool]:
         value = queue.pop()
         is_output |= value.is_graph_output()
         for node, index in value.uses():
-            if node.domain == "" and node.op_type in _VIEWS and (index == 0 or node.op_type == "Concat"):
+            if is_standard(node, _VIEWS) and (index == 0 or node.op_type == "Concat"):
                 views = [output for output in node.outputs if output not in seen]
                 queue += views
                 seen.update(views)

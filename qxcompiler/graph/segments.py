@@ -9,13 +9,13 @@ from __future__ import annotations
 
 __all__ = ["Segment", "extract_segment", "find_segments"]
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 import onnx_ir as ir
 
+from qxcompiler.graph.groups import by_value
 from qxcompiler.graph.nodes import captured, is_standard, subgraphs
 from qxcompiler.graph.sites import Site
 
@@ -170,13 +170,11 @@ class _Flow:
         for born, node in enumerate(self.nodes):
             for value in node.outputs:
                 live(born, last.get(value, born), 1)
-        readers: dict[ir.Value, list[int]] = defaultdict(list)
-        for position, node in enumerate(self.nodes):
-            site = self.site_of.get(node)
-            if site and not site.input.is_graph_input():
-                readers[site.input].append(position)
-        for positions in readers.values():  # no cut between sites that share an input
-            live(positions[0], positions[-1], ALIVE_AT_CUT + 1)
+        position_of = {node: position for position, node in enumerate(self.nodes)}
+        for value, sites in by_value(self.site_of.values()).items():
+            if not value.is_graph_input():  # no cut between sites that share an input
+                positions = [position_of[site.node] for site in sites]
+                live(min(positions), max(positions), ALIVE_AT_CUT + 1)
         return list(accumulate(change))
 
 

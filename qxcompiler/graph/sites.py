@@ -214,8 +214,7 @@ class _Finder:
     weights: dict[tuple[int, bool, tuple[ir.DataType, ...]], Weight] = field(default_factory=dict)
 
     def visit(self, node: ir.Node, *, in_subgraph: bool) -> None:
-        recognize = _RECOGNIZERS.get(node.op_type) if node.domain == "" else None
-        layout = recognize(node) if recognize else None
+        layout = _RECOGNIZERS[node.op_type](node) if is_standard(node, _RECOGNIZERS) else None
         if layout is None:
             return
         constant = layout.constant
@@ -332,7 +331,7 @@ def _trace(value: ir.Value | None) -> _Constant | None:
     """Follow `Transpose`, `Identity` and `Cast` from an operand to the float initializer behind it."""
     chain: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None:
-        if node.domain != "" or node.op_type not in ("Transpose", "Identity", "Cast") or not node.inputs:
+        if not is_standard(node, ("Transpose", "Identity", "Cast")) or not node.inputs:
             return None
         chain.append(node)
         value = node.inputs[0]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from qxcompiler.quantizers.blockwise import (
+from qxcompiler.quantizers.registry import QUANTIZERS, Quantizer, find_quantizer
+from qxcompiler.quantizers.segmentwise import (
     QuantizationResult,
-    quantize_blockwise,
+    quantize_segmentwise,
     quantize_without_statistics,
 )
-from qxcompiler.quantizers.registry import QUANTIZERS, Quantizer, find_quantizer
 
 __all__ = [
     "QUANTIZERS",
     "QuantizationResult",
     "Quantizer",
     "find_quantizer",
-    "quantize_blockwise",
+    "quantize_segmentwise",
     "quantize_without_statistics",
 ]

@@ -20,7 +20,7 @@ from qxcompiler.packing import PackedWeight, pack, unpack
 from qxcompiler.progress import Track
 from qxcompiler.quantizers.registry import find_quantizer
 
-__all__ = ["Keep", "QuantizationResult", "quantize_blockwise", "quantize_without_statistics"]
+__all__ = ["Keep", "QuantizationResult", "quantize_segmentwise", "quantize_without_statistics"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def quantize_without_statistics(weight: Weight, fmt: Format, device: torch.devic
     return _round(weight, fmt, device)
 
 
-def quantize_blockwise(
+def quantize_segmentwise(
     model: ir.Model,
     sites: Sequence[Site],
     formats: Mapping[Weight, Format],
@@ -91,7 +91,8 @@ def quantize_blockwise(
     Raises:
         ModelError: the model fails to run on the samples, or a weight does not fit its format.
     """
-    walked = dict.fromkeys(site.weight for segment in find_segments(model, sites) for site in segment.sites)
+    segments = find_segments(model, sites)
+    walked = dict.fromkeys(site.weight for segment in segments for site in segment.sites)
     looked_up = {site.weight for site in sites if site.kind == "embedding"}
     rounded = [weight for weight in formats if weight in looked_up or weight not in walked]
     order = [*rounded, *(weight for weight in walked if weight in formats and weight not in looked_up)]
@@ -108,7 +109,7 @@ def quantize_blockwise(
         return results[weight].decode() if weight in results else weight.matrix()
 
     try:
-        for stop in walk(model, sites, samples, device, track=track, description="quantize", weight=current):
+        for stop in walk(model, segments, samples, device, track=track, description="quantize", weight=current):
             todo = [weight for weight in stop.weights if weight in formats and weight not in results]
             statistics = stop.statistics(todo) if todo else {}
             for weight in todo:
