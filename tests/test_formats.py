@@ -175,6 +175,15 @@ def test_clipping_is_the_best_of_the_ratios_searched():
         assert found == pytest.approx(min(candidates), rel=1e-4)
 
 
+def test_clipping_does_not_depend_on_the_rows_searched_together():
+    torch.manual_seed(0)
+    weight, importance, fmt = torch.randn(300, 1024), torch.rand(1024), parse_format("int3g128a")
+    whole = fmt.fit(weight, importance)
+    first, rest = fmt.fit(weight[:7], importance), fmt.fit(weight[7:], importance)
+    assert torch.equal(whole.scales, torch.cat([first.scales, rest.scales]))
+    assert torch.equal(whole.zeros, torch.cat([first.zeros, rest.zeros]))
+
+
 def test_normal_float_is_the_papers_table():
     assert normal_float_levels(4) == pytest.approx(NF4, abs=2e-7)
 

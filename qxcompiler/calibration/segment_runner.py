@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ __all__ = ["SegmentRunner", "UnrunnableError", "type_of"]
 
 # Types of which onnxruntime takes and gives no arrays.
 _NOT_IN_NUMPY = ("bfloat16", "float8", "float4", "int4", "int2")
+# Samples that run at once: what one thread alone can do in a run is done while the other run uses the rest.
+_AT_ONCE = 2
 
 Operands = Mapping[Weight, torch.Tensor]
 
@@ -59,10 +63,9 @@ class SegmentRunner:
         sources = inputs_of_weights(readers)
         statistics = {source: InputStatistics.empty(weight.in_features, device) for weight, source in sources.items()}
         given = {*streams[0]}
-        computed = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
-        run = _Run(self._model, self._segment, computed, operands, streams[0]) if computed else None
-        for stream in streams:
-            values = stream | run(stream) if run else stream
+        missing = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
+        for stream, computed in zip(streams, self._run(missing, streams, operands), strict=True):
+            values = stream | computed
             for source, collected in statistics.items():
                 for value, axis in sorted(source, key=lambda each: (each.value.name, each.axis)):
                     X = values[value.name or ""]
@@ -92,14 +95,26 @@ class SegmentRunner:
             UnrunnableError: onnxruntime cannot load the segment.
             ModelError: it fails on the samples.
         """
-        outputs = self._segment.outputs
-        run = _Run(self._model, self._segment, outputs, operands, streams[0]) if outputs else None
         done = {value.name for value in self._segment.inputs} - set(keep)
-        for stream in streams:
-            passed = run(stream) if run else {}
+        for stream, passed in zip(streams, self._run(self._segment.outputs, streams, operands), strict=True):
             for name in done:
                 stream.pop(name or "", None)
             stream.update(passed)
+
+    def _run(self, outputs: Sequence[ir.Value], streams: Sequence[Sample], operands: Operands) -> Iterator[Sample]:
+        """Some values of the segment for one sample after the other, a few computed ahead."""
+        if not outputs:
+            yield from ({} for _ in streams)
+            return
+        run = _Run(self._model, self._segment, outputs, operands, streams[0])
+        # what no float32 has in full is zero: exponentials that vanish would take ten times as long
+        with ThreadPoolExecutor(_AT_ONCE, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
+            ahead: deque[Future[Sample]] = deque()
+            for stream in streams:
+                ahead.append(pool.submit(run, stream))
+                if len(ahead) > _AT_ONCE:
+                    yield ahead.popleft().result()
+            yield from (future.result() for future in ahead)
 
 
 class _Run:
@@ -112,6 +127,7 @@ class _Run:
         self._outputs = [value.name or "" for value in outputs]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised, and need not be printed besides
+        options.intra_op_num_threads = max(1, torch.get_num_threads() + 1 - _AT_ONCE)  # and one for each run beside
         # between two runs the cores belong to the statistics
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

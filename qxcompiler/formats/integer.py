@@ -12,7 +12,7 @@ from qxcompiler.formats.base import Columns, Format, Grid
 __all__ = ["INTEGER_BITS", "IntegerFormat", "IntegerGrid"]
 
 INTEGER_BITS = (2, 3, 4, 5, 6, 8)
-_CACHED = 1 << 18  # weights
+_CACHED = 1 << 18  # weights that a processor's cache holds while their clipping is searched
 _CLIPPING_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))
 
 
@@ -48,7 +48,6 @@ class IntegerFormat(Format):
 
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> IntegerGrid:
         """Search a clipping ratio for every group, by weighted squared error (as AWQ's and OmniQuant's clipping)."""
-        # as many rows at a time as a processor's cache holds
         rows = max(1, (weight.numel() if weight.is_cuda else _CACHED) // weight.shape[1])
         spans = [self._span(part, importance) for part in torch.split(weight, rows)]
         low, high = (torch.cat(ends) for ends in zip(*spans, strict=True))

@@ -72,8 +72,8 @@ class Weight:
     def _as_matrix(self, array: np.ndarray) -> torch.Tensor:
         rows, columns = self.out_features, self.in_features
         shape = (columns, rows) if self.transposed else (rows, columns)
-        array = array.astype(np.float32).reshape(shape)
-        return torch.from_numpy(np.ascontiguousarray(array.T if self.transposed else array))
+        matrix = torch.from_numpy(array.astype(np.float32).reshape(shape))
+        return matrix.T.contiguous() if self.transposed else matrix
 
     @property
     def _tensor(self) -> ir.TensorProtocol:
@@ -156,9 +156,9 @@ class Site:
 
     def operand_array(self, matrix: torch.Tensor) -> np.ndarray:
         """Lay out a float32 matrix `[N, K]` as the node reads its weight: with `operand`'s type and shape."""
-        array = matrix.detach().cpu().numpy()
-        array = array.T if self.operand_transposed else array
-        return np.ascontiguousarray(array.astype(self.operand_dtype.numpy()).reshape(self.operand_shape))
+        matrix = matrix.detach().cpu()
+        array = (matrix.T if self.operand_transposed else matrix).contiguous().numpy()
+        return array.astype(self.operand_dtype.numpy(), copy=False).reshape(self.operand_shape)
 
 
 def locate_sites(model: ir.Model) -> list[Site]:

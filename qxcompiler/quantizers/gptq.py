@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -13,7 +13,8 @@ from qxcompiler.quantizers.rtn import rtn
 
 __all__ = ["gptq"]
 
-_BLOCK = 128
+# A few columns are too little work to share: threads would wait for each other most of the time.
+_SHARED = 128
 _DAMPING = 0.01
 _LARGEST_DAMPING = 10.0
 
@@ -40,32 +41,35 @@ def gptq(weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None) 
 
     W = weight.T[order].contiguous()  # [K, N]: a column of the matrix is contiguous
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
-    columns = order.tolist()
-    K = len(columns)
-    for start in range(0, K, _BLOCK):
-        end = min(start + _BLOCK, K)
-        E = torch.empty(end - start, W.shape[1], device=W.device)
-        with _one_thread():
-            for i in range(start, end):
-                w = W[i].unsqueeze(1)
-                q = grid.encode(w, columns[i])
-                codes[i] = q.squeeze(1)
-                error = (w - grid.decode(q, columns[i])).squeeze(1) / U[i, i]
-                W[i + 1 : end].addr_(U[i, i + 1 : end], error, alpha=-1)
-                E[i - start] = error
-        W[end:].addmm_(U[start:end, end:].T, E, alpha=-1)
+    columns, threads = order.tolist(), torch.get_num_threads()
+
+    def quantize(start: int, end: int) -> None:
+        """Round columns, and put in their place their errors, in units of the diagonal of U."""
+        if end - start == 1:
+            w = W[start].unsqueeze(1)
+            q = grid.encode(w, columns[start])
+            codes[start] = q.squeeze(1)
+            W[start] = (w - grid.decode(q, columns[start])).squeeze(1) / U[start, start]
+            return
+        middle = (start + end) // 2
+        quantize(start, middle)
+        with _threads(threads) if end - start > _SHARED else nullcontext():
+            W[middle:end].addmm_(U[start:middle, middle:end].T, W[start:middle], alpha=-1)
+        quantize(middle, end)
+
+    with _threads(1), torch.inference_mode():
+        quantize(0, len(columns))
     return QuantizedWeight(grid, codes[torch.argsort(order)].T.contiguous())
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """A single column is too little work to share: threads would wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _inverse_factor(moment: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
