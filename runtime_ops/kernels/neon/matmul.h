@@ -278,9 +278,11 @@ struct RoundedProduct {
   template <class Block>
   static void tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last,
                     const Output& out) {
-    const bool is_row = a.rows == 1 && a.unit >= kBlockColumns;
+    if (a.rows == 1 && a.unit >= kBlockColumns) {
+      for (int64_t tile = first; tile < last; ++tile) matvec_tile<Block, Dot, activation>(weight, a, tile, out);
+      return;
+    }
     each_pass(first, last, a.rows, [&](int64_t tile, int64_t row, int64_t rows) QXC_LAMBDA {
-      if (is_row) return matvec_tile<Block, Dot, activation>(weight, a, tile, out);
       matmul_pass<Block, Dot, activation>(weight, a, tile, row, rows, out);
     });
   }
