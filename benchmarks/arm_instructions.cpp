@@ -8,7 +8,7 @@
 #include "qxc/kernels.h"
 
 int main(int argc, char** argv) {
-  if (argc != 10) return 2;
+  if (argc != 12) return 2;
   const auto number = [argv](int i) { return std::atoll(argv[i]); };
   qxc_weight weight{};
   weight.code = static_cast<qxc_code>(number(2));
@@ -17,7 +17,8 @@ int main(int argc, char** argv) {
   const int64_t M = number(6);
   weight.rows = number(7);
   weight.columns = number(8);
-  weight.group_size = weight.code == QXC_MXFP4 ? 32 : 128;
+  weight.group_size = number(9);
+  weight.scale = static_cast<qxc_scale>(number(10));
   qxc_weight_bytes bytes;
   if (qxc_weight_check(&weight, &bytes)) return 3;
   std::mt19937 random(0);
@@ -26,10 +27,11 @@ int main(int argc, char** argv) {
     for (uint8_t& byte : data) byte = static_cast<uint8_t>(random());
     return data;
   };
-  const auto packed = filled(bytes.packed), scales = filled(bytes.scales), zero_points = filled(bytes.zero_points),
-             codebook = filled(bytes.codebook);
+  const auto packed = filled(bytes.packed), scales = filled(bytes.scales), row_scales = filled(bytes.row_scales),
+             zero_points = filled(bytes.zero_points), codebook = filled(bytes.codebook);
   weight.packed = packed.data();
   weight.scales = scales.data();
+  weight.row_scales = row_scales.data();
   weight.zero_points = zero_points.data();
   weight.codebook = codebook.data();
   std::vector<float> a(static_cast<size_t>(M * weight.columns)), y(static_cast<size_t>(M * weight.rows));
@@ -45,5 +47,5 @@ int main(int argc, char** argv) {
   if (qxc_matmul_check(&product, &workspace_bytes)) return 3;
   product.workspace = std::aligned_alloc(QXC_ALIGNMENT, workspace_bytes);
   qxc_matmul_prepare(&product, 0, M);
-  for (int64_t i = 0; i < number(9); ++i) qxc_matmul_compute(&product, 0, qxc_matmul_tiles(&product));
+  for (int64_t i = 0; i < number(11); ++i) qxc_matmul_compute(&product, 0, qxc_matmul_tiles(&product));
 }

@@ -13,19 +13,20 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from native import CODES, SCALES
 from rich.console import Console
 from rich.table import Table
 
+from qxcompiler.formats import parse_format
+
 ROOT = Path(__file__).parent.parent
 INPUTS, OUTPUTS = 1024, 64
-INT, UINT, LUT, MXFP4 = range(4)  # qxc_code
-FORMATS = {
-    **{f"int{bits}g128": (INT, bits, 0) for bits in (2, 3, 4, 5, 6, 8)},
-    **{f"int{bits}g128a": (UINT, bits, 0) for bits in (3, 4)},
-    **{f"lut{bits}g128t": (LUT, bits, 1) for bits in (2, 3, 4)},
-    **{f"lut{bits}g128": (LUT, bits, 0) for bits in (2, 3, 4)},
-    "mxfp4": (MXFP4, 4, 0),
-}
+FORMATS = (
+    *(f"int{bits}g128" for bits in (2, 3, 4, 5, 6, 8)),
+    *(f"int{bits}g128a" for bits in (3, 4)),
+    *(f"lut{bits}g128{table}" for table in ("t", "") for bits in (2, 3, 4)),
+    "mxfp4",
+)
 ACTIVATIONS = ("a8", "a16", "a32")  # qxc_activation
 
 
@@ -46,8 +47,10 @@ def build(folder: Path) -> Path:
 
 def executed(program: Path, isa: str, fmt: str, activation: str, rows: int, repeats: int) -> int:
     """Instructions of a whole run."""
-    code, bits, per_tensor = FORMATS[fmt]
-    numbers = (code, bits, per_tensor, ACTIVATIONS.index(activation), rows, OUTPUTS, INPUTS, repeats)
+    weight = parse_format(fmt)
+    of_weight = CODES[weight.code_type], weight.bits, int(weight.codebook_rows(OUTPUTS) == 1)
+    of_product = ACTIVATIONS.index(activation), rows, OUTPUTS, INPUTS
+    numbers = (*of_weight, *of_product, weight.group_length(INPUTS), SCALES[weight.scale_type], repeats)
     with tempfile.NamedTemporaryFile() as log:
         emulator = ["qemu-aarch64", "-cpu", "max", "-singlestep", "-d", "exec,nochain", "-D", log.name]
         subprocess.run([*emulator, str(program), isa, *map(str, numbers)], check=True)
@@ -58,7 +61,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isas", nargs="+", default=["neon", "neon_dotprod"])
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS))
+    parser.add_argument("--formats", nargs="+", default=FORMATS)
     parser.add_argument("--activations", nargs="+", default=["a8", "a16"])
     parser.add_argument("--rows", type=int, default=1, help="M")
     arguments = parser.parse_args()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qxcompiler.formats import Format
+from qxcompiler.formats import E8M0, FLOAT16, TWO_LEVEL, Format
 
 _ROOT = Path(__file__).parent.parent
-_CODES = {"Int": 0, "UInt": 1, "Lut": 2, "MxFp": 3}
+CODES = {"Int": 0, "UInt": 1, "Lut": 2, "Fp": 3}
+SCALES = {FLOAT16: 0, E8M0: 1, TWO_LEVEL: 2}
 _ACTIVATIONS = {"a8": 0, "a16": 1, "a32": 2}
 _ALIGNMENT = 64
 
@@ -21,6 +22,7 @@ class Weight(ctypes.Structure):
 
     _fields_ = [
         ("code", ctypes.c_int),
+        ("scale", ctypes.c_int),
         ("bits", ctypes.c_int32),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
@@ -28,6 +30,7 @@ class Weight(ctypes.Structure):
         ("codebook_per_tensor", ctypes.c_int32),
         ("packed", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
+        ("row_scales", ctypes.c_void_p),
         ("zero_points", ctypes.c_void_p),
         ("codebook", ctypes.c_void_p),
     ]
@@ -102,7 +105,8 @@ class Library:
         M, K = a.shape
         y = np.empty((M, N // 2 if gated else N), np.float32)
         weight = Weight(
-            code=_CODES[fmt.operator_suffix.rstrip("0123456789")],
+            code=CODES[fmt.code_type],
+            scale=SCALES[fmt.scale_type],
             bits=fmt.bits,
             rows=N,
             columns=K,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from native import aligned_zeros
 
-from qxcompiler.formats import Format, Scheme
+from qxcompiler.formats import E8M0, FLOAT16, Format, Scheme
 from qxcompiler.packing import LAYOUT
 from qxcompiler.packing.tile16 import BLOCK_COLUMNS, LINE_BYTES, TILE_ROWS
 from qxcompiler.runtime_ops.operators import operator_name
@@ -22,10 +22,13 @@ def random_tensors(fmt: Format, N: int, K: int, rng: np.random.Generator) -> dic
     packed = aligned_zeros(math.prod(lines)).reshape(lines)
     packed[:] = rng.integers(0, 256, lines, dtype=np.uint8)
     tensors = {"packed": packed}
-    if fmt.name == "mxfp4":
+    if fmt.scale_type is FLOAT16:
+        tensors["scales"] = (rng.standard_normal(per_group) / K).astype(np.float16)
+    elif fmt.scale_type is E8M0:
         tensors["scales"] = rng.integers(110, 118, per_group, dtype=np.uint8)
     else:
-        tensors["scales"] = (rng.standard_normal(per_group) / K).astype(np.float16)
+        tensors["scales"] = rng.integers(1, 256, per_group, dtype=np.uint8)
+        tensors["row_scales"] = (rng.standard_normal((tiles, 1, TILE_ROWS)) / K).astype(np.float16)
     if fmt.has_zero_points:
         tensors["zero_points"] = rng.integers(0, 2**fmt.bits, per_group, dtype=np.uint8)
     if rows := fmt.codebook_rows(N):

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from qxcompiler.packing.tile16 import TILE_ROWS
 from qxcompiler.passes.packed_nodes import fused_node, fusion_key, out_features
 from qxcompiler.passes.rewriting import Additions, replace_value
-from qxcompiler.runtime_ops.operators import function_for
+from qxcompiler.runtime_ops.operators import function_for, operator_name, operator_of
 
 __all__ = ["FuseSwiGlu"]
 
@@ -30,7 +30,9 @@ class FuseSwiGlu(ir.passes.InPlacePass):
             pair = _gate_and_up(product)
             if pair is None:
                 continue
-            operator = pair[0].op_type.replace("MatMul", "SwiGlu")
+            read = operator_of(pair[0])
+            assert read is not None and read.weight is not None
+            operator = operator_name(read.weight, "SwiGlu")
             fused = fused_node(pair, operator, "gate_up", additions, interleaved=True)
             assert product.graph is not None
             product.graph.insert_before(product, fused)

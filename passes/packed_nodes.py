@@ -10,7 +10,7 @@ import onnx_ir as ir
 from qxcompiler.packing.tile16 import TILE_ROWS
 from qxcompiler.passes.pack_sites import BLOCK, MADE_HERE, ROLE, SCHEME
 from qxcompiler.passes.rewriting import Additions
-from qxcompiler.runtime_ops.operators import DOMAIN
+from qxcompiler.runtime_ops.operators import DOMAIN, operator_of
 
 __all__ = ["fused_node", "fusion_key", "is_packed_matmul", "out_features"]
 
@@ -34,7 +34,8 @@ def fusion_key(node: ir.Node) -> Hashable | None:
 
 def is_packed_matmul(node: ir.Node) -> bool:
     """Whether a node is one of the `MatMul` operators of domain `qxc`, made by this compilation."""
-    return node.meta.get(MADE_HERE, False) and node.domain == DOMAIN and node.op_type.startswith("MatMul")
+    operator = operator_of(node) if node.meta.get(MADE_HERE, False) else None
+    return operator is not None and operator.kind == "MatMul"
 
 
 def out_features(node: ir.Node) -> int:

@@ -1,4 +1,5 @@
-"""What installed packages add: entry points of the groups `qxcompiler.formats`, `.quantizers`, `.passes`, `.targets`.
+"""What installed packages add: entry points of the groups `qxcompiler.formats`, `.operators`, `.passes`, `.quantizers`
+and `.targets`.
 
 An SDK registers its own in its `pyproject.toml`, and nothing here has to know it:
 
@@ -22,7 +23,8 @@ def extensions(group: str) -> dict[str, Any]:
     Args:
         group: `formats`, functions from a format's name to a `Format`, or None for a name of others; `quantizers`,
             functions as `qxcompiler.quantizers.Quantizer`; `passes`, as `qxcompiler.passes.pipelines` says;
-            `targets`, the path of a descriptor, or a function that gives it.
+            `targets`, the path of a descriptor, or a function that gives it; `operators`, an
+            `Operator` of `qxcompiler.runtime_ops.operators` under its name.
 
     Raises:
         UsageError: one of them cannot be loaded.

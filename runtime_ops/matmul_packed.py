@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from qxcompiler.runtime_ops.unpack import Body, decoded_weight
+from qxcompiler.runtime_ops.unpack import Body, WeightType, decoded_weight
 
 __all__ = ["float_product", "matmul_packed"]
 
@@ -12,25 +14,24 @@ _LARGEST_FLOAT = 3.4028234663852886e38
 _LARGEST_INT8 = 127.0
 
 
-def matmul_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
+def matmul_packed(body: Body, weight: WeightType, inputs: Mapping[str, ir.Value]) -> ir.Value:
     """Write the body of a `MatMul*` operator.
 
     Args:
-        body, family, bits: as `decoded_weight` takes them.
-        inputs: `A` float32 or float16 [..., K]; `packed`, `scales`, `zero_points` or `codebook` where the format has
-            them; `bias` float32 [N] or [1].
+        body, weight: as `decoded_weight` takes them.
+        inputs: `A` float32 or float16 [..., K]; those of the weight; `bias` float32 [N] or [1].
 
     Returns:
         [..., N], of A's type.
     """
-    return body.op("CastLike", [float_product(body, family, bits, inputs), inputs["A"]])
+    return body.op("CastLike", [float_product(body, weight, inputs), inputs["A"]])
 
 
-def float_product(body: Body, family: str, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
+def float_product(body: Body, weight: WeightType, inputs: Mapping[str, ir.Value]) -> ir.Value:
     """The same as float32 [..., N], whatever A's type."""
-    weight = decoded_weight(body, family, bits, inputs)
+    matrix = decoded_weight(body, weight, inputs)
     a = _as_activation(body, body.cast(inputs["A"], ir.DataType.FLOAT))
-    product = body.op("MatMul", [a, body.op("Transpose", [weight], {"perm": [1, 0]})])
+    product = body.op("MatMul", [a, body.op("Transpose", [matrix], {"perm": [1, 0]})])
     return body.op("Add", [product, inputs["bias"]])
 
 

@@ -1,23 +1,34 @@
-"""The operators of the domain `qxc`: their names, inputs, attributes and ONNX function bodies.
+"""The operators of the domain `qxc`: their names, inputs, outputs, attributes and ONNX function bodies.
 
-A kind of operator is a module that writes its body, and one line in `_KINDS`. The kernels in C++ are registered
-under the same names by `onnxruntime/register.cpp`.
+An operator is a line in `OPERATORS`; one that comes for every type of packed weight, a line in `_KINDS`. The kernels in
+C++ are registered under the same names, each where it is written, in `onnxruntime/`. A package adds its own by an entry
+point of the group `qxcompiler.operators`: an `Operator`, whose kernel is in a library of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qxcompiler.formats import CODEBOOK_BITS, INTEGER_BITS, Format
+from qxcompiler.extensions import extensions
+from qxcompiler.formats import CODEBOOK_BITS, INTEGER_BITS, SCALE_TYPES, Format
 from qxcompiler.runtime_ops.gather_packed import gather_packed
 from qxcompiler.runtime_ops.matmul_packed import matmul_packed
 from qxcompiler.runtime_ops.swiglu_packed import swiglu_packed
-from qxcompiler.runtime_ops.unpack import ATTRIBUTES, Body
+from qxcompiler.runtime_ops.unpack import ATTRIBUTES, Body, WeightType
 
-__all__ = ["DOMAIN", "MINIMUM_OPSET", "OPERATORS", "VERSION", "function_for", "operator_name"]
+__all__ = [
+    "DOMAIN",
+    "MINIMUM_OPSET",
+    "OPERATORS",
+    "VERSION",
+    "Operator",
+    "function_for",
+    "operator_name",
+    "operator_of",
+]
 
 DOMAIN = "qxc"
 VERSION = 1
@@ -25,8 +36,31 @@ MINIMUM_OPSET = 18  # the first with BitwiseAnd, and axes of reductions as an in
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What an operator computes with a packed weight.
+class Operator:
+    """What a model has to know of an operator.
+
+    Attributes:
+        name: in the domain `qxc`.
+        inputs: their names.
+        outputs: their names.
+        attributes: names and types.
+        write_body: adds the nodes of the function body, and returns its outputs.
+        kind: `MatMul`, `SwiGlu` or `Gather`, of one that reads a packed weight.
+        weight: the type of that weight.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, ir.AttributeType]
+    write_body: Callable[[Body, Mapping[str, ir.Value]], Sequence[ir.Value]]
+    kind: str | None = None
+    weight: WeightType | None = None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What an operator does with a packed weight, of whatever type.
 
     Attributes:
         before: inputs before those of the weight.
@@ -37,70 +71,73 @@ class Kind:
 
     before: tuple[str, ...]
     after: tuple[str, ...]
-    attributes: dict[str, ir.AttributeType]
-    write_body: Callable[[Body, str, int, dict[str, ir.Value]], ir.Value]
+    attributes: Mapping[str, ir.AttributeType]
+    write_body: Callable[[Body, WeightType, Mapping[str, ir.Value]], ir.Value]
 
+    def operator(self, name: str, weight: WeightType) -> Operator:
+        def write_body(body: Body, inputs: Mapping[str, ir.Value]) -> Sequence[ir.Value]:
+            return [self.write_body(body, weight, inputs)]
 
-@dataclass(frozen=True)
-class _Operator:
-    kind: Kind
-    family: str
-    bits: int
-    weight_inputs: tuple[str, ...]
+        inputs = (*self.before, *weight.inputs, *self.after)
+        return Operator(f"{name}{weight.suffix}", inputs, ("Y",), self.attributes, write_body, name, weight)
 
 
 _LINEAR_ATTRIBUTES = ATTRIBUTES | {"activation": ir.AttributeType.STRING}
 _KINDS = {
-    "MatMul": Kind(("A",), ("bias",), _LINEAR_ATTRIBUTES, matmul_packed),
-    "SwiGlu": Kind(("A",), ("bias",), _LINEAR_ATTRIBUTES, swiglu_packed),
-    "Gather": Kind(("indices",), (), ATTRIBUTES, gather_packed),
+    "MatMul": _Kind(("A",), ("bias",), _LINEAR_ATTRIBUTES, matmul_packed),
+    "SwiGlu": _Kind(("A",), ("bias",), _LINEAR_ATTRIBUTES, swiglu_packed),
+    "Gather": _Kind(("indices",), (), ATTRIBUTES, gather_packed),
 }
-_FAMILIES: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
-    "Int": (INTEGER_BITS, ("packed", "scales")),
-    "UInt": (INTEGER_BITS, ("packed", "scales", "zero_points")),
-    "Lut": (CODEBOOK_BITS, ("packed", "scales", "codebook")),
-    "MxFp": ((4,), ("packed", "scales")),
-}
-_OPERATORS = {
-    f"{kind_name}{family}{bits}": _Operator(kind, family, bits, inputs)
-    for kind_name, kind in _KINDS.items()
-    for family, (widths, inputs) in _FAMILIES.items()
+_CODES = {"Int": INTEGER_BITS, "UInt": INTEGER_BITS, "Lut": CODEBOOK_BITS, "Fp": (4,)}
+_WEIGHT_TYPES = [
+    WeightType(code_type, bits, scale_type)
+    for code_type, widths in _CODES.items()
     for bits in widths
+    for scale_type in SCALE_TYPES.values()
+]
+OPERATORS: dict[str, Operator] = {
+    operator.name: operator
+    for operator in (kind.operator(name, weight) for name, kind in _KINDS.items() for weight in _WEIGHT_TYPES)
 }
-OPERATORS = list(_OPERATORS)
 
 
-def operator_name(fmt: Format, kind: str) -> str:
-    """The operator that reads a format: `MatMulUInt3`.
+def operator_name(weight: Format | WeightType, kind: str) -> str:
+    """The operator that reads a weight: `MatMulUInt3`.
 
     Args:
-        fmt: the weight's format.
+        weight: its type, or its format.
         kind: `MatMul`, `SwiGlu` or `Gather`.
     """
-    name = f"{kind}{fmt.operator_suffix}"
-    if name not in _OPERATORS:
-        raise KeyError(name)
-    return name
+    suffix = weight.suffix if isinstance(weight, WeightType) else weight.operator_suffix
+    return OPERATORS[f"{kind}{suffix}"].name
+
+
+def operator_of(node: ir.Node) -> Operator | None:
+    """What a node calls; None where that is no operator of ours, or of a package that adds some."""
+    if node.domain != DOMAIN:
+        return None
+    return OPERATORS.get(node.op_type) or extensions("operators").get(node.op_type)
 
 
 def function_for(name: str, opset: int) -> ir.Function:
     """The function body of an operator, to be put in a model beside the nodes that call it.
 
     Args:
-        name: one of `OPERATORS`.
+        name: one of `OPERATORS`, or one that a package adds.
         opset: the default domain's version in the model, at least `MINIMUM_OPSET`.
 
     Raises:
+        KeyError: there is no such operator.
         ValueError: the opset is older than the body needs.
     """
+    operator = OPERATORS.get(name) or extensions("operators")[name]
     if opset < MINIMUM_OPSET:
         raise ValueError(f"{DOMAIN}::{name} needs opset {MINIMUM_OPSET}, not {opset}")
-    operator = _OPERATORS[name]
-    kind = operator.kind
-    inputs = {name: ir.Value(name=name) for name in (*kind.before, *operator.weight_inputs, *kind.after)}
+    inputs = {name: ir.Value(name=name) for name in operator.inputs}
     body = Body()
-    output = kind.write_body(body, operator.family, operator.bits, inputs)
-    output.name = "Y"
-    graph = ir.Graph(list(inputs.values()), [output], nodes=body.nodes, opset_imports={"": opset})
-    attributes = [ir.Attr(attribute, kind_of, None) for attribute, kind_of in kind.attributes.items()]
+    outputs = operator.write_body(body, inputs)
+    for output, output_name in zip(outputs, operator.outputs, strict=True):
+        output.name = output_name
+    graph = ir.Graph(list(inputs.values()), outputs, nodes=body.nodes, opset_imports={"": opset})
+    attributes = [ir.Attr(attribute, kind_of, None) for attribute, kind_of in operator.attributes.items()]
     return ir.Function(DOMAIN, name, graph=graph, attributes=attributes)

@@ -5,29 +5,29 @@ The gated linear unit of "GLU Variants Improve Transformer" (Shazeer, 2020), bef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 from qxcompiler.packing.tile16 import TILE_ROWS
 from qxcompiler.runtime_ops.matmul_packed import float_product
-from qxcompiler.runtime_ops.unpack import Body
+from qxcompiler.runtime_ops.unpack import Body, WeightType
 
 __all__ = ["swiglu_packed"]
 
 
-def swiglu_packed(body: Body, family: str, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
+def swiglu_packed(body: Body, weight: WeightType, inputs: Mapping[str, ir.Value]) -> ir.Value:
     """Write the body of a `SwiGlu*` operator.
 
     Args:
-        body, family, bits: as `decoded_weight` takes them.
+        body, weight: as `decoded_weight` takes them.
         inputs: as for `MatMul*`; the tiles of W, and of `bias` [N], are gate and up in turn, so that N is a multiple
             of 32.
 
     Returns:
         [..., N / 2], of A's type.
     """
-    product = float_product(body, family, bits, inputs)
+    product = float_product(body, weight, inputs)
     rows = body.op("Shape", [product], {"end": -1})
 
     def shaped(value: ir.Value, divisor: int, *rest: int) -> ir.Value:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from qxcompiler.formats import E2M1_VALUES, E8M0_VALUES
+from qxcompiler.formats import E2M1_VALUES, E8M0, E8M0_VALUES, TWO_LEVEL, ScaleType
 from qxcompiler.packing.tile16 import BLOCK_COLUMNS, FIELDS, STEPS, TILE_ROWS
 
-__all__ = ["ATTRIBUTES", "Body", "decoded_weight"]
+__all__ = ["ATTRIBUTES", "Body", "WeightType", "decoded_weight"]
 
 ATTRIBUTES = {
     "K": ir.AttributeType.INT,
@@ -49,34 +50,61 @@ class Body(Tape):
         return self.op("Reshape", [value, self.constant(list(shape))])
 
 
-def decoded_weight(body: Body, family: str, bits: int, inputs: dict[str, ir.Value]) -> ir.Value:
+@dataclass(frozen=True)
+class WeightType:
+    """What an operator has to know of a weight to read it: the rest are attributes and shapes.
+
+    Attributes:
+        code_type: `Int`, `UInt`, `Lut` or `Fp`.
+        bits: of a code.
+        scale_type: how scales are stored.
+    """
+
+    code_type: str
+    bits: int
+    scale_type: ScaleType
+
+    @property
+    def suffix(self) -> str:
+        """What names of operators say of it: `Format.operator_suffix`."""
+        return f"{self.code_type}{self.bits}{self.scale_type.operator_suffix}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tensors of such a weight, in the operators' order."""
+        tables = {"UInt": ("zero_points",), "Lut": ("codebook",)}
+        return ("packed", *self.scale_type.tensors, *tables.get(self.code_type, ()))
+
+
+def decoded_weight(body: Body, weight: WeightType, inputs: Mapping[str, ir.Value]) -> ir.Value:
     """The matrix that packed tensors stand for.
 
     Args:
         body: where the nodes go.
-        family: `Int`, `UInt`, `Lut` or `MxFp`, as in the operator's name.
-        bits: bits of a code.
-        inputs: `packed` uint8 [T, B, bits, 64]; `scales` float16 [T, G, 16], or uint8 for `MxFp`; `zero_points` uint8
-            [T, G, 16] for `UInt`; `codebook` int8 [T, 16, 2**bits] or [1, 1, 2**bits] for `Lut`.
+        weight: what the tensors hold.
+        inputs: `packed` uint8 [T, B, bits, 64]; `scales` [T, G, 16], float16 or uint8; `row_scales` float16 [T, 1, 16]
+            for two-level scales; `zero_points` uint8 [T, G, 16] for `UInt`; `codebook` int8 [T, 16, 2**bits] or
+            [1, 1, 2**bits] for `Lut`.
 
     Returns:
         float32 [N, K].
     """
+    bits = weight.bits
     codes = _codes(body, bits, inputs["packed"])
-    scales = _by_row(body, inputs["scales"])
+    scales = _scales(body, weight.scale_type, inputs)
     columns = body.op("Range", [body.constant(0), body.attribute("K"), body.constant(1)])
     groups = body.op("Div", [columns, body.attribute("group_size")])
-    if family == "MxFp":
-        values, scales = _floats_of(body, E2M1_VALUES, codes), _floats_of(body, E8M0_VALUES, scales)
-    elif family == "Lut":
+    if weight.code_type == "Fp":
+        values = _floats_of(body, E2M1_VALUES, codes)
+    elif weight.code_type == "Lut":
         values = body.cast(_looked_up(body, bits, codes, inputs["codebook"]), ir.DataType.FLOAT)
-    elif family == "UInt":
+    elif weight.code_type == "UInt":
         zeros = body.cast(_by_row(body, inputs["zero_points"]), ir.DataType.FLOAT)
         values = body.op("Sub", [body.cast(codes, ir.DataType.FLOAT), _spread(body, zeros, groups)])
     else:
         middle = body.constant(float(2 ** (bits - 1)), ir.DataType.FLOAT)
         values = body.op("Sub", [body.cast(codes, ir.DataType.FLOAT), middle])
-    scale = _spread(body, body.cast(scales, ir.DataType.FLOAT), groups)
+    scale = _spread(body, scales, groups)
     first, axis = body.constant([0]), body.constant([0])
     return body.op("Slice", [body.op("Mul", [scale, values]), first, body.attribute_list("N"), axis])
 
@@ -111,6 +139,18 @@ def _codes(body: Body, bits: int, packed: ir.Value) -> ir.Value:
     shape = body.op("Concat", [body.constant([-1]), padded_columns], {"axis": 0})
     codes = body.op("Reshape", [rows, shape])
     return body.op("Slice", [codes, body.constant([0]), body.attribute_list("K"), body.constant([1])])
+
+
+def _scales(body: Body, scale_type: ScaleType, inputs: Mapping[str, ir.Value]) -> ir.Value:
+    """float32 [16 T, G]."""
+    scales = _by_row(body, inputs["scales"])
+    if scale_type is E8M0:
+        return _floats_of(body, E8M0_VALUES, scales)
+    values = body.cast(scales, ir.DataType.FLOAT)
+    if scale_type is TWO_LEVEL:
+        rows = body.cast(_by_row(body, inputs["row_scales"]), ir.DataType.FLOAT)
+        values = body.op("Mul", [values, body.op("Mul", [rows, body.constant(1 / 256, ir.DataType.FLOAT)])])
+    return values
 
 
 def _by_row(body: Body, per_group: ir.Value) -> ir.Value:

@@ -16,6 +16,7 @@ from qxcompiler.formats import (
     GROUP_SIZES,
     INTEGER_BITS,
     MX_FORMATS,
+    SCALE_TYPES,
     CodebookFormat,
     Format,
     IntegerFormat,
@@ -60,6 +61,8 @@ def _looks_up(scheme: Scheme) -> Scheme:
     return scheme
 
 
+_SCALES = {suffix or "float16": scale_type for suffix, scale_type in SCALE_TYPES.items()}
+_Scales = Annotated[list[str], _one_of(tuple(_SCALES))]
 _GroupSizes = Annotated[list[int | Literal["row"]], _one_of((*GROUP_SIZES, "row"))]
 
 
@@ -73,6 +76,7 @@ class IntegerSupport(_Section):
     bits: Annotated[list[int], _one_of(INTEGER_BITS)]
     group_sizes: _GroupSizes
     zero_points: bool
+    scales: _Scales = ["float16"]
 
     def holds(self, fmt: IntegerFormat) -> bool:
         """Whether a format is among them."""
@@ -80,11 +84,13 @@ class IntegerSupport(_Section):
             fmt.bits in self.bits
             and (fmt.group_size or "row") in self.group_sizes
             and (self.zero_points or not fmt.asymmetric)
+            and _has_scales(fmt, self.scales)
         )
 
     def __str__(self) -> str:
         zero_points = ", with or without zero points (a)" if self.zero_points else ", without zero points"
-        return f"int {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}{zero_points}"
+        scales = f", scales {_listed(self.scales)}"
+        return f"int {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}{zero_points}{scales}"
 
 
 class CodebookSupport(_Section):
@@ -93,15 +99,26 @@ class CodebookSupport(_Section):
     bits: Annotated[list[int], _one_of(CODEBOOK_BITS)]
     group_sizes: _GroupSizes
     per_row: bool
+    scales: _Scales = ["float16"]
 
     def holds(self, fmt: CodebookFormat) -> bool:
         """Whether a format is among them."""
         per_tensor = fmt.per_tensor or fmt.normal_float
-        return fmt.bits in self.bits and (fmt.group_size or "row") in self.group_sizes and (self.per_row or per_tensor)
+        return (
+            fmt.bits in self.bits
+            and (fmt.group_size or "row") in self.group_sizes
+            and (self.per_row or per_tensor)
+            and _has_scales(fmt, self.scales)
+        )
 
     def __str__(self) -> str:
         tables = "a table a row or a tensor (t)" if self.per_row else "a table a tensor (t)"
-        return f"lut {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}, {tables}"
+        scales = f", scales {_listed(self.scales)}"
+        return f"lut {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}, {tables}{scales}"
+
+
+def _has_scales(fmt: Format, names: list[str]) -> bool:
+    return fmt.scale_type in [_SCALES[name] for name in names]
 
 
 class Preferred(_Section):

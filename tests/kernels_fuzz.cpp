@@ -88,11 +88,12 @@ Trial draw_trial() {
   qxc_weight& weight = trial.weight;
   weight.code = static_cast<qxc_code>(uniform(0, 3));
   const int widths[] = {2, 3, 4, 5, 6, 8};
-  weight.bits = weight.code == QXC_MXFP4 ? 4 : widths[uniform(0, weight.code == QXC_LUT ? 2 : 5)];
+  weight.bits = weight.code == QXC_FP ? 4 : widths[uniform(0, weight.code == QXC_LUT ? 2 : 5)];
   weight.rows = uniform(0, 3) ? uniform(1, 100) : 32 * uniform(1, 4);
   weight.columns = uniform(0, 3) ? uniform(1, 700) : uniform(1, 128);
   const int64_t sizes[] = {16, 32, 64, 128, 256, weight.columns};
-  weight.group_size = weight.code == QXC_MXFP4 ? 32 : sizes[uniform(0, 5)];
+  weight.group_size = sizes[uniform(0, 5)];
+  weight.scale = static_cast<qxc_scale>(uniform(0, 2));
   weight.codebook_per_tensor = uniform(0, 1) != 0;
   trial.activation = static_cast<qxc_activation>(uniform(0, 2));
   trial.element = static_cast<qxc_element>(uniform(0, 1));
@@ -105,7 +106,7 @@ struct Tensors {
   qxc_weight weight;
   bool is_half;
   int64_t M;
-  std::unique_ptr<Guarded> packed, scales, zero_points, codebook, a, bias;
+  std::unique_ptr<Guarded> packed, scales, row_scales, zero_points, codebook, a, bias;
 
   explicit Tensors(const Trial& t) : weight(t.weight), is_half(t.element == QXC_FLOAT16), M(t.M) {
     qxc_weight_bytes bytes;
@@ -120,10 +121,15 @@ struct Tensors {
     codebook = std::make_unique<Guarded>(bytes.codebook);
     codebook->fill<uint8_t>([&] { return is_extreme ? 128 : uniform(0, 255); });
     scales = std::make_unique<Guarded>(bytes.scales);
-    if (weight.code == QXC_MXFP4) {
+    row_scales = std::make_unique<Guarded>(bytes.row_scales);
+    const auto half = [&] { return t.unit_scales ? 0x3C00 : uniform(0x2000, 0x3FFF); };  // 2^-7 to 2
+    if (weight.scale == QXC_SCALE_FLOAT16) {
+      scales->fill<uint16_t>(half);
+    } else if (weight.scale == QXC_SCALE_E8M0) {
       scales->fill<uint8_t>([&] { return t.unit_scales ? 127 : uniform(120, 128); });
-    } else {
-      scales->fill<uint16_t>([&] { return t.unit_scales ? 0x3C00 : uniform(0x2000, 0x3FFF); });  // 2^-7 to 2
+    } else {  // a row's unit scale is 128 / 256 of 2
+      scales->fill<uint8_t>([&] { return t.unit_scales ? 128 : uniform(0, 255); });
+      row_scales->fill<uint16_t>([&] { return t.unit_scales ? 0x4000 : half(); });
     }
     const size_t count = static_cast<size_t>(M * weight.columns);
     a = std::make_unique<Guarded>(count * (is_half ? 2 : 4));
@@ -150,6 +156,7 @@ struct Tensors {
     bias->fill<float>([&] { return normal(g_random); });
     weight.packed = packed->as<void>();
     weight.scales = scales->as<void>();
+    weight.row_scales = row_scales->as<void>();
     weight.zero_points = zero_points->as<void>();
     weight.codebook = codebook->as<void>();
   }

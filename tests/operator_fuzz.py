@@ -28,7 +28,7 @@ from operator_models import (
     random_weight,
 )
 
-from qxcompiler.formats import ACTIVATIONS, GROUP_SIZES
+from qxcompiler.formats import ACTIVATIONS, FLOAT16, GROUP_SIZES, TWO_LEVEL
 from qxcompiler.packing import LAYOUT, pack
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION, function_for, operator_name
 
@@ -197,9 +197,9 @@ def _attribute_of_another_text(call: Call, rng: random.Random) -> None:
 
 
 def _another_operator(call: Call, rng: random.Random) -> None:
-    other_bits = re.sub(r"\d", rng.choice("234568"), call.operator)
+    other_bits = re.sub(r"\d", rng.choice("234568"), call.operator, count=1)
     other_kind = re.sub("^(MatMul|SwiGlu|Gather)", rng.choice(("MatMul", "SwiGlu", "Gather")), call.operator)
-    call.operator = rng.choice((rng.choice(OPERATORS), other_bits, other_kind))
+    call.operator = rng.choice((rng.choice(list(OPERATORS)), other_bits, other_kind))
 
 
 def _dimension_changed(call: Call, rng: random.Random) -> None:
@@ -364,18 +364,20 @@ FED_BREAKS = (
 
 def flaw(call: Call) -> str | None:
     """Why the call must be refused, by the operators' definition (docs/formats.md); None where it must run."""
-    kind, family, bits = re.fullmatch(r"(MatMul|SwiGlu|Gather)(Int|UInt|Lut|MxFp)(\d)", call.operator).groups()  # type: ignore[union-attr]
-    if call.operator not in OPERATORS:
+    operator = OPERATORS.get(call.operator)
+    if operator is None:
         return "operator"
-    is_linear = kind != "Gather"
+    weight = operator.weight
+    assert weight is not None
+    is_linear = operator.kind != "Gather"
     for name in ("K", "N", "group_size"):
         if not isinstance(call.attributes.get(name), int):
             return name
     K, N, group_size = (call.attributes[name] for name in ("K", "N", "group_size"))
     assert isinstance(K, int) and isinstance(N, int) and isinstance(group_size, int)
-    if K < 1 or N < 1 or K * N > 2**40 or (kind == "SwiGlu" and N % 32):
+    if K < 1 or N < 1 or K * N > 2**40 or (operator.kind == "SwiGlu" and N % 32):
         return "size"
-    if group_size not in ((32,) if family == "MxFp" else (*GROUP_SIZES, K)):
+    if group_size not in (*GROUP_SIZES, K):
         return "group_size"
     texts = {name: value for name, value in call.attributes.items() if isinstance(value, bytes)}
     if texts.get("layout") != LAYOUT.encode():
@@ -383,14 +385,16 @@ def flaw(call: Call) -> str | None:
     if is_linear and texts.get("activation") not in [activation.encode() for activation in ACTIVATIONS]:
         return "activation"
 
-    tiles, groups, entries = -(-N // 16), -(-K // group_size), 2 ** int(bits)
+    tiles, groups, entries = -(-N // 16), -(-K // group_size), 2**weight.bits
     wanted: list[tuple[str, list[tuple[int, ...]]]] = [
-        ("uint8", [(tiles, -(-K // 32), int(bits), 64)]),
-        ("uint8" if family == "MxFp" else "float16", [(tiles, groups, 16)]),
+        ("uint8", [(tiles, -(-K // 32), weight.bits, 64)]),
+        ("float16" if weight.scale_type is FLOAT16 else "uint8", [(tiles, groups, 16)]),
     ]
-    if family == "UInt":
+    if weight.scale_type is TWO_LEVEL:
+        wanted.append(("float16", [(tiles, 1, 16)]))
+    if weight.code_type == "UInt":
         wanted.append(("uint8", [(tiles, groups, 16)]))
-    if family == "Lut":
+    if weight.code_type == "Lut":
         wanted.append(("int8", [(1, 1, entries), (tiles, 16, entries)]))
     if is_linear:
         wanted.append(("float32", [(1,), (N,)]))

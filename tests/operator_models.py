@@ -37,6 +37,7 @@ FAMILIES = (
     + [f"lut{b}" for b in CODEBOOK_BITS]
     + [f"lut{b}@t" for b in CODEBOOK_BITS]
     + ["nf4", "ternary", "mxfp4"]
+    + ["int3@s8", "int4@as8", "lut2@s8", "lut4@ts8", "nf4@s8", "int2@e8", "int5@ae8", "lut3@e8"]
 )
 
 
@@ -51,7 +52,7 @@ def format_of(family: str, group_size: int | None) -> Format:
 def random_weight(fmt: Format, N: int, K: int, seed: int) -> QuantizedWeight:
     """Random codes, scales of any magnitude near 1 that the format has, random zero points and codebooks."""
     rng = torch.Generator().manual_seed(seed)
-    scales = (0.05 + torch.rand(N, fmt.groups(K), generator=rng)).half().float()
+    scales = fmt.scale_type.rounded(0.05 + torch.rand(N, fmt.groups(K), generator=rng))
     grid: Grid
     if isinstance(fmt, MxFormat):
         grid = MxGrid(fmt, K, 2.0 ** torch.randint(-4, 1, scales.shape, generator=rng))

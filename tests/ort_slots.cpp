@@ -22,9 +22,13 @@ QXC_SAME_SLOT(CreateCustomOpDomain, CreateCustomOpDomain);
 QXC_SAME_SLOT(CustomOpDomainAdd, CustomOpDomain_Add);
 QXC_SAME_SLOT(AddCustomOpDomain, AddCustomOpDomain);
 QXC_SAME_SLOT(GetTensorMutableData, GetTensorMutableData);
+QXC_SAME_SLOT(CreateTensorTypeAndShapeInfo, CreateTensorTypeAndShapeInfo);
+QXC_SAME_SLOT(SetTensorElementType, SetTensorElementType);
+QXC_SAME_SLOT(SetDimensions, SetDimensions);
 QXC_SAME_SLOT(GetTensorElementType, GetTensorElementType);
 QXC_SAME_SLOT(GetDimensionsCount, GetDimensionsCount);
 QXC_SAME_SLOT(GetDimensions, GetDimensions);
+QXC_SAME_SLOT(GetSymbolicDimensions, GetSymbolicDimensions);
 QXC_SAME_SLOT(GetTensorTypeAndShape, GetTensorTypeAndShape);
 QXC_SAME_SLOT(KernelInfoGetAttributeInt, KernelInfoGetAttribute_int64);
 QXC_SAME_SLOT(KernelInfoGetAttributeString, KernelInfoGetAttribute_string);
@@ -34,6 +38,12 @@ QXC_SAME_SLOT(ReleaseStatus, ReleaseStatus);
 QXC_SAME_SLOT(ReleaseTensorTypeAndShapeInfo, ReleaseTensorTypeAndShapeInfo);
 QXC_SAME_SLOT(KernelInfoGetNodeName, KernelInfo_GetNodeName);
 QXC_SAME_SLOT(KernelInfoGetConstantInput, KernelInfoGetConstantInput_tensor);
+QXC_SAME_SLOT(ShapeInferContextGetInputCount, ShapeInferContext_GetInputCount);
+QXC_SAME_SLOT(ShapeInferContextGetInputTypeShape, ShapeInferContext_GetInputTypeShape);
+QXC_SAME_SLOT(ShapeInferContextGetAttribute, ShapeInferContext_GetAttribute);
+QXC_SAME_SLOT(ShapeInferContextSetOutputTypeShape, ShapeInferContext_SetOutputTypeShape);
+QXC_SAME_SLOT(SetSymbolicDimensions, SetSymbolicDimensions);
+QXC_SAME_SLOT(ReadOpAttr, ReadOpAttr);
 QXC_SAME_SLOT(KernelContextParallelFor, KernelContext_ParallelFor);
 
 #define QXC_SAME_MEMBER(name) static_assert(offsetof(official::OrtCustomOp, name) == offsetof(OrtCustomOp, name), #name)
@@ -59,6 +69,7 @@ QXC_SAME_MEMBER(InferOutputShapeFn);
 QXC_SAME_MEMBER(GetStartVersion);
 QXC_SAME_MEMBER(GetEndVersion);
 
+static_assert(qxc::ort::kIntAttribute == int{official::ORT_OP_ATTR_INT});
 static_assert(qxc::ort::kFloat == int{official::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
 static_assert(qxc::ort::kUint8 == int{official::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8});
 static_assert(qxc::ort::kInt8 == int{official::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8});

@@ -82,11 +82,12 @@ MatMulFamily matmul_family(Code code) {
 }
 # format, and how the example is told of it
 FORMATS = {
-    "int3g128": ("int", 3, 128),
-    "lut3g64": ("lut", 3, 64),
-    "lut4g32t": ("lut_per_tensor", 4, 32),
-    "int4g32a": ("uint", 4, 32),
-    "mxfp4": ("mxfp4", 4, 32),
+    "int3g128": ("int", 3, "float16", 128),
+    "lut3g64": ("lut", 3, "float16", 64),
+    "lut4g32t": ("lut_per_tensor", 4, "float16", 32),
+    "int4g32a": ("uint", 4, "float16", 32),
+    "int3g32as8": ("uint", 3, "two_level", 32),
+    "mxfp4": ("fp", 4, "e8m0", 32),
 }
 N, K = 200, 320  # 13 tiles: the threads' halves differ; the last groups of 128 are short
 
@@ -130,8 +131,8 @@ def write_product(folder: Path, name: str, activation: str) -> tuple[list[str], 
     a = random_rows((3, K), seed=5)
     for tensor_name, array in {**{name: t.numpy() for name, t in pack(weight).tensors.items()}, "a": a}.items():
         array.tofile(folder / f"{tensor_name}.bin")
-    code, bits, group_size = FORMATS[name]
-    arguments = [code, str(bits), str(N), str(K), str(group_size), activation, str(folder)]
+    code, bits, scale, group_size = FORMATS[name]
+    arguments = [code, str(bits), scale, str(N), str(K), str(group_size), activation, str(folder)]
     return arguments, expected_matmul(weight, a, 0.0, activation)
 
 
@@ -240,13 +241,14 @@ def test_library_exports_the_header_and_needs_no_cpp_runtime(sdk):
         ({"a.bin": -4}, "FOLDER/a.bin: has 3836 bytes, not rows of 1280"),
         ({"a.bin": -3840}, "FOLDER/a.bin: has 0 bytes, not rows of 1280"),
         ({"packed.bin": None}, "FOLDER/packed.bin: No such file or directory"),
-        ({0: "fp"}, "CODE: fp is unknown"),
+        ({0: "mxfp4"}, "CODE: mxfp4 is unknown"),
+        ({2: "e4m3"}, "SCALE: e4m3 is unknown"),
         ({1: "7"}, "the library has no format of this code, bits and group size"),
-        ({4: "100"}, "the library has no format of this code, bits and group size"),
-        ({2: "many"}, "N: many is no size"),
-        ({3: "-1"}, "K: -1 is no size"),
-        ({5: "a4"}, "ACTIVATION: a4 is unknown"),
-        ({6: "/nowhere"}, "/nowhere/packed.bin: No such file or directory"),
+        ({5: "100"}, "the library has no format of this code, bits and group size"),
+        ({3: "many"}, "N: many is no size"),
+        ({4: "-1"}, "K: -1 is no size"),
+        ({6: "a4"}, "ACTIVATION: a4 is unknown"),
+        ({7: "/nowhere"}, "/nowhere/packed.bin: No such file or directory"),
     ],
     ids=str,
 )

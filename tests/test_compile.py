@@ -106,7 +106,7 @@ def test_the_report_counts_what_is_stored(tiny):
     stored = sum(
         numpy_helper.to_array(tensor).nbytes
         for tensor in model.graph.initializer
-        if tensor.name.endswith((".packed", ".scales", ".zero_points", ".codebook"))
+        if tensor.name.endswith((".packed", ".scales", ".row_scales", ".zero_points", ".codebook"))
     )
     assert sum(site.bytes for site in report.sites) == stored
     weights = sum(site.in_features * site.out_features for site in report.sites if site.bytes)

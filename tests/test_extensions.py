@@ -1,12 +1,19 @@
-"""An SDK adds a format, a quantizer, a smoothing pass and a target by entry points, and touches nothing of ours."""
+"""An SDK adds formats, an operator, a quantizer, a smoothing pass and a target by entry points, and touches nothing of
+ours.
+"""
 
 from __future__ import annotations
 
 import importlib
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
@@ -14,6 +21,7 @@ import qxcompiler
 from qxcompiler.errors import UsageError
 from qxcompiler.formats import parse_format
 from qxcompiler.quantizers import find_quantizer
+from qxcompiler.runtime_ops.operators import function_for
 from qxcompiler.targets import target_names
 
 SDK = '''
@@ -23,7 +31,8 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from qxcompiler.formats import IntegerFormat, IntegerGrid, QuantizedWeight
+from qxcompiler.formats import TWO_LEVEL, IntegerFormat, IntegerGrid, QuantizedWeight
+from qxcompiler.runtime_ops.operators import Operator
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,14 @@ class PowerOfTwo(IntegerFormat):
         return replace(grid, scales=2.0 ** torch.ceil(torch.log2(grid.scales)))
 
 
+class KQuant(IntegerFormat):
+    """Integers in groups whose scales are fractions of the row's, as GGUF's k-quants have them."""
+
+    name = "kq3"
+
+
 def read(spec):
-    return PowerOfTwo(4, 32) if spec == "p2int4g32" else None
+    return {"p2int4g32": PowerOfTwo(4, 32), "kq3": KQuant(3, 16, TWO_LEVEL, asymmetric=True)}.get(spec)
 
 
 def toward_zero(weight, fmt, statistics):
@@ -79,6 +94,14 @@ class Smooth(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(scales))
 
 
+def row_range(body, inputs):
+    axes = body.constant([-1])
+    return [body.op(f"Reduce{what}", [inputs["X"], axes], {"keepdims": 0}) for what in ("Min", "Max", "Mean")]
+
+
+ROW_RANGE = Operator("RowRange", ("X",), ("Low", "High", "Mean"), {}, row_range)
+
+
 def descriptor():
     return Path(__file__).with_name("sdk-npu.yaml")
 '''
@@ -90,8 +113,59 @@ activations: [a32, a8]
 integer: {bits: [4], group_sizes: [32], zero_points: false}
 preferred: {linear: p2int4g32/a32, head: p2int4g32/a32, embedding: p2int4g32}
 """
+KERNEL = """
+#include <algorithm>
+#include <numeric>
+
+#include "operator.h"
+
+namespace {
+using namespace qxc::ort;
+
+// The least, the largest and the mean of every row.
+class RowRange : public Kernel {
+ public:
+  explicit RowRange(const KernelInfo& info) : node_(info) {}
+
+  void compute(const KernelContext& context) const override {
+    Tensor x = node_.input(context, 0, "X");
+    if (x.shape.empty() || x.shape.back() == 0) throw node_.error(kInvalidArgument, "input 'X' has no rows");
+    x.align(4);
+    const int64_t columns = x.shape.back();
+    const Shape shape(x.shape.begin(), x.shape.end() - 1);
+    float* out[3];
+    for (size_t i = 0; i < 3; ++i) out[i] = static_cast<float*>(node_.output(context, i, kFloat, shape));
+    context.parallel_for(element_count(shape.begin(), shape.end()), [&](int64_t row) {
+      const float* first = x.as<float>() + row * columns;
+      const auto [low, high] = std::minmax_element(first, first + columns);
+      out[0][row] = *low;
+      out[1][row] = *high;
+      out[2][row] = std::accumulate(first, first + columns, 0.0f) / static_cast<float>(columns);
+    });
+  }
+
+ private:
+  Node node_;
+};
+
+const Registration registration([](const qxc_kernels&) {
+  return std::vector<Operator>{{"RowRange",
+                                {kFloat},
+                                {kFloat, kFloat, kFloat},
+                                [](const KernelInfo& info) { return std::make_unique<RowRange>(info); },
+                                [](const ShapeContext& context) {
+                                  auto x = context.input(0);
+                                  if (!x) return;
+                                  x->shape.pop_back();
+                                  for (size_t i = 0; i < 3; ++i) context.set_output(i, *x);
+                                }}};
+});
+
+}  // namespace
+"""
 GROUPS = {
     "formats": ("p2", "my_sdk:read"),
+    "operators": ("RowRange", "my_sdk:ROW_RANGE"),
     "quantizers": ("toward_zero", "my_sdk:toward_zero"),
     "passes": ("smooth", "my_sdk:Smooth"),
     "targets": ("sdk-npu", "my_sdk:descriptor"),
@@ -159,6 +233,61 @@ def test_a_format_and_a_target(install, model, tmp_path):
         mantissa, _ = np.frexp(numpy_helper.to_array(tensor, str(tmp_path / "out")).astype(np.float32))
         assert set(mantissa.ravel()) == {0.5}
     assert error(model, tmp_path / "out") < 0.5
+
+
+def test_a_format_with_two_levels_of_scales(install, model, tmp_path):
+    """Nothing but its name is new to the kernels and the function bodies."""
+    path, samples = model
+    options = {"calibration": samples, "head": "kq3", "activations": "a32"}
+    with pytest.raises(UsageError, match="not a weight format"):
+        qxcompiler.compile(path, "cpu-x86", tmp_path / "out", weights="kq3", **options)
+    install("formats")
+    report = qxcompiler.compile(path, "cpu-x86", tmp_path / "out", weights="kq3", **options)
+    assert {site.scheme for site in report.sites} == {"kq3/a32"}
+    assert report.sites[0].bits_per_weight == 3 + (8 + 8) / 16 + 16 / 64
+    assert {node.op_type for node in onnx.load(tmp_path / "out/model.onnx").graph.node if node.domain == "qxc"} == {
+        "MatMulUInt3S8"
+    }
+    qxcompiler.compile(path, "cpu-x86", tmp_path / "float16", weights="int3g16a", **options | {"head": "int3g16a"})
+    assert error(model, tmp_path / "out") < 1.1 * error(model, tmp_path / "float16")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="no cmake, c++")
+def test_an_operator_without_a_packed_weight_and_with_three_outputs(install, tmp_path):
+    """Its body in Python, its kernel in C++, a line for each; nothing of the package is touched."""
+    install("operators")
+    source, build = tmp_path / "row_range.cpp", tmp_path / "build"
+    source.write_text(KERNEL)
+    # a processor that there are no instruction sets for, so that only portable C++ is built
+    processor = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=unheard_of"]
+    runtime_ops = Path(__file__).parents[1] / "runtime_ops"
+    for command in (
+        ["cmake", "-S", runtime_ops, "-B", build, *processor, f"-DQXC_OPERATORS={source}"],
+        ["cmake", "--build", build, "--target", "qxc_ops", "--parallel", "2"],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+
+    graph = helper.make_graph(
+        [helper.make_node("RowRange", ["x"], ["low", "high", "mean"], domain="qxc", name="range")],
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["n", 3, 7])],
+        [onnx.ValueInfoProto(name=name) for name in ("low", "high", "mean")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("qxc", 1)]
+    body = ir.to_proto(function_for("RowRange", 18))
+    model = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=9).SerializeToString()
+    x = np.random.default_rng(0).standard_normal((5, 3, 7), dtype=np.float32)
+    expected = [x.min(-1), x.max(-1), x.mean(-1)]
+    for library in (build / "libqxc_ops.so", None):
+        options = onnxruntime.SessionOptions()
+        if library:
+            options.register_custom_ops_library(str(library))
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        for output, wanted in zip(session.run(None, {"x": x}), expected, strict=True):
+            np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-6)
+        if library:
+            assert [output.shape for output in session.get_outputs()] == [["n", 3]] * 3
 
 
 def test_a_quantizer(install, model, tmp_path):

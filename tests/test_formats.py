@@ -30,6 +30,13 @@ SPECS = [
     "ternary",
     "ternaryg64",
     "mxfp4",
+    "int3g16s8",
+    "int4g32as8",
+    "int4g32e8",
+    "lut3g32s8",
+    "lut2g16ts8",
+    "nf4g16e8",
+    "ternaryg16s8",
 ]
 
 # QLoRA (Dettmers et al. 2023), appendix E
@@ -57,6 +64,8 @@ def test_a_name_is_its_own_spec(spec):
         "nf3",
         "ternaryg64t",
         "mxfp4g32",
+        "mxfp4s8",
+        "int3g32s8a",
         "mxfp6",
         "INT3",
         "int3 ",
@@ -118,11 +127,15 @@ def test_values_stay_near_and_scales_are_as_stored(spec, rows, columns, magnitud
     weight = magnitude * torch.randn(rows, columns)
     grid = fmt.fit(weight, torch.rand(columns))
     decoded = QuantizedWeight(grid, grid.encode(weight, slice(None))).decode()
-    assert grid.stored_scales.dtype == fmt.scale_dtype
-    if fmt.scale_dtype == torch.uint8:  # E8M0
-        assert torch.equal(grid.scales, torch.exp2(grid.stored_scales.double() - 127).float())
-    else:
-        assert torch.equal(grid.scales, grid.stored_scales.float())
+    stored = grid.stored
+    scales = stored["scales"].double()
+    if "row_scales" in stored:
+        assert stored["scales"].dtype == torch.uint8 and stored["row_scales"].dtype == torch.float16
+        scales = scales * stored["row_scales"].double() / 256
+    elif stored["scales"].dtype == torch.uint8:  # E8M0
+        scales = torch.exp2(scales - 127)
+    assert torch.equal(grid.scales, scales.float())
+    assert torch.equal(grid.scales, fmt.grid(columns, stored).scales)
     assert decoded.isfinite().all()
     # never further than a whole group's range, whatever the clipping search and float16 made of it
     assert (decoded - weight).abs().max() <= 2 * weight.abs().max() + 2.0**-14
@@ -239,7 +252,7 @@ def test_ternary_without_groups_has_one_scale_a_row():
     torch.manual_seed(11)
     grid = parse_format("ternary").fit(torch.randn(3, 100), torch.ones(100))
     assert grid.scales.shape == (3, 1)
-    assert grid.codebook.tolist() == [[-1, 0, 1, 1]]
+    assert grid.stored["codebook"].tolist() == [[-1, 0, 1, 1]]
 
 
 # MX specification 1.0, section 5.3.3, without the sign
@@ -325,7 +338,7 @@ def test_mx_exponents_are_the_specifications_or_a_better_neighbour():
 def test_mx_decodes_to_normal_finite_numbers_whatever_the_weight():
     weight = torch.tensor([[0.0], [1e-45], [2.0**-126], [3.4e38], [-3.4e38]]).repeat(1, 32)
     grid = MxFormat().fit(weight, torch.ones(32))
-    assert 2 <= int(grid.stored_scales.min()) <= int(grid.stored_scales.max()) <= 252
+    assert 2 <= int(grid.stored["scales"].min()) <= int(grid.stored["scales"].max()) <= 252
     decoded = grid.decode(grid.encode(weight, slice(None)), slice(None))
     torch.testing.assert_close(decoded[3:], weight[3:], rtol=0.25, atol=0)
     every = grid.decode(torch.arange(16, dtype=torch.uint8).repeat(5, 2), slice(None))

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx import TensorProto
 from operator_models import (
     FAMILIES,
     SWIGLU_TOLERANCE,
@@ -27,12 +28,13 @@ from operator_models import (
     random_weight,
     relative_error,
     run,
+    session_of,
     swiglu_model,
 )
 
 import qxcompiler.runtime_ops as runtime_ops
 from qxcompiler.errors import ModelError, QxcError
-from qxcompiler.formats import ACTIVATIONS, MxFormat, MxGrid, QuantizedWeight, parse_format
+from qxcompiler.formats import ACTIVATIONS, CODEBOOK_BITS, INTEGER_BITS, MxFormat, MxGrid, QuantizedWeight, parse_format
 from qxcompiler.runtime_ops import ops_library, session
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET, OPERATORS, function_for, operator_name
 
@@ -46,9 +48,10 @@ def test_names_carry_the_format() -> None:
     assert operator_name(parse_format("int8a"), "Gather") == "GatherUInt8"
     assert operator_name(parse_format("nf4g64"), "MatMul") == "MatMulLut4"
     assert operator_name(parse_format("ternaryg64"), "MatMul") == "MatMulLut2"
-    assert operator_name(parse_format("mxfp4"), "Gather") == "GatherMxFp4"
+    assert operator_name(parse_format("mxfp4"), "Gather") == "GatherFp4E8"
     assert operator_name(parse_format("int4g32a"), "SwiGlu") == "SwiGluUInt4"
-    assert len(OPERATORS) == len(set(OPERATORS)) == 48
+    assert operator_name(parse_format("lut3g64s8"), "MatMul") == "MatMulLut3S8"
+    assert len(OPERATORS) == 3 * 3 * (2 * len(INTEGER_BITS) + len(CODEBOOK_BITS) + 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -204,6 +207,24 @@ def test_codebook_of_another_size_is_an_error() -> None:
     weight = random_weight(format_of("lut3", 32), 40, 100, 6)
     with pytest.raises(Exception, match=r"'codebook' has shape \[1, 1, 16\] instead of \[1, 1, 8\] or \[3, 16, 8\]"):
         run(matmul_model(weight, "a8", codebook=np.zeros((1, 1, 16), np.int8)), random_rows((1, 100), 0), BEST)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_shapes_are_known_before_the_model_runs(dtype: int) -> None:
+    """Sizes and their names pass through, so that the nodes after an operator can be planned."""
+    weight = random_weight(parse_format("int3g32"), 64, 96, 0)
+    for build, last in ((matmul_model, 64), (swiglu_model, 32), (gather_model, None)):
+        model = onnx.load_model_from_string(build(weight, **({"activation": "a8"} if last else {})))
+        element = dtype if last else TensorProto.INT64
+        shape = ["batch", 3, 96] if last else ["batch", 3]
+        model.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("data", element, shape))
+        model.graph.output[0].ClearField("type")
+        (y,) = session_of(model.SerializeToString(), BEST).get_outputs()
+        assert y.shape == ["batch", 3, last or 96]
+        assert y.type == ("tensor(float16)" if last and dtype == TensorProto.FLOAT16 else "tensor(float)")
+        model.graph.input[0].type.tensor_type.ClearField("shape")
+        (y,) = session_of(model.SerializeToString(), BEST).get_outputs()
+        assert y.shape in (None, [])  # nothing is known
 
 
 def test_session_opens_compiled_models(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_scales_of_a_tiles_rows_lie_side_by_side():
     tensors = {name: tensor.numpy() for name, tensor in pack(weight).tensors.items()}
     assert tensors["scales"].shape == (2, 2, 16)
     assert tensors["scales"][1, 1, 3] == weight.grid.scales[19, 1]
-    assert tensors["zero_points"][0, 1, 7] == weight.grid.zero_points[7, 1]
+    assert tensors["zero_points"][0, 1, 7] == weight.grid.stored["zero_points"][7, 1]
     assert not tensors["scales"][1, :, 4:].any()
 
 
@@ -94,6 +94,8 @@ def test_bits_per_weight_counts_everything():
     assert bits_per_weight(parse_format("int3g128a"), 4096, 4096) == 3 + (16 + 8) / 128
     # codes + scale a group + a table of 8 bytes a row
     assert bits_per_weight(parse_format("lut3g128"), 1536, 1536) == pytest.approx(3 + 16 / 128 + 64 / 1536)
+    # codes + a byte a group + a float16 a row
+    assert bits_per_weight(parse_format("int3g32s8"), 4096, 4096) == 3 + 8 / 32 + 16 / 4096
     # codes + a byte for 32
     assert bits_per_weight(parse_format("mxfp4"), 4096, 4096) == 4.25
     # codes + scale a group + one table of 4 bytes

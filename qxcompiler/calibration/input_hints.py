@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from qxcompiler.runtime_ops.operators import operator_of
+
 _CHAIN = 24  # operators between a constant and what reads it
 _FARTHEST = 200  # values that an input is followed to
 _SMALL = 64  # a constant of so many elements may be read for its values
@@ -191,7 +193,7 @@ def _note(found: IntegerUse, node: ir.Node, position: int, offset: int) -> None:
 
 def _rows(node: ir.Node, position: int) -> int | None:
     """How many rows there are to choose from, where an input of a node chooses rows of a constant."""
-    if node.domain == "qxc" and node.op_type.startswith("Gather") and position == 0:
+    if position == 0 and (ours := operator_of(node)) and ours.kind == "Gather":
         return node.attributes.get_int("N", None)
     if node.op_type == "EmbedLayerNormalization" and position in _EMBED_TABLES:
         table = _EMBED_TABLES[position]

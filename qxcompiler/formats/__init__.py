@@ -5,8 +5,9 @@ from __future__ import annotations
 from qxcompiler.formats.base import GROUP_SIZES, Format, Grid, QuantizedWeight
 from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat, CodebookGrid
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat, IntegerGrid
-from qxcompiler.formats.mx import E2M1_VALUES, E8M0_VALUES, MX_FORMATS, MxFormat, MxGrid
+from qxcompiler.formats.mx import E2M1_VALUES, MX_FORMATS, MxFormat, MxGrid
 from qxcompiler.formats.registry import parse_format
+from qxcompiler.formats.scales import E8M0, E8M0_VALUES, FLOAT16, SCALE_TYPES, TWO_LEVEL, ScaleType
 from qxcompiler.formats.scheme import ACTIVATIONS, Scheme, check_activation
 from qxcompiler.formats.ternary import TernaryFormat
 
@@ -14,10 +15,14 @@ __all__ = [
     "ACTIVATIONS",
     "CODEBOOK_BITS",
     "E2M1_VALUES",
+    "E8M0",
     "E8M0_VALUES",
+    "FLOAT16",
     "GROUP_SIZES",
     "INTEGER_BITS",
     "MX_FORMATS",
+    "SCALE_TYPES",
+    "TWO_LEVEL",
     "CodebookFormat",
     "CodebookGrid",
     "Format",
@@ -27,6 +32,7 @@ __all__ = [
     "MxFormat",
     "MxGrid",
     "QuantizedWeight",
+    "ScaleType",
     "Scheme",
     "TernaryFormat",
     "check_activation",

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["GROUP_SIZES", "Columns", "Format", "Grid", "QuantizedWeight", "to_scale", "weighting"]
+from qxcompiler.formats.scales import FLOAT16, ScaleType
+
+__all__ = ["GROUP_SIZES", "Columns", "Format", "Grid", "QuantizedWeight", "weighting"]
 
 Columns = int | torch.Tensor | slice
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
-_LARGEST_SCALE = 65504.0  # of float16
-_SMALLEST_SCALE = 2.0**-24
 
 
 def weighting(importance: torch.Tensor) -> torch.Tensor:
     """The importance of every input, none of it zero: where nothing weighs anything, all weigh alike."""
     return importance.clamp(min=1e-8 * float(importance.max()) + 1e-30)
-
-
-def to_scale(scale: torch.Tensor) -> torch.Tensor:
-    """Round float32 scales to what float16 stores, never to zero.
-
-    Raises:
-        OverflowError: a scale is beyond float16; the caller names the weight.
-    """
-    if scale.numel() and float(scale.max()) > _LARGEST_SCALE:
-        raise OverflowError("a scale does not fit float16")
-    return scale.clamp(min=_SMALLEST_SCALE).half().float()
 
 
 @dataclass(frozen=True)
@@ -39,10 +29,12 @@ class Format(ABC):
     Attributes:
         bits: bits of a code.
         group_size: how many consecutive inputs (along K) share a scale; None for a whole row.
+        scale_type: how scales are stored.
     """
 
     bits: int
     group_size: int | None
+    scale_type: ScaleType = FLOAT16
 
     @property
     @abstractmethod
@@ -51,18 +43,18 @@ class Format(ABC):
 
     @property
     @abstractmethod
-    def operator_suffix(self) -> str:
-        """What the operator that reads this format is called after `MatMul` or `Gather`: `UInt3`."""
+    def code_type(self) -> str:
+        """What a code stands for: `Int`, `UInt` (with a zero point a group), `Lut` (a codebook's entry) or `Fp`."""
 
     @property
-    @abstractmethod
+    def operator_suffix(self) -> str:
+        """What the operators that read this format are called after `MatMul` or `Gather`: `UInt3`."""
+        return f"{self.code_type}{self.bits}{self.scale_type.operator_suffix}"
+
+    @property
     def has_zero_points(self) -> bool:
         """Whether each group stores a zero point."""
-
-    @property
-    def scale_dtype(self) -> torch.dtype:
-        """How scales are stored."""
-        return torch.float16
+        return self.code_type == "UInt"
 
     @abstractmethod
     def codebook_rows(self, out_features: int) -> int:
@@ -82,20 +74,16 @@ class Format(ABC):
             this format's search finds it.
 
         Raises:
-            OverflowError: the weight is too large for float16 scales.
+            OverflowError: the weight is too large for the scales.
         """
 
     @abstractmethod
-    def grid(
-        self, in_features: int, scales: torch.Tensor, zero_points: torch.Tensor | None, codebook: torch.Tensor | None
-    ) -> Grid:
-        """The grid that was stored: the inverse of `stored_scales`, `zero_points` and `codebook`.
+    def grid(self, in_features: int, stored: Mapping[str, torch.Tensor]) -> Grid:
+        """The grid that was stored.
 
         Args:
             in_features: K.
-            scales: [N, G], of the format's `scale_dtype`.
-            zero_points: uint8 [N, G], or None where the format has none.
-            codebook: int8 [N or 1, 2**bits], or None where the format has none.
+            stored: what `Grid.stored` gave, by name.
         """
 
     def group_length(self, in_features: int) -> int:
@@ -125,7 +113,7 @@ class Grid(ABC):
     Attributes:
         format: the format.
         in_features: K.
-        scales: float32 [N, G], each exactly as `stored_scales` has it.
+        scales: float32 [N, G], as the format's `scale_type` rounds them.
     """
 
     format: Format
@@ -141,19 +129,13 @@ class Grid(ABC):
         """The values of codes: float32 [N, C] for uint8 `codes` [N, C], the given columns of the matrix."""
 
     @property
-    def stored_scales(self) -> torch.Tensor:
-        """[N, G], of the format's `scale_dtype`."""
-        return self.scales.to(self.format.scale_dtype)
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What decodes the codes, by name.
 
-    @property
-    def zero_points(self) -> torch.Tensor | None:
-        """uint8 [N, G], or None where the format has none."""
-        return None
-
-    @property
-    def codebook(self) -> torch.Tensor | None:
-        """int8 [N or 1, 2**bits], ascending along a row, or None where the format has none."""
-        return None
+        `scales` [N, G] and `row_scales` [N, 1] as the format's `scale_type` stores them; `zero_points` uint8 [N, G] for
+        codes of type `UInt`; `codebook` int8 [N or 1, 2**bits], ascending along a row, for `Lut`.
+        """
+        return self.format.scale_type.stored(self.scales)
 
     def column_scales(self, columns: Columns) -> torch.Tensor:
         """float32 [N, C]: the scale of every weight in the given columns."""

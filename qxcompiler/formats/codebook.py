@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
 
 import torch
 
-from qxcompiler.formats.base import Columns, Format, Grid, to_scale, weighting
+from qxcompiler.formats.base import Columns, Format, Grid, weighting
 
 __all__ = ["CODEBOOK_BITS", "CodebookFormat", "CodebookGrid", "normal_float_levels"]
 
@@ -37,18 +38,13 @@ class CodebookFormat(Format):
         """Such as `lut3g128`."""
         group = f"g{self.group_size}" if self.group_size else ""
         if self.normal_float:
-            return f"nf{self.bits}{group}"
-        return f"lut{self.bits}{group}{'t' if self.per_tensor else ''}"
+            return f"nf{self.bits}{group}{self.scale_type.suffix}"
+        return f"lut{self.bits}{group}{'t' if self.per_tensor else ''}{self.scale_type.suffix}"
 
     @property
-    def operator_suffix(self) -> str:
-        """`Lut3`."""
-        return f"Lut{self.bits}"
-
-    @property
-    def has_zero_points(self) -> bool:
-        """Never: a table has its zero where it wants."""
-        return False
+    def code_type(self) -> str:
+        """`Lut`."""
+        return "Lut"
 
     def codebook_rows(self, out_features: int) -> int:
         """1 or N."""
@@ -63,7 +59,7 @@ class CodebookFormat(Format):
         group_of = self.group_of(K, weight.device)
         largest = torch.zeros(N, self.groups(K), device=weight.device)
         largest.scatter_reduce_(1, group_of.expand(N, K), weight.abs(), "amax")
-        grid = CodebookGrid(self, K, to_scale(largest / _LARGEST_ENTRY), self._initial_entries(weight))
+        grid = CodebookGrid(self, K, self.scale_type.rounded(largest / _LARGEST_ENTRY), self._initial_entries(weight))
         importance = weighting(importance)
         for refinement in range(_SCALE_REFINEMENTS + 1):
             if not self.normal_float:
@@ -72,12 +68,9 @@ class CodebookFormat(Format):
                 grid = CodebookGrid(self, K, _least_squares_scales(weight, importance, grid), grid.entries)
         return grid
 
-    def grid(
-        self, in_features: int, scales: torch.Tensor, zero_points: torch.Tensor | None, codebook: torch.Tensor | None
-    ) -> CodebookGrid:
+    def grid(self, in_features: int, stored: Mapping[str, torch.Tensor]) -> CodebookGrid:
         """From stored scales and tables."""
-        assert codebook is not None
-        return CodebookGrid(self, in_features, scales.float(), codebook.float())
+        return CodebookGrid(self, in_features, self.scale_type.values(stored), stored["codebook"].float())
 
     def _initial_entries(self, weight: torch.Tensor) -> torch.Tensor:
         if self.normal_float:
@@ -145,7 +138,7 @@ def _least_squares_scales(weight: torch.Tensor, importance: torch.Tensor, grid: 
     numerator = zeros.scatter_add(1, group_of, weighted * weight)
     denominator = zeros.scatter_add(1, group_of, weighted * levels)
     scales = torch.where(denominator > 0, numerator / denominator.clamp(min=1e-30), grid.scales)
-    return to_scale(torch.where(scales > 0, scales, grid.scales))
+    return grid.format.scale_type.rounded(torch.where(scales > 0, scales, grid.scales))
 
 
 def normal_float_levels(bits: int) -> list[float]:
@@ -187,9 +180,9 @@ class CodebookGrid(Grid):
         return borders.expand(self.scales.shape[0], -1).contiguous()
 
     @property
-    def codebook(self) -> torch.Tensor:
-        """int8 [N or 1, 2**bits]."""
-        return self.entries.to(torch.int8)
+    def stored(self) -> dict[str, torch.Tensor]:
+        """Scales and tables."""
+        return super().stored | {"codebook": self.entries.to(torch.int8)}
 
     def encode(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
         """The nearest entry (the lower one of two equally near)."""

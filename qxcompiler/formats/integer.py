@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
-from qxcompiler.formats.base import Columns, Format, Grid, to_scale
+from qxcompiler.formats.base import Columns, Format, Grid
 
 __all__ = ["INTEGER_BITS", "IntegerFormat", "IntegerGrid"]
 
@@ -16,7 +17,7 @@ _CLIPPING_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))
 
 @dataclass(frozen=True)
 class IntegerFormat(Format):
-    """Integers with a scale a group: `int3g128`, `int4g32a`, `int8`.
+    """Integers with a scale a group: `int3g128`, `int4g32a`, `int8`, `int3g32as8`.
 
     Attributes:
         asymmetric: every group stores a zero point of its own; otherwise it is `2**(bits-1)`.
@@ -28,17 +29,12 @@ class IntegerFormat(Format):
     def name(self) -> str:
         """Such as `int3g128a`."""
         group = f"g{self.group_size}" if self.group_size else ""
-        return f"int{self.bits}{group}{'a' if self.asymmetric else ''}"
+        return f"int{self.bits}{group}{'a' if self.asymmetric else ''}{self.scale_type.suffix}"
 
     @property
-    def operator_suffix(self) -> str:
-        """`Int3`, or `UInt3` with zero points."""
-        return f"{'UInt' if self.asymmetric else 'Int'}{self.bits}"
-
-    @property
-    def has_zero_points(self) -> bool:
-        """Whether it is asymmetric."""
-        return self.asymmetric
+    def code_type(self) -> str:
+        """`UInt` with zero points, else `Int`."""
+        return "UInt" if self.asymmetric else "Int"
 
     @property
     def largest_code(self) -> int:
@@ -56,8 +52,7 @@ class IntegerFormat(Format):
         # zero is always representable, so that padding and pruned weights stay exact
         low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
 
-        best = self._spanning(K, low, high)
-        best_error = torch.full_like(low, torch.inf)
+        best, best_error = torch.ones_like(low), torch.full_like(low, torch.inf)
         for ratio in _CLIPPING_RATIOS:
             grid = self._spanning(K, low * ratio, high * ratio)
             scale, zero = grid.scales[..., None], grid.zeros[..., None]
@@ -65,29 +60,24 @@ class IntegerFormat(Format):
             error = decoded.sub_(grouped).square_().mul_(weighting).sum(-1)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
-            best = replace(
-                best,
-                scales=torch.where(better, grid.scales, best.scales),
-                zeros=torch.where(better, grid.zeros, best.zeros),
-            )
-        return best
+            best = torch.where(better, ratio, best)
+        return self._spanning(K, low * best, high * best)
 
-    def grid(
-        self, in_features: int, scales: torch.Tensor, zero_points: torch.Tensor | None, codebook: torch.Tensor | None
-    ) -> IntegerGrid:
+    def grid(self, in_features: int, stored: Mapping[str, torch.Tensor]) -> IntegerGrid:
         """From stored scales and zero points."""
-        scales = scales.float()
-        zeros = torch.full_like(scales, 2 ** (self.bits - 1)) if zero_points is None else zero_points.float()
+        scales = self.scale_type.values(stored)
+        zeros = stored["zero_points"].float() if self.asymmetric else torch.full_like(scales, 2 ** (self.bits - 1))
         return IntegerGrid(self, in_features, scales, zeros)
 
     def _spanning(self, in_features: int, low: torch.Tensor, high: torch.Tensor) -> IntegerGrid:
         """The grid whose groups span [low, high] (float32 [N, G])."""
         if self.asymmetric:
-            scales = to_scale((high - low) / self.largest_code)
+            scales = self.scale_type.rounded((high - low) / self.largest_code)
             zeros = torch.clamp(torch.round(-low / scales), 0, self.largest_code)
         else:
             # codes reach one step further below zero than above it
-            scales = to_scale(torch.maximum(-low / 2 ** (self.bits - 1), high / (2 ** (self.bits - 1) - 1)))
+            scales = torch.maximum(-low / 2 ** (self.bits - 1), high / (2 ** (self.bits - 1) - 1))
+            scales = self.scale_type.rounded(scales)
             zeros = torch.full_like(scales, 2 ** (self.bits - 1))
         return IntegerGrid(self, in_features, scales, zeros)
 
@@ -103,9 +93,10 @@ class IntegerGrid(Grid):
     zeros: torch.Tensor
 
     @property
-    def zero_points(self) -> torch.Tensor | None:
-        """uint8 [N, G] where the format is asymmetric."""
-        return self.zeros.to(torch.uint8) if self.format.has_zero_points else None
+    def stored(self) -> dict[str, torch.Tensor]:
+        """Scales, and zero points where the format has them."""
+        zero_points = {"zero_points": self.zeros.to(torch.uint8)} if self.format.has_zero_points else {}
+        return super().stored | zero_points
 
     def encode(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
         """Round to nearest (ties to even) and clamp."""

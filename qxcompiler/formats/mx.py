@@ -6,13 +6,15 @@ OCP Microscaling Formats (MX) Specification, version 1.0: elements FP4 E2M1 (sec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from qxcompiler.formats.base import Columns, Format, Grid
+from qxcompiler.formats.scales import E8M0, ScaleType
 
-__all__ = ["E2M1_VALUES", "E8M0_VALUES", "MX_FORMATS", "MxFormat", "MxGrid"]
+__all__ = ["E2M1_VALUES", "MX_FORMATS", "MxFormat", "MxGrid"]
 
 MX_FORMATS = ("mxfp4",)
 
@@ -22,9 +24,6 @@ E2M1_VALUES = (*_MAGNITUDES, *(-magnitude for magnitude in _MAGNITUDES))
 """The value of every FP4 code: bit 3 is the sign, so that code 8 is -0."""
 
 _BIAS = 127
-E8M0_VALUES = (*(2.0 ** (byte - _BIAS) for byte in range(255)), float("nan"))
-"""The value of every E8M0 byte."""
-
 _MIDPOINTS = (torch.tensor(_MAGNITUDES[1:]) + torch.tensor(_MAGNITUDES[:-1])) / 2
 # a value on a border gets the lower code, which is the even one below every other midpoint only
 _BORDERS = torch.where(torch.arange(7) % 2 == 0, _MIDPOINTS, torch.nextafter(_MIDPOINTS, torch.zeros(7)))
@@ -41,6 +40,7 @@ class MxFormat(Format):
 
     bits: int = 4
     group_size: int | None = _BLOCK
+    scale_type: ScaleType = E8M0
 
     @property
     def name(self) -> str:
@@ -48,19 +48,9 @@ class MxFormat(Format):
         return "mxfp4"
 
     @property
-    def operator_suffix(self) -> str:
-        """`MxFp4`."""
-        return "MxFp4"
-
-    @property
-    def has_zero_points(self) -> bool:
-        """Never: elements are signed."""
-        return False
-
-    @property
-    def scale_dtype(self) -> torch.dtype:
-        """The byte of E8M0."""
-        return torch.uint8
+    def code_type(self) -> str:
+        """`Fp`."""
+        return "Fp"
 
     def codebook_rows(self, out_features: int) -> int:
         """None are stored: the 16 values are the specification's."""
@@ -89,11 +79,9 @@ class MxFormat(Format):
             best = torch.where(better, exponents + step, best)
         return MxGrid(self, weight.shape[1], _power_of_two(best))
 
-    def grid(
-        self, in_features: int, scales: torch.Tensor, zero_points: torch.Tensor | None, codebook: torch.Tensor | None
-    ) -> MxGrid:
+    def grid(self, in_features: int, stored: Mapping[str, torch.Tensor]) -> MxGrid:
         """From stored bytes of E8M0."""
-        return MxGrid(self, in_features, torch.tensor(E8M0_VALUES, device=scales.device)[scales.int()])
+        return MxGrid(self, in_features, self.scale_type.values(stored))
 
 
 def _power_of_two(exponents: torch.Tensor) -> torch.Tensor:
@@ -110,11 +98,6 @@ def _nearest_element(values: torch.Tensor) -> torch.Tensor:
 @dataclass(frozen=True)
 class MxGrid(Grid):
     """FP4 values, times a power of two a block."""
-
-    @property
-    def stored_scales(self) -> torch.Tensor:
-        """Bytes of E8M0: uint8 [N, G]."""
-        return (self.scales.view(torch.int32) >> 23).to(torch.uint8)  # the exponent field of float32
 
     def encode(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
         """Round to nearest (ties to even) and saturate."""

@@ -15,6 +15,7 @@ from qxcompiler.formats.base import GROUP_SIZES, Format
 from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat
 from qxcompiler.formats.mx import MX_FORMATS, MxFormat
+from qxcompiler.formats.scales import SCALE_TYPES, ScaleType
 from qxcompiler.formats.ternary import TernaryFormat
 
 __all__ = ["parse_format"]
@@ -24,16 +25,21 @@ def _group(match: re.Match[str]) -> int | None:
     return int(match["group"]) if match["group"] else None
 
 
+def _scales(match: re.Match[str]) -> ScaleType:
+    return SCALE_TYPES[match["scales"] or ""]
+
+
 _GROUP = rf"(g(?P<group>{'|'.join(map(str, GROUP_SIZES))}))?"
+_SCALES = rf"(?P<scales>{'|'.join(filter(None, SCALE_TYPES))})?"
 _FAMILIES: dict[str, Callable[[re.Match[str]], Format]] = {
-    rf"int(?P<bits>[{''.join(map(str, INTEGER_BITS))}]){_GROUP}(?P<a>a?)": lambda m: IntegerFormat(
-        int(m["bits"]), _group(m), asymmetric=bool(m["a"])
+    rf"int(?P<bits>[{''.join(map(str, INTEGER_BITS))}]){_GROUP}(?P<a>a?){_SCALES}": lambda m: IntegerFormat(
+        int(m["bits"]), _group(m), _scales(m), asymmetric=bool(m["a"])
     ),
-    rf"lut(?P<bits>[{''.join(map(str, CODEBOOK_BITS))}]){_GROUP}(?P<t>t?)": lambda m: CodebookFormat(
-        int(m["bits"]), _group(m), per_tensor=bool(m["t"])
+    rf"lut(?P<bits>[{''.join(map(str, CODEBOOK_BITS))}]){_GROUP}(?P<t>t?){_SCALES}": lambda m: CodebookFormat(
+        int(m["bits"]), _group(m), _scales(m), per_tensor=bool(m["t"])
     ),
-    rf"nf(?P<bits>4){_GROUP}": lambda m: CodebookFormat(4, _group(m), normal_float=True),
-    rf"ternary{_GROUP}": lambda m: TernaryFormat(group_size=_group(m)),
+    rf"nf(?P<bits>4){_GROUP}{_SCALES}": lambda m: CodebookFormat(4, _group(m), _scales(m), normal_float=True),
+    rf"ternary{_GROUP}{_SCALES}": lambda m: TernaryFormat(group_size=_group(m), scale_type=_scales(m)),
     "mxfp4": lambda m: MxFormat(),
 }
 
@@ -56,5 +62,5 @@ def parse_format(spec: str) -> Format:
         "not a weight format",
         f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}>, nf4 or ternary, "
         f"then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a "
-        f"tensor); or {', '.join(MX_FORMATS)}",
+        f"tensor), then s8 (scales of 8 bits under a float16 a row) or e8 (powers of two); or {', '.join(MX_FORMATS)}",
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qxcompiler.formats.base import to_scale, weighting
+from qxcompiler.formats.base import weighting
 from qxcompiler.formats.codebook import CodebookFormat, CodebookGrid
 
 __all__ = ["TernaryFormat"]
@@ -28,7 +28,7 @@ class TernaryFormat(CodebookFormat):
     @property
     def name(self) -> str:
         """Such as `ternaryg64`."""
-        return f"ternary{f'g{self.group_size}' if self.group_size else ''}"
+        return f"ternary{f'g{self.group_size}' if self.group_size else ''}{self.scale_type.suffix}"
 
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> CodebookGrid:
         """The best scale of every group, exactly.
@@ -42,5 +42,5 @@ class TernaryFormat(CodebookFormat):
         total = (mass * magnitudes).cumsum(-1)
         mass = mass.cumsum(-1)
         k = (total.square() / mass).argmax(-1, keepdim=True)
-        scales = to_scale((total / mass).gather(-1, k).squeeze(-1).float())
+        scales = self.scale_type.rounded((total / mass).gather(-1, k).squeeze(-1).float())
         return CodebookGrid(self, weight.shape[1], scales, weight.new_tensor([_ENTRIES]))

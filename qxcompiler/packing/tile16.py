@@ -73,9 +73,9 @@ class PackedWeight:
         out_features: N.
         in_features: K.
         tensors: what is stored, in memory or in a file, by the operator's input names, in their order:
-            `packed`, uint8 [T, B, bits, 64]; `scales`, float16 [T, G, 16], or uint8 (E8M0) for `mxfp4`;
-            `zero_points`, uint8 [T, G, 16], for formats that have them; `codebook`, int8 [T, 16, 2**bits], or
-            [1, 1, 2**bits] for one a tensor.
+            `packed`, uint8 [T, B, bits, 64]; `scales` [T, G, 16], float16 or uint8; `row_scales`, float16 [T, 1, 16],
+            for two-level scales; `zero_points`, uint8 [T, G, 16], for formats that have them; `codebook`, int8
+            [T, 16, 2**bits], or [1, 1, 2**bits] for one a tensor.
     """
 
     format: Format
@@ -92,20 +92,15 @@ def pack(weight: QuantizedWeight) -> PackedWeight:
     """Pack codes and what decodes them. Rows and columns beyond N and K are zero bytes."""
     N, K = weight.codes.shape
     tiles = _ceil(N, TILE_ROWS)
-    zero_points, codebook = weight.grid.zero_points, weight.grid.codebook
-    if codebook is not None and weight.format.codebook_rows(N) == 1:
-        codebook = codebook.view(1, 1, -1)
-    elif codebook is not None:
-        codebook = _pad_rows(codebook, tiles).view(tiles, TILE_ROWS, -1)
-    stored = {
-        "packed": _pack_codes(weight.codes, weight.format.bits),
-        "scales": _by_tile(weight.grid.stored_scales, tiles),
-        "zero_points": None if zero_points is None else _by_tile(zero_points, tiles),
-        "codebook": codebook,
-    }
-    tensors = {
-        name: ir.tensor(tensor.cpu().contiguous().numpy()) for name, tensor in stored.items() if tensor is not None
-    }
+    arranged = {"packed": _pack_codes(weight.codes, weight.format.bits)}
+    for name, tensor in weight.grid.stored.items():
+        if name != "codebook":
+            arranged[name] = _by_tile(tensor, tiles)
+        elif weight.format.codebook_rows(N) == 1:
+            arranged[name] = tensor.view(1, 1, -1)
+        else:
+            arranged[name] = _pad_rows(tensor, tiles).view(tiles, TILE_ROWS, -1)
+    tensors = {name: ir.tensor(tensor.cpu().contiguous().numpy()) for name, tensor in arranged.items()}
     return PackedWeight(weight.format, N, K, tensors)
 
 
@@ -113,14 +108,12 @@ def unpack(packed: PackedWeight) -> QuantizedWeight:
     """The inverse of `pack`."""
     N, K = packed.out_features, packed.in_features
     tensors = {name: torch.from_numpy(tensor.numpy()) for name, tensor in packed.tensors.items()}
-    zero_points, codebook = tensors.get("zero_points"), tensors.get("codebook")
-    grid = packed.format.grid(
-        K,
-        _by_row(tensors["scales"], N),
-        None if zero_points is None else _by_row(zero_points, N),
-        None if codebook is None else codebook.view(-1, codebook.shape[-1])[:N],
-    )
-    return QuantizedWeight(grid, unpack_codes(tensors["packed"], N, K))
+    codes = unpack_codes(tensors.pop("packed"), N, K)
+    stored = {
+        name: tensor.view(-1, tensor.shape[-1])[:N] if name == "codebook" else _by_row(tensor, N)
+        for name, tensor in tensors.items()
+    }
+    return QuantizedWeight(packed.format.grid(K, stored), codes)
 
 
 def _pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -167,10 +160,10 @@ def packed_bytes(fmt: Format, out_features: int, in_features: int) -> int:
     """What a weight [N, K] takes once packed: codes, scales, zero points, codebooks and padding, in bytes."""
     tiles, groups = _ceil(out_features, TILE_ROWS), fmt.groups(in_features)
     codes = tiles * _ceil(in_features, BLOCK_COLUMNS) * fmt.bits * LINE_BYTES
-    per_group = tiles * TILE_ROWS * groups * (fmt.scale_dtype.itemsize + fmt.has_zero_points)
+    per_row = groups * (fmt.scale_type.group_bytes + fmt.has_zero_points) + fmt.scale_type.row_bytes
     stored_rows = fmt.codebook_rows(out_features)
     tables = stored_rows if stored_rows <= 1 else tiles * TILE_ROWS
-    return codes + per_group + (tables << fmt.bits)
+    return codes + tiles * TILE_ROWS * per_row + (tables << fmt.bits)
 
 
 def bits_per_weight(fmt: Format, out_features: int, in_features: int) -> float:

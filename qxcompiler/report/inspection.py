@@ -11,7 +11,7 @@ from qxcompiler.errors import ModelError
 from qxcompiler.graph import Site, find_sites, load_model, model_files, normalize
 from qxcompiler.passes.pack_sites import BLOCK, ROLE, SCHEME
 from qxcompiler.report.coverage import Unquantized, coverage
-from qxcompiler.runtime_ops.operators import DOMAIN
+from qxcompiler.runtime_ops.operators import Operator, operator_of
 
 __all__ = ["InspectedSite", "Inspection", "inspect"]
 
@@ -84,8 +84,8 @@ def inspect(path: str | Path) -> Inspection:
     for node in model.graph.all_nodes():
         if node in float_sites:
             row, weight = _float_row(float_sites[node]), float_sites[node].weight.value
-        elif node.domain == DOMAIN:
-            row, weight = _packed_row(path, node)
+        elif (operator := operator_of(node)) and operator.weight:
+            row, weight = _packed_row(path, node, operator)
             listed.update(value for value in node.inputs if value is not None)
         else:
             continue
@@ -125,14 +125,15 @@ def _float_row(site: Site) -> InspectedSite:
     )
 
 
-def _packed_row(path: Path, node: ir.Node) -> tuple[InspectedSite, ir.Value]:
+def _packed_row(path: Path, node: ir.Node, operator: Operator) -> tuple[InspectedSite, ir.Value]:
     tensors = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
     K, N = node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
     packed = node.inputs[1] if len(node.inputs) > 2 else None
     if packed is None or K < 1 or N < 1:
         raise ModelError(path, f"node {node.name} is not a packed operator as qxc writes it", "compile the model again")
-    bias = not node.op_type.startswith("Gather")
-    stored = sum(tensor.nbytes for tensor in (tensors[:-1] if bias else tensors))
+    stored = sum(
+        tensor.nbytes for tensor in (tensors if operator.kind == "Gather" else tensors[:-1])
+    )  # without the bias
     block = node.metadata_props.get(BLOCK, "")
     return InspectedSite(
         name=node.name or "",

@@ -1,11 +1,11 @@
 /* Multiplies with a packed weight on two threads, with the C library alone.
  *
- *     multiply CODE BITS N K GROUP_SIZE ACTIVATION FOLDER
+ *     multiply CODE BITS SCALE N K GROUP_SIZE ACTIVATION FOLDER
  *
- * computes Y = A W^T, for W [N, K] with a CODE of int, uint, lut (a codebook a row), lut_per_tensor or mxfp4, and an
- * ACTIVATION of a8, a16 or a32. FOLDER holds, as raw little-endian numbers, packed.bin, scales.bin, zero_points.bin
- * (uint only) and codebook.bin (lut only) as docs/formats.md describes them, and a.bin: float32 [M, K], for any M.
- * Writes y.bin, float32 [M, N], beside them.
+ * computes Y = A W^T, for W [N, K] with a CODE of int, uint, lut (a codebook a row), lut_per_tensor or fp, a SCALE of
+ * float16, e8m0 or two_level, and an ACTIVATION of a8, a16 or a32. FOLDER holds, as raw little-endian numbers,
+ * packed.bin, scales.bin, row_scales.bin (two_level only), zero_points.bin (uint only) and codebook.bin (lut only) as
+ * docs/formats.md describes them, and a.bin: float32 [M, K], for any M. Writes y.bin, float32 [M, N], beside them.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -119,25 +119,28 @@ static void run_in_two(part work, int64_t middle, int64_t count) {
 }
 
 int main(int argc, char** argv) {
-  static const char* const codes[] = {"int", "uint", "lut", "mxfp4", NULL}; /* in the order of qxc_code */
-  static const char* const activations[] = {"a8", "a16", "a32", NULL};      /* in the order of qxc_activation */
-  if (argc != 8) fail("usage: multiply CODE BITS N K GROUP_SIZE ACTIVATION FOLDER");
-  const char* folder = argv[7];
+  static const char* const codes[] = {"int", "uint", "lut", "fp", NULL};      /* in the order of qxc_code */
+  static const char* const scales[] = {"float16", "e8m0", "two_level", NULL}; /* in the order of qxc_scale */
+  static const char* const activations[] = {"a8", "a16", "a32", NULL};        /* in the order of qxc_activation */
+  if (argc != 9) fail("usage: multiply CODE BITS SCALE N K GROUP_SIZE ACTIVATION FOLDER");
+  const char* folder = argv[8];
   const int per_tensor = strcmp(argv[1], "lut_per_tensor") == 0;
 
   /* The weight: the library says how many bytes each tensor has. */
   qxc_weight weight = {
       .code = per_tensor ? QXC_LUT : (qxc_code)choice("CODE", argv[1], codes),
       .bits = (int32_t)number("BITS", argv[2]),
-      .rows = number("N", argv[3]),
-      .columns = number("K", argv[4]),
-      .group_size = number("GROUP_SIZE", argv[5]),
+      .scale = (qxc_scale)choice("SCALE", argv[3], scales),
+      .rows = number("N", argv[4]),
+      .columns = number("K", argv[5]),
+      .group_size = number("GROUP_SIZE", argv[6]),
       .codebook_per_tensor = per_tensor,
   };
   qxc_weight_bytes bytes;
   require(qxc_weight_check(&weight, &bytes));
   weight.packed = read_tensor(folder, "packed.bin", bytes.packed);
   weight.scales = read_tensor(folder, "scales.bin", bytes.scales);
+  weight.row_scales = read_tensor(folder, "row_scales.bin", bytes.row_scales);
   weight.zero_points = read_tensor(folder, "zero_points.bin", bytes.zero_points);
   weight.codebook = read_tensor(folder, "codebook.bin", bytes.codebook);
 
@@ -150,7 +153,7 @@ int main(int argc, char** argv) {
   qxc_matmul product = {
       .kernels = qxc_kernels_for(NULL), /* the best ones of this processor */
       .weight = weight,
-      .activation = (qxc_activation)choice("ACTIVATION", argv[6], activations),
+      .activation = (qxc_activation)choice("ACTIVATION", argv[7], activations),
       .element = QXC_FLOAT32,
       .rows = (int64_t)M,
       .a = read_tensor(folder, "a.bin", a_bytes),

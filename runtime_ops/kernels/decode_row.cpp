@@ -5,7 +5,7 @@ namespace qxc {
 namespace {
 
 DecodeColumns columns_decoder(Code code, int bits) {
-  if (code == Code::kMx) return decode_columns<Code::kMx, 4>;
+  if (code == Code::kFp) return decode_columns<Code::kFp, 4>;
   if (code == Code::kLut) {
     return bits == 2   ? decode_columns<Code::kLut, 2>
            : bits == 3 ? decode_columns<Code::kLut, 3>

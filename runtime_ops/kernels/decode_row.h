@@ -22,7 +22,7 @@ struct RowDecoder {
       return static_cast<float>(stored - (1 << (bits - 1)));
     } else if constexpr (code == Code::kUInt) {
       return static_cast<float>(stored - weight.zero_points[(tile * weight.groups + group) * kTileRows + lane]);
-    } else if constexpr (code == Code::kMx) {
+    } else if constexpr (code == Code::kFp) {
       return 0.5f * static_cast<float>(kTwiceE2M1[stored]);
     } else {
       const int64_t table = weight.codebook_per_tensor ? 0 : tile * kTileRows + lane;
@@ -30,11 +30,7 @@ struct RowDecoder {
     }
   }
 
-  float scale(int64_t group) const {
-    const int64_t at = (tile * weight.groups + group) * kTileRows + lane;
-    if constexpr (code == Code::kMx) return e8m0_to_float(weight.exponents[at]);
-    return half_to_float(half_at(weight.scales, at));
-  }
+  float scale(int64_t group) const { return scale_at(weight, tile, group, lane); }
 };
 
 template <Code code, int bits>

@@ -19,9 +19,13 @@ bool is_format(const qxc_weight& weight) {
     case QXC_INT:
     case QXC_UINT: return (bits >= 2 && bits <= 6) || bits == 8;
     case QXC_LUT: return bits >= 2 && bits <= 4;
-    case QXC_MXFP4: return bits == 4 && weight.group_size == 32;
+    case QXC_FP: return bits == 4;
   }
   return false;
+}
+
+bool is_scale(qxc_scale scale) {
+  return scale == QXC_SCALE_FLOAT16 || scale == QXC_SCALE_E8M0 || scale == QXC_SCALE_TWO_LEVEL;
 }
 
 bool is_group_size(int64_t size, int64_t columns) {
@@ -29,15 +33,15 @@ bool is_group_size(int64_t size, int64_t columns) {
 }
 
 PackedWeight packed_weight(const qxc_weight& weight) {
-  const bool mx = weight.code == QXC_MXFP4;
   return {weight.rows,
           weight.columns,
           weight.group_size,
           ceil_div(weight.columns, weight.group_size),
           ceil_div(weight.columns, kBlockColumns),
           static_cast<const uint8_t*>(weight.packed),
-          mx ? nullptr : static_cast<const uint16_t*>(weight.scales),
-          mx ? static_cast<const uint8_t*>(weight.scales) : nullptr,
+          weight.scale,
+          weight.scales,
+          static_cast<const uint16_t*>(weight.row_scales),
           static_cast<const uint8_t*>(weight.zero_points),
           static_cast<const int8_t*>(weight.codebook),
           weight.codebook_per_tensor != 0};
@@ -113,14 +117,13 @@ int32_t qxc_kernels_version(void) { return 256 * QXC_KERNELS_VERSION_MAJOR + QXC
 qxc_status qxc_weight_check(const qxc_weight* weight, qxc_weight_bytes* bytes) {
   const int64_t N = weight->rows, K = weight->columns;
   if (N < 1 || K < 1 || N > kLargestDimension / K) return QXC_BAD_SIZE;
-  if (!is_format(*weight) || (weight->code != QXC_MXFP4 && !is_group_size(weight->group_size, K))) {
-    return QXC_BAD_FORMAT;
-  }
+  if (!is_format(*weight) || !is_scale(weight->scale) || !is_group_size(weight->group_size, K)) return QXC_BAD_FORMAT;
   const int64_t tiles = ceil_div(N, kTileRows);
   const int64_t per_group = tiles * ceil_div(K, weight->group_size) * kTileRows;
   const int64_t codebooks = weight->code != QXC_LUT ? 0 : weight->codebook_per_tensor ? 1 : tiles * kTileRows;
   bytes->packed = static_cast<size_t>(tiles * ceil_div(K, kBlockColumns) * weight->bits * kLineBytes);
-  bytes->scales = static_cast<size_t>(weight->code == QXC_MXFP4 ? per_group : 2 * per_group);
+  bytes->scales = static_cast<size_t>(weight->scale == QXC_SCALE_FLOAT16 ? 2 * per_group : per_group);
+  bytes->row_scales = static_cast<size_t>(weight->scale == QXC_SCALE_TWO_LEVEL ? 2 * tiles * kTileRows : 0);
   bytes->zero_points = static_cast<size_t>(weight->code == QXC_UINT ? per_group : 0);
   bytes->codebook = static_cast<size_t>(codebooks << weight->bits);
   return QXC_OK;
@@ -132,8 +135,9 @@ qxc_status qxc_matmul_check(const qxc_matmul* product, size_t* workspace_bytes) 
   if (const qxc_status status = qxc_weight_check(&weight, &bytes)) return status;
   const int64_t largest = std::max(weight.rows, weight.columns);
   if (product->rows < 1 || product->rows > kLargestDimension / largest) return QXC_BAD_SIZE;
-  if (!product->kernels || !weight.packed || !weight.scales || (bytes.zero_points && !weight.zero_points) ||
-      (bytes.codebook && !weight.codebook) || !product->a || !product->y) {
+  if (!product->kernels || !weight.packed || !weight.scales || (bytes.row_scales && !weight.row_scales) ||
+      (bytes.zero_points && !weight.zero_points) || (bytes.codebook && !weight.codebook) || !product->a ||
+      !product->y) {
     return QXC_BAD_ARGUMENT;
   }
   const bool known_activation =

@@ -27,7 +27,7 @@ void codebook_tiles(const PackedWeight& weight, const typename Product::Rows& a,
 template <class Product, int bits>
 auto tiles_of(Code code) {
   if constexpr (bits == 4) {
-    if (code == Code::kMx) return Product::template tiles<PerTensor<Code::kMx, bits>>;
+    if (code == Code::kFp) return Product::template tiles<PerTensor<Code::kFp, bits>>;
   }
   if constexpr (bits <= 4) {
     if (code == Code::kLut) return codebook_tiles<Product, bits>;

@@ -67,6 +67,15 @@ inline float e8m0_to_float(uint8_t exponent) {
   return float_of_bits(bits);
 }
 
+// The scale of one row of a tile in one group.
+inline float scale_at(const PackedWeight& weight, int64_t tile, int64_t group, int64_t row) {
+  const int64_t at = (tile * weight.groups + group) * kTileRows + row;
+  if (weight.scale == QXC_SCALE_FLOAT16) return half_to_float(half_at(static_cast<const uint16_t*>(weight.scales), at));
+  const uint8_t byte = static_cast<const uint8_t*>(weight.scales)[at];
+  if (weight.scale == QXC_SCALE_E8M0) return e8m0_to_float(byte);
+  return static_cast<float>(byte) * (half_to_float(half_at(weight.row_scales, tile * kTileRows + row)) * 0x1p-8f);
+}
+
 // Twice the numbers of E2M1 (the same specification, section 5.3.3), by code.
 constexpr int8_t kTwiceE2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 

@@ -17,18 +17,19 @@ enum class Code {
   kInt,   // code - 2^(bits-1)
   kUInt,  // code - the group's zero point
   kLut,   // codebook[code]
-  kMx,    // E2M1 of OCP Microscaling: sign, two bits of exponent, one of mantissa
+  kFp,    // E2M1 of OCP Microscaling: sign, two bits of exponent, one of mantissa
 };
 
 struct PackedWeight {
-  int64_t rows;                // N
-  int64_t columns;             // K
-  int64_t group_size;          // columns that share a scale
-  int64_t groups;              // ceil(K / group_size)
-  int64_t blocks;              // ceil(K / 32)
-  const uint8_t* packed;       // [tiles, blocks, bits, 64]
-  const uint16_t* scales;      // float16 [tiles, groups, 16]
-  const uint8_t* exponents;    // 2^(exponent - 127) [tiles, groups, 16], for Code::kMx in place of scales
+  int64_t rows;           // N
+  int64_t columns;        // K
+  int64_t group_size;     // columns that share a scale
+  int64_t groups;         // ceil(K / group_size)
+  int64_t blocks;         // ceil(K / 32)
+  const uint8_t* packed;  // [tiles, blocks, bits, 64]
+  qxc_scale scale;
+  const void* scales;          // [tiles, groups, 16], float16 or uint8
+  const uint16_t* row_scales;  // float16 [tiles, 16], for two-level scales
   const uint8_t* zero_points;  // [tiles, groups, 16], for Code::kUInt
   const int8_t* codebook;      // [tiles, 16, 2^bits] or [2^bits], for Code::kLut
   bool codebook_per_tensor;

@@ -119,12 +119,63 @@ const void* KernelContext::data(size_t index) const {
   return data;
 }
 
-void* KernelContext::output(ElementType type, const Shape& shape) const {
+void* KernelContext::output(size_t index, ElementType type, const Shape& shape) const {
   OrtValue* value = nullptr;
-  check(KernelContextGetOutput::call(api_, context_, static_cast<size_t>(0), shape.data(), shape.size(), &value));
+  check(KernelContextGetOutput::call(api_, context_, index, shape.data(), shape.size(), &value));
   if (!value) return nullptr;
   const Tensor tensor = tensor_of(api_, value);
   return tensor.type == type && tensor.shape == shape ? const_cast<void*>(tensor.data) : nullptr;
+}
+
+std::optional<int64_t> ShapeContext::attribute_int(const char* name) const {
+  const OrtOpAttr* attribute = nullptr;
+  if (!succeeds(api_, ShapeInferContextGetAttribute::call(api_, context_, name, &attribute)) || !attribute) return {};
+  int64_t value = 0;
+  size_t size = 0;
+  OrtStatus* status = ReadOpAttr::call(api_, attribute, static_cast<int>(kIntAttribute), static_cast<void*>(&value),
+                                       sizeof value, &size);
+  if (!succeeds(api_, status)) return {};
+  return value;
+}
+
+std::optional<TypeAndShape> ShapeContext::input(size_t index) const {
+  size_t count = 0;
+  check(ShapeInferContextGetInputCount::call(api_, context_, &count));
+  if (index >= count) return {};
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // the context's
+  check(ShapeInferContextGetInputTypeShape::call(api_, context_, index, &info));
+  size_t rank = 0;
+  check(GetDimensionsCount::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &rank));
+  if (rank == 0) return {};
+  int type = 0;
+  check(GetTensorElementType::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &type));
+  Shape sizes(rank);
+  std::vector<const char*> names(rank);
+  check(GetDimensions::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), sizes.data(), rank));
+  check(GetSymbolicDimensions::call(api_, static_cast<const OrtTensorTypeAndShapeInfo*>(info), names.data(), rank));
+  TypeAndShape input{static_cast<ElementType>(type), {}};
+  for (size_t i = 0; i < rank; ++i) input.shape.push_back({sizes[i], names[i] ? names[i] : ""});
+  return input;
+}
+
+void ShapeContext::set_output(size_t index, const TypeAndShape& output) const {
+  Shape sizes;
+  std::vector<const char*> names;
+  for (const Dimension& dimension : output.shape) {
+    sizes.push_back(dimension.size);
+    names.push_back(dimension.name.c_str());
+  }
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(CreateTensorTypeAndShapeInfo::call(api_, &info));
+  OrtStatus* status = SetTensorElementType::call(api_, info, static_cast<int>(output.type));
+  if (!status) status = SetDimensions::call(api_, info, static_cast<const int64_t*>(sizes.data()), sizes.size());
+  if (!status) status = SetSymbolicDimensions::call(api_, info, names.data(), names.size());
+  if (!status) {
+    status = ShapeInferContextSetOutputTypeShape::call(api_, context_, index,
+                                                       static_cast<const OrtTensorTypeAndShapeInfo*>(info));
+  }
+  ReleaseTensorTypeAndShapeInfo::call(api_, info);
+  check(status);
 }
 
 }  // namespace qxc::ort

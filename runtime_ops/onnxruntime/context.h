@@ -100,8 +100,8 @@ class KernelContext {
 
   const void* data(size_t index) const;  // of an input, nothing else asked
 
-  // Memory for the output; null where it has another type than `type`, whatever the model declared.
-  void* output(ElementType type, const Shape& shape) const;
+  // Memory for an output; null where the model does not ask for it, or has declared another type.
+  void* output(size_t index, ElementType type, const Shape& shape) const;
 
   // Calls body(i) for i in 0..count-1 on the session's threads. `body` must not throw.
   template <class Body>
@@ -116,6 +116,35 @@ class KernelContext {
  private:
   Table api_;
   OrtKernelContext* context_;
+};
+
+// A size that is known before the model runs, or has a name, or neither.
+struct Dimension {
+  int64_t size = -1;
+  std::string name{};
+};
+
+struct TypeAndShape {
+  ElementType type;
+  std::vector<Dimension> shape;
+};
+
+// A node whose outputs' shapes are wanted before the model runs.
+class ShapeContext {
+ public:
+  ShapeContext(Table api, const OrtShapeInferContext* context) : api_(api), context_(context) {}
+
+  // Nothing where the node has no such attribute, or one of another type.
+  std::optional<int64_t> attribute_int(const char* name) const;
+
+  // Nothing where the shape is not known, nor that of a scalar, which the runtime does not tell apart.
+  std::optional<TypeAndShape> input(size_t index) const;
+
+  void set_output(size_t index, const TypeAndShape& output) const;
+
+ private:
+  Table api_;
+  const OrtShapeInferContext* context_;
 };
 
 }  // namespace qxc::ort

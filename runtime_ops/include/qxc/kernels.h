@@ -47,11 +47,18 @@ typedef enum qxc_status {
 
 /* How a code becomes a number. */
 typedef enum qxc_code {
-  QXC_INT = 0,   /* scale * (code - 2^(bits-1)) */
-  QXC_UINT = 1,  /* scale * (code - zero point) */
-  QXC_LUT = 2,   /* scale * codebook[code] */
-  QXC_MXFP4 = 3, /* 2^(scale-127) * E2M1(code): OCP Microscaling Formats 1.0 */
+  QXC_INT = 0,  /* scale * (code - 2^(bits-1)) */
+  QXC_UINT = 1, /* scale * (code - zero point) */
+  QXC_LUT = 2,  /* scale * codebook[code] */
+  QXC_FP = 3,   /* scale * E2M1(code): OCP Microscaling Formats 1.0 */
 } qxc_code;
+
+/* How the scale of a row's group is stored, whatever the codes are. */
+typedef enum qxc_scale {
+  QXC_SCALE_FLOAT16 = 0,   /* float16 */
+  QXC_SCALE_E8M0 = 1,      /* a byte: 2^(byte-127) */
+  QXC_SCALE_TWO_LEVEL = 2, /* a byte: byte / 256 of the row's scale, a float16 */
+} qxc_scale;
 
 /* What the numbers of A are rounded to. */
 typedef enum qxc_activation {
@@ -71,20 +78,22 @@ typedef enum qxc_epilogue {
 /* W [N, K]. No pointer needs an alignment; 64 bytes are best for `packed`. */
 typedef struct qxc_weight {
   qxc_code code;
-  int32_t bits;                /* QXC_INT, QXC_UINT: 2, 3, 4, 5, 6, 8; QXC_LUT: 2, 3, 4; QXC_MXFP4: 4 */
+  qxc_scale scale;
+  int32_t bits;                /* QXC_INT, QXC_UINT: 2, 3, 4, 5, 6, 8; QXC_LUT: 2, 3, 4; QXC_FP: 4 */
   int64_t rows;                /* N, output features */
   int64_t columns;             /* K, input features */
-  int64_t group_size;          /* 16, 32, 64, 128, 256 or K; QXC_MXFP4: 32 */
+  int64_t group_size;          /* 16, 32, 64, 128, 256 or K */
   int32_t codebook_per_tensor; /* QXC_LUT: 1 for one codebook, 0 for one a row */
   const void* packed;
-  const void* scales;      /* float16; QXC_MXFP4: uint8 */
+  const void* scales;      /* float16; QXC_SCALE_E8M0, QXC_SCALE_TWO_LEVEL: uint8 */
+  const void* row_scales;  /* float16, QXC_SCALE_TWO_LEVEL only */
   const void* zero_points; /* uint8, QXC_UINT only */
   const void* codebook;    /* int8, QXC_LUT only */
 } qxc_weight;
 
 /* Bytes of a weight's tensors; 0 for one that its format lacks. */
 typedef struct qxc_weight_bytes {
-  size_t packed, scales, zero_points, codebook;
+  size_t packed, scales, row_scales, zero_points, codebook;
 } qxc_weight_bytes;
 
 /* The kernels for one instruction set. */

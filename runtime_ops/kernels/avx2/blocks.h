@@ -15,7 +15,7 @@ struct PerTensor {
   __m256i table;
 
   PerTensor(const PackedWeight& weight, int64_t) {
-    const int8_t* book = code == Code::kMx ? kTwiceE2M1 : weight.codebook;
+    const int8_t* book = code == Code::kFp ? kTwiceE2M1 : weight.codebook;
     alignas(16) int8_t entries[16];
     for (int i = 0; i < 16; i += 1 << bits) std::memcpy(entries + i, book, size_t{1} << bits);
     table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(entries)));

@@ -25,7 +25,7 @@ constexpr bool kVnni = true;
 constexpr bool kVnni = false;
 #endif
 
-constexpr bool has_table(Code code) { return code == Code::kLut || code == Code::kMx; }
+constexpr bool has_table(Code code) { return code == Code::kLut || code == Code::kFp; }
 
 // Whether bytes are signed numbers instead of codes.
 template <Code code, int bits>
@@ -115,21 +115,37 @@ QXC_INLINE void add_steps(const __m256i* values, const int8_t* a, int64_t stride
 #endif
 }
 
-// What the numbers of 8 rows in one group are multiplied with. Those of kMx are twice too large.
+// 2^(byte - 127)
+QXC_INLINE __m256 powers_of_two(__m256i bytes) {
+  const __m256i zero = _mm256_cmpeq_epi32(bytes, _mm256_setzero_si256());
+  const __m256i nan = _mm256_cmpeq_epi32(bytes, _mm256_set1_epi32(255));
+  // 0 is subnormal and 255 NaN: both have the first bit of the fraction set
+  const __m256i fraction = _mm256_and_si256(_mm256_or_si256(zero, nan), _mm256_set1_epi32(0x00400000));
+  return _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(bytes, 23), fraction));
+}
+
+QXC_INLINE __m256 load_halves(const void* halves, int64_t at) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(halves) + at)));
+}
+
+// What the numbers of 8 rows of a tile in one group are multiplied with. Those of kFp are twice too large. `at` is the
+// place of the rows' scales.
 template <Code code>
-QXC_INLINE __m256 load_scales(const PackedWeight& weight, int64_t at) {
-  if constexpr (code == Code::kMx) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.exponents + at));
-    const __m256i exponents = _mm256_cvtepu8_epi32(bytes);
-    __m256i floats = _mm256_slli_epi32(exponents, 23);
-    floats = _mm256_blendv_epi8(floats, _mm256_set1_epi32(0x00400000),
-                                _mm256_cmpeq_epi32(exponents, _mm256_setzero_si256()));
-    floats = _mm256_blendv_epi8(floats, _mm256_set1_epi32(0x7FC00000),
-                                _mm256_cmpeq_epi32(exponents, _mm256_set1_epi32(255)));
-    return _mm256_mul_ps(_mm256_castsi256_ps(floats), _mm256_set1_ps(0.5f));
+QXC_INLINE __m256 load_scales(const PackedWeight& weight, int64_t tile, int64_t at) {
+  __m256 scales;
+  if (weight.scale == QXC_SCALE_FLOAT16) {
+    scales = load_halves(weight.scales, at);
   } else {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.scales + at)));
+    const __m256i bytes = _mm256_cvtepu8_epi32(
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(weight.scales) + at)));
+    if (weight.scale == QXC_SCALE_E8M0) {
+      scales = powers_of_two(bytes);
+    } else {
+      const __m256 rows = load_halves(weight.row_scales, tile * kTileRows + at % kTileRows);
+      scales = _mm256_mul_ps(_mm256_cvtepi32_ps(bytes), _mm256_mul_ps(rows, _mm256_set1_ps(0x1p-8f)));
+    }
   }
+  return code == Code::kFp ? _mm256_mul_ps(scales, _mm256_set1_ps(0.5f)) : scales;
 }
 
 QXC_INLINE __m256 load_zero_points(const PackedWeight& weight, int64_t at) {
@@ -198,7 +214,7 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
     for (int half = 0; half < 2; ++half) {
       const int64_t of_half = at + half * kHalfRows;
       const __m256 product = unit_product<code, bits, activation>(weight, of_half, a, unit, high[half], low[half]);
-      y[half] = _mm256_fmadd_ps(product, load_scales<code>(weight, of_half), y[half]);
+      y[half] = _mm256_fmadd_ps(product, load_scales<code>(weight, tile, of_half), y[half]);
     }
   }
   alignas(32) float stored[kTileRows];
@@ -258,7 +274,7 @@ QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a
       add_unit<code, bits, rows>(bytes[half], a.low + from, a.unit, columns, low);
     }
     const int64_t of_half = at + half * kHalfRows;
-    const __m256 scales = load_scales<code>(weight, of_half);
+    const __m256 scales = load_scales<code>(weight, tile, of_half);
 #pragma GCC unroll 4
     for (int m = 0; m < rows; ++m) {
       const int64_t of_unit = (row + m) * a.units + unit;
@@ -333,7 +349,7 @@ void matvec_float_tile(const PackedWeight& weight, const float* a, int64_t row, 
         if (k / weight.group_size != group) {
           group = k / weight.group_size;
           const int64_t at = (tile * weight.groups + group) * kTileRows + half * kHalfRows;
-          scales = load_scales<code>(weight, at);
+          scales = load_scales<code>(weight, tile, at);
           if constexpr (code == Code::kUInt) {
             // signed bytes are codes less 128
             zeros = _mm256_sub_ps(load_zero_points(weight, at), _mm256_set1_ps(signed_bytes<code, bits>() ? 128 : 0));

@@ -48,14 +48,14 @@ struct PerTensor {
   static constexpr Code kCode = code;
   static constexpr int kBits = bits;
   static constexpr int kClasses = 1;
-  static constexpr bool kSlowToDecode = bits == 2 || code == Code::kMx;
+  static constexpr bool kSlowToDecode = bits == 2 || code == Code::kFp;
 
   // permutes read the low 6 bits of an index: a table for each place of a code in them (an array of them would cost
   // gcc 12 some moves)
   __m512i first, second, third;
 
   PerTensor(const PackedWeight& weight, int64_t) {
-    const __m512i book = load_entries<1 << bits>(code == Code::kMx ? kTwiceE2M1 : weight.codebook);
+    const __m512i book = load_entries<1 << bits>(code == Code::kFp ? kTwiceE2M1 : weight.codebook);
     first = table_at<0>(book);
     if constexpr (bits <= 3) second = table_at<bits>(book);
     if constexpr (bits == 2) third = table_at<2 * bits>(book);

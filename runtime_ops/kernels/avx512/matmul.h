@@ -48,33 +48,51 @@ QXC_INLINE __m512i broadcast4(const int8_t* a) {
   return _mm512_set1_epi32(four);
 }
 
-// What the numbers of 16 rows in one group are multiplied with. Those of kMx are twice too large.
+// 2^(byte - 127)
+QXC_INLINE __m512 powers_of_two(__m128i bytes) {
+  __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
+  // 0 is subnormal and 255 NaN: both have the first bit of the fraction set
+  const __mmask16 is_special = _mm_cmple_epu8_mask(_mm_add_epi8(bytes, _mm_set1_epi8(1)), _mm_set1_epi8(1));
+  bits = _mm512_mask_or_epi32(bits, is_special, bits, _mm512_set1_epi32(0x00400000));
+  return _mm512_castsi512_ps(bits);
+}
+
+QXC_INLINE __m512 load_halves(const void* halves, int64_t at) {
+  return _mm512_cvtph_ps(
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(halves) + at)));
+}
+
+// What the numbers of a tile's 16 rows in one group are multiplied with. Those of kFp are twice too large.
 template <Code code>
-QXC_INLINE __m512 load_scales(const PackedWeight& weight, int64_t tile_group) {
+QXC_INLINE __m512 load_scales(const PackedWeight& weight, int64_t tile, int64_t tile_group) {
   const int64_t at = tile_group * kTileRows;
-  if constexpr (code == Code::kMx) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.exponents + at));
-    __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
-    // 0 is subnormal and 255 NaN: both have the first bit of the fraction set
-    const __mmask16 is_special = _mm_cmple_epu8_mask(_mm_add_epi8(bytes, _mm_set1_epi8(1)), _mm_set1_epi8(1));
-    bits = _mm512_mask_or_epi32(bits, is_special, bits, _mm512_set1_epi32(0x00400000));
-    return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0.5f));
+  __m512 scales;
+  if (weight.scale == QXC_SCALE_FLOAT16) {
+    scales = load_halves(weight.scales, at);
   } else {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight.scales + at)));
+    const __m128i bytes =
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(weight.scales) + at));
+    if (weight.scale == QXC_SCALE_E8M0) {
+      scales = powers_of_two(bytes);
+    } else {
+      const __m512 rows = _mm512_mul_ps(load_halves(weight.row_scales, tile * kTileRows), _mm512_set1_ps(0x1p-8f));
+      scales = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), rows);
+    }
   }
+  return code == Code::kFp ? _mm512_mul_ps(scales, _mm512_set1_ps(0.5f)) : scales;
 }
 
 // Number of classes of shifted codes.
 template <Code code, int bits>
 constexpr int classes_of() {
-  if (code == Code::kLut || code == Code::kMx) return 1;
+  if (code == Code::kLut || code == Code::kFp) return 1;
   return bits == 2 ? 4 : bits <= 4 ? 2 : 1;
 }
 
 // What all codes of a format have been raised by, to be unsigned.
 template <Code code, int bits>
 constexpr int32_t offset_of() {
-  return code == Code::kLut || code == Code::kMx ? 128 : 1 << (bits - 1);
+  return code == Code::kLut || code == Code::kFp ? 128 : 1 << (bits - 1);
 }
 
 // One row's sums of products over a unit; `chains` of additions that overlap, or one for each class if that is more.
@@ -186,7 +204,7 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   const int64_t ahead = avx512::stream_prefetch_bytes();
   // sums that overlap, as many as is fastest (measured); in groups of 32, adding up more would take longer
   constexpr bool kFour = rows == 1 || (rows == 4 && activation == Activation::kA8 && !Block::kSlowToDecode);
-  constexpr int kChains = code == Code::kMx ? 2 / rows : kFour ? 4 : 2;
+  constexpr int kChains = code == Code::kFp ? 2 / rows : kFour ? 4 : 2;
   UnitSums<Block, activation, kChains> sums[rows];
   __m512 y[rows], partial[rows];
 #pragma GCC unroll 4
@@ -206,7 +224,7 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   if (a.unit < kBlockColumns) {
     for (int64_t unit = 0; unit < a.units; ++unit) {
       const int64_t group = first_group + unit * a.unit / weight.group_size;
-      const __m512 scales = load_scales<code>(weight, group);
+      const __m512 scales = load_scales<code>(weight, tile, group);
       if (unit % 2 == 0) next_block();
       each_row(unit, [&](int m, int64_t at) {
         const int64_t from = unit_offset(a, first_row + m, unit);
@@ -239,7 +257,7 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
           partial[m] = _mm512_add_ps(partial[m], sums[m].total(weight, a, group, at));
         });
       }
-      const __m512 scales = load_scales<code>(weight, group);
+      const __m512 scales = load_scales<code>(weight, tile, group);
 #pragma GCC unroll 4
       for (int m = 0; m < rows; ++m) y[m] = _mm512_fmadd_ps(partial[m], scales, y[m]);
     }
@@ -315,7 +333,7 @@ QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a
 #pragma GCC unroll 2
   for (int t = 0; t < tiles; ++t) {
     const int64_t tile_group = (tile + t) * weight.groups + group;
-    const __m512 scale = load_scales<code>(weight, tile_group);
+    const __m512 scale = load_scales<code>(weight, tile + t, tile_group);
 #pragma GCC unroll 8
     for (int m = 0; m < rows; ++m) {
       const int64_t at = (row + m) * a.units + unit;
@@ -404,7 +422,7 @@ void matmul_float_tile(const PackedWeight& weight, const float* a, const int64_t
         const __m128i* bytes = reinterpret_cast<const __m128i*>(weight.zero_points + tile_group * kTileRows);
         zeros = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes)));
       }
-      const __m512 scales = load_scales<Block::kCode>(weight, tile_group);
+      const __m512 scales = load_scales<Block::kCode>(weight, tile, tile_group);
       const int64_t end = smaller(column + part, weight.columns);
       __m512 sums[rows];  // of a block by itself, which keeps rounding errors small
 #pragma GCC unroll 4

@@ -88,10 +88,10 @@ struct Table {
   static constexpr int kEntries = 1 << bits;
 
   static constexpr int class_of(int) { return 0; }
-  static constexpr int largest(int) { return code == Code::kMx ? 12 : 128; }
+  static constexpr int largest(int) { return code == Code::kFp ? 12 : 128; }
 };
 
-// Codes of one codebook for all rows; that of Code::kMx is fixed.
+// Codes of one codebook for all rows; that of Code::kFp is fixed.
 template <Code code, int bits>
 struct PerTensor : Table<code, bits> {
   static constexpr int kTablesPerQuarter = 0;
@@ -101,7 +101,7 @@ struct PerTensor : Table<code, bits> {
   int8x16_t upper;  // 2 bits: by the upper of two codes
 
   PerTensor(const PackedWeight& weight, int64_t) {
-    const int8_t* book = code == Code::kMx ? kTwiceE2M1 : weight.codebook;
+    const int8_t* book = code == Code::kFp ? kTwiceE2M1 : weight.codebook;
     int8_t entries[16], upper_entries[16];
     for (int i = 0; i < 16; ++i) {
       entries[i] = book[i % kEntries];

@@ -51,13 +51,19 @@ struct Group {
 
   QXC_INLINE Group(const PackedWeight& weight, int64_t tile, int64_t column) {
     const int64_t at = (tile * weight.groups + column / weight.group_size) * kTileRows;
-    if constexpr (code == Code::kMx) {
-      load_exponents(vld1q_u8(weight.exponents + at));
+    if (weight.scale == QXC_SCALE_FLOAT16) {
+      load_halves(static_cast<const uint16_t*>(weight.scales) + at);
     } else {
-      unrolled<kQuarters>([&](auto q) QXC_LAMBDA {
-        const uint16x4_t halves = vld1_u16(weight.scales + at + q.value * kQuarterRows);
-        scales[q.value] = vcvt_f32_f16(vreinterpret_f16_u16(halves));
-      });
+      const uint8x16_t bytes = vld1q_u8(static_cast<const uint8_t*>(weight.scales) + at);
+      if (weight.scale == QXC_SCALE_E8M0) {
+        set_powers_of_two(bytes);
+      } else {
+        load_halves(weight.row_scales + tile * kTileRows);
+        multiply_by_256ths(bytes);
+      }
+    }
+    if constexpr (code == Code::kFp) {  // codes stand for twice their numbers
+      unrolled<kQuarters>([&](auto q) QXC_LAMBDA { scales[q.value] = vmulq_n_f32(scales[q.value], 0.5f); });
     }
     if constexpr (code == Code::kUInt) {
       const uint8x16_t bytes = vld1q_u8(weight.zero_points + at);
@@ -72,17 +78,31 @@ struct Group {
   }
 
  private:
-  // 2^(exponent - 128), as codes stand for twice their numbers; half the float is put together as 16 bits.
-  QXC_INLINE void load_exponents(uint8x16_t exponents) {
+  QXC_INLINE void load_halves(const uint16_t* halves) {
+    unrolled<kQuarters>([&](auto q) QXC_LAMBDA {
+      scales[q.value] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves + q.value * kQuarterRows)));
+    });
+  }
+
+  // 2^(byte - 127); half the float is put together as 16 bits.
+  QXC_INLINE void set_powers_of_two(uint8x16_t bytes) {
     // 0 is subnormal and 255 NaN: both have the first bit of the fraction set
-    const uint8x16_t is_special = vcleq_u8(vaddq_u8(exponents, vdupq_n_u8(1)), vdupq_n_u8(1));
+    const uint8x16_t is_special = vcleq_u8(vaddq_u8(bytes, vdupq_n_u8(1)), vdupq_n_u8(1));
     const uint8x16_t fraction = vandq_u8(is_special, vdupq_n_u8(0x40));
-    const uint16x8_t low = vaddw_u8(vshll_n_u8(vget_low_u8(exponents), 7), vget_low_u8(fraction));
-    const uint16x8_t high = vaddw_u8(vshll_n_u8(vget_high_u8(exponents), 7), vget_high_u8(fraction));
+    const uint16x8_t low = vaddw_u8(vshll_n_u8(vget_low_u8(bytes), 7), vget_low_u8(fraction));
+    const uint16x8_t high = vaddw_u8(vshll_n_u8(vget_high_u8(bytes), 7), vget_high_u8(fraction));
     const uint32x4_t powers[kQuarters] = {vshll_n_u16(vget_low_u16(low), 16), vshll_n_u16(vget_high_u16(low), 16),
                                           vshll_n_u16(vget_low_u16(high), 16), vshll_n_u16(vget_high_u16(high), 16)};
-    unrolled<kQuarters>(
-        [&](auto q) QXC_LAMBDA { scales[q.value] = vmulq_n_f32(vreinterpretq_f32_u32(powers[q.value]), 0.5f); });
+    unrolled<kQuarters>([&](auto q) QXC_LAMBDA { scales[q.value] = vreinterpretq_f32_u32(powers[q.value]); });
+  }
+
+  QXC_INLINE void multiply_by_256ths(uint8x16_t bytes) {
+    const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_high_u8(bytes);
+    const uint32x4_t numbers[kQuarters] = {vmovl_u16(vget_low_u16(low)), vmovl_high_u16(low),
+                                           vmovl_u16(vget_low_u16(high)), vmovl_high_u16(high)};
+    unrolled<kQuarters>([&](auto q) QXC_LAMBDA {
+      scales[q.value] = vmulq_f32(vcvtq_f32_u32(numbers[q.value]), vmulq_n_f32(scales[q.value], 0x1p-8f));
+    });
   }
 };
 

@@ -19,7 +19,7 @@ void decode_unit(const PackedWeight& weight, int64_t tile, int64_t first_column,
       const int stored = code_at<bits>(lines, step, lane);
       const int row = lane / 4;
       int value;
-      if constexpr (code == Code::kMx) {
+      if constexpr (code == Code::kFp) {
         value = kTwiceE2M1[stored];
       } else if constexpr (code != Code::kLut) {
         value = stored - (1 << (bits - 1));
@@ -50,7 +50,7 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   for (int64_t unit = 0; unit < a.units; ++unit) {
     const int64_t first_column = unit * a.unit;
     const int64_t columns = smaller(a.unit, a.columns - first_column);
-    const int64_t at_group = (tile * weight.groups + first_column / weight.group_size) * kTileRows;
+    const int64_t group = first_column / weight.group_size;
     decode_unit<code, bits>(weight, tile, first_column, columns, values);
     for (int64_t m = 0; m < rows; ++m) {
       const int64_t row = first_row + m;
@@ -65,14 +65,11 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
       for (int r = 0; r < kTileRows; ++r) {
         float product = unit_scale * static_cast<float>(totals[r]);
         if constexpr (code == Code::kUInt) {
-          const int zero = weight.zero_points[at_group + r] - (1 << (bits - 1));
+          const int zero = weight.zero_points[(tile * weight.groups + group) * kTileRows + r] - (1 << (bits - 1));
           product -= static_cast<float>(zero) * a.sums[row * a.units + unit];
         }
-        if constexpr (code == Code::kMx) {
-          sums[m][r] += 0.5f * e8m0_to_float(weight.exponents[at_group + r]) * product;
-        } else {
-          sums[m][r] += half_to_float(half_at(weight.scales, at_group + r)) * product;
-        }
+        constexpr float kUnit = code == Code::kFp ? 0.5f : 1;  // codes stand for twice their numbers
+        sums[m][r] += kUnit * scale_at(weight, tile, group, r) * product;
       }
     }
   }
