@@ -71,7 +71,7 @@ struct ToyProduct {
 };
 
 template <int bits>
-MatMulFamily matmul_family(Code code) {
+MatMulFamily matmul_family(qxc_code code) {
   return {tiles_of<RoundedProduct<Activation::kA8>, bits>(code), tiles_of<RoundedProduct<Activation::kA16>, bits>(code),
           tiles_of<ToyProduct, bits>(code)};
 }
@@ -302,23 +302,36 @@ def test_an_instruction_set_from_outside_computes_the_same_as_portable_kernels(t
     assert succeed(build / "kernels_fuzz", 200, 1).splitlines() == ["portable: 200 trials", "toy: 200 trials"]
 
 
+def configure_with(folder: Path, build: Path) -> subprocess.CompletedProcess[str]:
+    command = ["cmake", "-S", SOURCE, "-B", build, f"-DQXC_EXTRA_INSTRUCTION_SETS={folder}"]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+
 @needs("cmake", "cc", "c++")
 @pytest.mark.parametrize(
-    ("name", "missing", "message"),
+    ("name", "changed", "message"),
     [
-        ("toy", "flags.cmake", "FOLDER: has no flags.cmake: see runtime_ops/kernels/README.md"),
-        ("toy", "processor.cpp", "FOLDER: has no processor.cpp: see runtime_ops/kernels/README.md"),
-        ("toy-1", None, "FOLDER: names a C++ namespace: take small letters, digits and _"),
-        ("portable", None, "portable: two folders have this name: rename yours"),
+        ("toy", {"flags.cmake": None}, "FOLDER: has no flags.cmake: see runtime_ops/kernels/README.md"),
+        ("toy", {"processor.cpp": None}, "FOLDER: has no processor.cpp: see runtime_ops/kernels/README.md"),
+        ("toy", {"flags.cmake": ""}, "FOLDER: flags.cmake sets no processors: see runtime_ops/kernels/README.md"),
+        ("toy-1", {}, "FOLDER: names a C++ namespace: take small letters, digits and _"),
+        ("portable", {}, "portable: two folders have this name: rename yours"),
     ],
 )
-def test_an_instruction_set_from_outside_that_cannot_be_built_is_refused(tmp_path, name, missing, message):
-    folder = write_instruction_set(tmp_path / name, **({missing: None} if missing else {}))
-    command = ["cmake", "-S", SOURCE, "-B", tmp_path / "build", f"-DQXC_EXTRA_INSTRUCTION_SETS={folder}"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+def test_an_instruction_set_from_outside_that_cannot_be_built_is_refused(tmp_path, name, changed, message):
+    folder = write_instruction_set(tmp_path / name, **changed)
+    done = configure_with(folder, tmp_path / "build")
     assert done.returncode != 0
     message = f"QXC_EXTRA_INSTRUCTION_SETS: {message.replace('FOLDER', str(folder))}"
     assert message in " ".join(done.stderr.split())
+
+
+@needs("cmake", "cc", "c++")
+def test_an_instruction_set_of_another_processor_is_left_out_and_said(tmp_path):
+    folder = write_instruction_set(tmp_path / "toy", **{"flags.cmake": "set(processors riscv64)"})
+    done = configure_with(folder, tmp_path / "build")
+    assert done.returncode == 0, done.stderr
+    assert f"QXC_EXTRA_INSTRUCTION_SETS: {folder}: left out: is for riscv64, not for " in done.stdout
 
 
 def test_the_documents_way_to_get_a_weight_out_of_a_model(tiny, monkeypatch):

@@ -9,7 +9,7 @@ namespace qxc {
 namespace {
 
 // The numbers of one row's codes, before scaling.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct RowDecoder {
   const PackedWeight& weight;
   int64_t tile;
@@ -18,11 +18,11 @@ struct RowDecoder {
   float value(int64_t block, int step, int j, int64_t group) const {
     const uint8_t* lines = weight.packed + (tile * weight.blocks + block) * bits * kLineBytes;
     const int stored = code_at<bits>(lines, step, 4 * lane + j);
-    if constexpr (code == Code::kInt) {
+    if constexpr (code == QXC_INT) {
       return static_cast<float>(stored - (1 << (bits - 1)));
-    } else if constexpr (code == Code::kUInt) {
+    } else if constexpr (code == QXC_UINT) {
       return static_cast<float>(stored - weight.zero_points[(tile * weight.groups + group) * kTileRows + lane]);
-    } else if constexpr (code == Code::kFp) {
+    } else if constexpr (code == QXC_FP) {
       return 0.5f * static_cast<float>(kTwiceE2M1[stored]);
     } else {
       const int64_t table = weight.codebook_per_tensor ? 0 : tile * kTileRows + lane;
@@ -33,7 +33,7 @@ struct RowDecoder {
   float scale(int64_t group) const { return scale_at(weight, tile, group, lane); }
 };
 
-template <Code code, int bits>
+template <qxc_code code, int bits>
 void decode_columns(const PackedWeight& weight, int64_t row, int64_t first, int64_t last, float* values) {
   const RowDecoder<code, bits> decoder{weight, row / kTileRows, static_cast<int>(row % kTileRows)};
   int64_t group = -1;

@@ -31,7 +31,7 @@ struct qxc_kernels {
   const char* name;
   qxc::QuantizeRow quantize_a8;
   qxc::QuantizeRow quantize_a16;
-  qxc::MatMulFamily (*matmul)(qxc::Code code, int bits);
+  qxc::MatMulFamily (*matmul)(qxc_code code, int bits);
   void (*widen)(const uint16_t* halves, int64_t count, float* values);
   // silu(gate) * up for pairs of tiles of a row of products, [pairs, 2, 16], as float32 or float16 [pairs, 16].
   void (*silu_gate)(const float* products, int64_t pairs, bool is_half, void* y);
@@ -42,7 +42,7 @@ namespace qxc {
 using Kernels = qxc_kernels;  // the name of the public interface
 
 // Decodes columns [first, last) of one row of the matrix.
-void decode_row(const PackedWeight& weight, Code code, int bits, int64_t row, int64_t first, int64_t last,
+void decode_row(const PackedWeight& weight, qxc_code code, int bits, int64_t row, int64_t first, int64_t last,
                 float* values);
 
 }  // namespace qxc

@@ -47,8 +47,6 @@ PackedWeight packed_weight(const qxc_weight& weight) {
           weight.codebook_per_tensor != 0};
 }
 
-Code code_of(const qxc_weight& weight) { return static_cast<Code>(weight.code); }
-
 bool is_gated(const qxc_matmul& product) { return product.epilogue == QXC_SILU_GATE; }
 
 bool uses_integers(const qxc_matmul& product) {
@@ -172,7 +170,7 @@ void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t l
   static const float no_bias = 0;
   const Workspace workspace(*product);
   const PackedWeight weight = packed_weight(product->weight);
-  const MatMulFamily kernels = product->kernels->matmul(code_of(product->weight), product->weight.bits);
+  const MatMulFamily kernels = product->kernels->matmul(product->weight.code, product->weight.bits);
   const bool is_half = product->element == QXC_FLOAT16;
   const bool gated = is_gated(*product);
   const Output out{gated ? workspace.products : product->y, is_half && !gated, weight.rows,
@@ -190,5 +188,5 @@ void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t l
 
 void qxc_weight_decode_row(const qxc_weight* weight, int64_t row, int64_t first_column, int64_t last_column,
                            float* values) {
-  decode_row(packed_weight(*weight), code_of(*weight), weight->bits, row, first_column, last_column, values);
+  decode_row(packed_weight(*weight), weight->code, weight->bits, row, first_column, last_column, values);
 }

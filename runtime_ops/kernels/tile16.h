@@ -12,14 +12,6 @@ constexpr int kBlockColumns = QXC_BLOCK_COLUMNS;  // inputs of a block
 constexpr int kLineBytes = QXC_LINE_BYTES;        // a block of b-bit codes is b lines
 constexpr int kSteps = kBlockColumns / 4;         // of 4 inputs, in a block
 
-// How a code becomes a number, before its group's scale.
-enum class Code {
-  kInt,   // code - 2^(bits-1)
-  kUInt,  // code - the group's zero point
-  kLut,   // codebook[code]
-  kFp,    // E2M1 of OCP Microscaling: sign, two bits of exponent, one of mantissa
-};
-
 struct PackedWeight {
   int64_t rows;           // N
   int64_t columns;        // K
@@ -30,8 +22,8 @@ struct PackedWeight {
   qxc_scale scale;
   const void* scales;          // [tiles, groups, 16], float16 or uint8
   const uint16_t* row_scales;  // float16 [tiles, 16], for two-level scales
-  const uint8_t* zero_points;  // [tiles, groups, 16], for Code::kUInt
-  const int8_t* codebook;      // [tiles, 16, 2^bits] or [2^bits], for Code::kLut
+  const uint8_t* zero_points;  // [tiles, groups, 16], for QXC_UINT
+  const int8_t* codebook;      // [tiles, 16, 2^bits] or [2^bits], for QXC_LUT
   bool codebook_per_tensor;
 };
 

@@ -7,15 +7,15 @@ namespace qxc {
 namespace {
 
 // Turns a block's codes, into the entries of one table: a codebook, or E2M1.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct PerTensor {
-  static constexpr Code kCode = code;
+  static constexpr qxc_code kCode = code;
   static constexpr int kBits = bits;
 
   __m256i table;
 
   PerTensor(const PackedWeight& weight, int64_t) {
-    const int8_t* book = code == Code::kFp ? kTwiceE2M1 : weight.codebook;
+    const int8_t* book = code == QXC_FP ? kTwiceE2M1 : weight.codebook;
     alignas(16) int8_t entries[16];
     for (int i = 0; i < 16; i += 1 << bits) std::memcpy(entries + i, book, size_t{1} << bits);
     table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(entries)));
@@ -33,7 +33,7 @@ struct PerTensor {
 // of an index; the rows of other tables are blended in.
 template <int bits>
 struct PerRow {
-  static constexpr Code kCode = Code::kLut;
+  static constexpr qxc_code kCode = QXC_LUT;
   static constexpr int kBits = bits;
   static constexpr int kEntries = 1 << bits;
   static constexpr int kRowsPerTable = 16 / kEntries;
@@ -79,9 +79,9 @@ struct PerRow {
 };
 
 // Integer codes are multiplied as they are.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct Integer {
-  static constexpr Code kCode = code;
+  static constexpr qxc_code kCode = code;
   static constexpr int kBits = bits;
 
   Integer(const PackedWeight&, int64_t) {}

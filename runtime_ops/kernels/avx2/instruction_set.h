@@ -10,7 +10,7 @@ namespace {
 using Vector = Avx2Vector;
 
 template <int bits>
-MatMulFamily matmul_family(Code code) {
+MatMulFamily matmul_family(qxc_code code) {
   return {tiles_of<RoundedProduct<Activation::kA8>, bits>(code), tiles_of<RoundedProduct<Activation::kA16>, bits>(code),
           tiles_of<FloatProduct, bits>(code)};
 }

@@ -25,10 +25,10 @@ constexpr bool kVnni = true;
 constexpr bool kVnni = false;
 #endif
 
-constexpr bool has_table(Code code) { return code == Code::kLut || code == Code::kFp; }
+constexpr bool has_table(qxc_code code) { return code == QXC_LUT || code == QXC_FP; }
 
 // Whether bytes are signed numbers instead of codes.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 constexpr bool signed_bytes() {
   return !kVnni && (has_table(code) || bits == 8);
 }
@@ -37,13 +37,13 @@ constexpr bool signed_bytes() {
 constexpr int kRaise = kVnni ? 128 : 0;
 
 // How many steps of products 16 bits can hold: each adds at most 2 * 127 * (2^bits - 1), or 2 * 127 * 128 if signed.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 constexpr int steps_in_16_bits() {
   return signed_bytes<code, bits>() ? 1 : bits <= 4 ? 8 : bits == 5 ? 4 : 2;
 }
 
 // What the bytes stand above the numbers, besides a zero point.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 constexpr int32_t offset_of() {
   return signed_bytes<code, bits>() ? 0 : has_table(code) ? 128 : 1 << (bits - 1);
 }
@@ -68,7 +68,7 @@ QXC_INLINE void prefetch_block(const uint8_t* lines, int bits) {
   }
 }
 
-template <Code code, int bits>
+template <qxc_code code, int bits>
 QXC_INLINE __m256i products(__m256i values, __m256i a) {
   if constexpr (signed_bytes<code, bits>()) {
     return _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(a, values));
@@ -77,7 +77,7 @@ QXC_INLINE __m256i products(__m256i values, __m256i a) {
 }
 
 // totals[m] += the products of `steps` steps of half a tile with `rows` rows of A.
-template <Code code, int bits, int steps, int rows>
+template <qxc_code code, int bits, int steps, int rows>
 QXC_INLINE void add_steps(const __m256i* values, const int8_t* a, int64_t stride, __m256i* totals) {
 #ifdef __AVXVNNI__
   __m256i odd[rows];  // two sums, so that additions overlap
@@ -128,9 +128,9 @@ QXC_INLINE __m256 load_halves(const void* halves, int64_t at) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(halves) + at)));
 }
 
-// What the numbers of 8 rows of a tile in one group are multiplied with. Those of kFp are twice too large. `at` is the
-// place of the rows' scales.
-template <Code code>
+// What the numbers of 8 rows of a tile in one group are multiplied with. Those of QXC_FP are twice too large. `at` is
+// the place of the rows' scales.
+template <qxc_code code>
 QXC_INLINE __m256 load_scales(const PackedWeight& weight, int64_t tile, int64_t at) {
   __m256 scales;
   if (weight.scale == QXC_SCALE_FLOAT16) {
@@ -145,7 +145,7 @@ QXC_INLINE __m256 load_scales(const PackedWeight& weight, int64_t tile, int64_t 
       scales = _mm256_mul_ps(_mm256_cvtepi32_ps(bytes), _mm256_mul_ps(rows, _mm256_set1_ps(0x1p-8f)));
     }
   }
-  return code == Code::kFp ? _mm256_mul_ps(scales, _mm256_set1_ps(0.5f)) : scales;
+  return code == QXC_FP ? _mm256_mul_ps(scales, _mm256_set1_ps(0.5f)) : scales;
 }
 
 QXC_INLINE __m256 load_zero_points(const PackedWeight& weight, int64_t at) {
@@ -154,7 +154,7 @@ QXC_INLINE __m256 load_zero_points(const PackedWeight& weight, int64_t at) {
 }
 
 // One unit's sums of products as numbers, before the scales of the weights. `at` is the place of the half's scales.
-template <Code code, int bits, Activation activation>
+template <qxc_code code, int bits, Activation activation>
 QXC_INLINE __m256 unit_product(const PackedWeight& weight, int64_t at, const QuantizedRows& a, int64_t of_unit,
                                __m256i high, __m256i low) {
   int32_t sum = a.high_sums[of_unit];
@@ -165,7 +165,7 @@ QXC_INLINE __m256 unit_product(const PackedWeight& weight, int64_t at, const Qua
   const __m256i total = _mm256_sub_epi32(high, _mm256_set1_epi32(offset_of<code, bits>() * sum));
   __m256 product = _mm256_cvtepi32_ps(total);
   if constexpr (activation == Activation::kA16) product = _mm256_mul_ps(product, _mm256_set1_ps(a.scales[of_unit]));
-  if constexpr (code == Code::kUInt) {
+  if constexpr (code == QXC_UINT) {
     const __m256 zeros = _mm256_sub_ps(load_zero_points(weight, at), _mm256_set1_ps(1 << (bits - 1)));
     product = _mm256_fnmadd_ps(zeros, _mm256_set1_ps(a.sums[of_unit]), product);
   }
@@ -182,7 +182,7 @@ QXC_INLINE void write(const float* y, const PackedWeight& weight, int64_t tile, 
 // One row of A: every line of weights is read once, used from registers.
 template <class Block, Activation activation>
 void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, const Output& out) {
-  constexpr Code code = Block::kCode;
+  constexpr qxc_code code = Block::kCode;
   constexpr int bits = Block::kBits;
   constexpr bool kA16 = activation == Activation::kA16;
   const Block block(weight, tile);
@@ -248,7 +248,7 @@ QXC_INLINE void decode_unit(const Block& block, const PackedWeight& weight, int6
 }
 
 // `rows` rows of A times half a tile of one unit.
-template <Code code, int bits, int rows>
+template <qxc_code code, int bits, int rows>
 QXC_INLINE void add_unit(const __m256i* bytes, const int8_t* a, int64_t stride, int64_t columns, __m256i* totals) {
   int64_t k = 0;
   for (; k + kBlockColumns <= columns; k += kBlockColumns) {
@@ -257,7 +257,7 @@ QXC_INLINE void add_unit(const __m256i* bytes, const int8_t* a, int64_t stride, 
   if (k < columns) add_steps<code, bits, kSteps / 2, rows>(bytes + k / 4, a + k, stride, totals);
 }
 
-template <Code code, int bits, Activation activation, int rows>
+template <qxc_code code, int bits, Activation activation, int rows>
 QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t row,
                               int64_t unit, int64_t columns, const __m256i (*bytes)[kLargestUnit / 4],
                               float (*y)[kTileRows]) {
@@ -321,7 +321,7 @@ struct RoundedProduct {
 };
 
 // The numbers of one step's input j, decoded.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 QXC_INLINE __m256 decode_input(__m256i values, int j, __m256 zeros, __m256 scales) {
   const __m256i at_top = _mm256_slli_epi32(values, 24 - 8 * j);
   const __m256i number = signed_bytes<code, bits>() ? _mm256_srai_epi32(at_top, 24) : _mm256_srli_epi32(at_top, 24);
@@ -331,7 +331,7 @@ QXC_INLINE __m256 decode_input(__m256i values, int j, __m256 zeros, __m256 scale
 // Row `row` of A, as it is, times the decoded numbers of one tile.
 template <class Block>
 void matvec_float_tile(const PackedWeight& weight, const float* a, int64_t row, int64_t tile, const Output& out) {
-  constexpr Code code = Block::kCode;
+  constexpr qxc_code code = Block::kCode;
   constexpr int bits = Block::kBits;
   const Block block(weight, tile);
   const uint8_t* lines = weight.packed + tile * weight.blocks * bits * kLineBytes;
@@ -350,7 +350,7 @@ void matvec_float_tile(const PackedWeight& weight, const float* a, int64_t row, 
           group = k / weight.group_size;
           const int64_t at = (tile * weight.groups + group) * kTileRows + half * kHalfRows;
           scales = load_scales<code>(weight, tile, at);
-          if constexpr (code == Code::kUInt) {
+          if constexpr (code == QXC_UINT) {
             // signed bytes are codes less 128
             zeros = _mm256_sub_ps(load_zero_points(weight, at), _mm256_set1_ps(signed_bytes<code, bits>() ? 128 : 0));
           }

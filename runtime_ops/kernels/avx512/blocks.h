@@ -6,9 +6,9 @@
 namespace qxc {
 namespace {
 
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct Integer {
-  static constexpr Code kCode = code;
+  static constexpr qxc_code kCode = code;
   static constexpr int kBits = bits;
   static constexpr int kClasses = classes_of<code, bits>();
   static constexpr bool kSlowToDecode = bits == 2;
@@ -43,19 +43,19 @@ QXC_INLINE const int8_t* codebook_of(const PackedWeight& weight, int64_t tile, i
   return weight.codebook + (weight.codebook_per_tensor ? 0 : (tile * kTileRows) << bits);
 }
 
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct PerTensor {
-  static constexpr Code kCode = code;
+  static constexpr qxc_code kCode = code;
   static constexpr int kBits = bits;
   static constexpr int kClasses = 1;
-  static constexpr bool kSlowToDecode = bits == 2 || code == Code::kFp;
+  static constexpr bool kSlowToDecode = bits == 2 || code == QXC_FP;
 
   // permutes read the low 6 bits of an index: a table for each place of a code in them (an array of them would cost
   // gcc 12 some moves)
   __m512i first, second, third;
 
   PerTensor(const PackedWeight& weight, int64_t) {
-    const __m512i book = load_entries<1 << bits>(code == Code::kFp ? kTwiceE2M1 : weight.codebook);
+    const __m512i book = load_entries<1 << bits>(code == QXC_FP ? kTwiceE2M1 : weight.codebook);
     first = table_at<0>(book);
     if constexpr (bits <= 3) second = table_at<bits>(book);
     if constexpr (bits == 2) third = table_at<2 * bits>(book);
@@ -96,7 +96,7 @@ struct PerTensor {
 
 template <>
 struct PerRow<2> {
-  static constexpr Code kCode = Code::kLut;
+  static constexpr qxc_code kCode = QXC_LUT;
   static constexpr int kBits = 2;
   static constexpr int kClasses = 1;
   static constexpr bool kSlowToDecode = true;
@@ -133,7 +133,7 @@ struct PerRow<2> {
 
 template <>
 struct PerRow<3> {
-  static constexpr Code kCode = Code::kLut;
+  static constexpr qxc_code kCode = QXC_LUT;
   static constexpr int kBits = 3;
   static constexpr int kClasses = 1;
   static constexpr bool kSlowToDecode = true;
@@ -170,7 +170,7 @@ struct PerRow<3> {
 
 template <>
 struct PerRow<4> {
-  static constexpr Code kCode = Code::kLut;
+  static constexpr qxc_code kCode = QXC_LUT;
   static constexpr int kBits = 4;
   static constexpr int kClasses = 1;
   static constexpr bool kSlowToDecode = true;

@@ -62,8 +62,8 @@ QXC_INLINE __m512 load_halves(const void* halves, int64_t at) {
       _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(halves) + at)));
 }
 
-// What the numbers of a tile's 16 rows in one group are multiplied with. Those of kFp are twice too large.
-template <Code code>
+// What the numbers of a tile's 16 rows in one group are multiplied with. Those of QXC_FP are twice too large.
+template <qxc_code code>
 QXC_INLINE __m512 load_scales(const PackedWeight& weight, int64_t tile, int64_t tile_group) {
   const int64_t at = tile_group * kTileRows;
   __m512 scales;
@@ -79,20 +79,20 @@ QXC_INLINE __m512 load_scales(const PackedWeight& weight, int64_t tile, int64_t 
       scales = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), rows);
     }
   }
-  return code == Code::kFp ? _mm512_mul_ps(scales, _mm512_set1_ps(0.5f)) : scales;
+  return code == QXC_FP ? _mm512_mul_ps(scales, _mm512_set1_ps(0.5f)) : scales;
 }
 
 // Number of classes of shifted codes.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 constexpr int classes_of() {
-  if (code == Code::kLut || code == Code::kFp) return 1;
+  if (code == QXC_LUT || code == QXC_FP) return 1;
   return bits == 2 ? 4 : bits <= 4 ? 2 : 1;
 }
 
 // What all codes of a format have been raised by, to be unsigned.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 constexpr int32_t offset_of() {
-  return code == Code::kLut || code == Code::kFp ? 128 : 1 << (bits - 1);
+  return code == QXC_LUT || code == QXC_FP ? 128 : 1 << (bits - 1);
 }
 
 // One row's sums of products over a unit; `chains` of additions that overlap, or one for each class if that is more.
@@ -129,9 +129,9 @@ struct Accumulators {
 };
 
 // The sums of products with codes less 2^(bits-1), made those with codes less their zero points.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 QXC_INLINE __m512 subtract_zero_points(__m512 products, const PackedWeight& weight, int64_t tile_group, float sum) {
-  if constexpr (code == Code::kUInt) {
+  if constexpr (code == QXC_UINT) {
     const __m128i bytes =
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.zero_points + tile_group * kTileRows));
     const __m512i zeros = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(1 << (bits - 1)));
@@ -195,7 +195,7 @@ constexpr int rows_in_registers() {
 template <class Block, Activation activation, int rows>
 void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row,
                  const Output& out) {
-  constexpr Code code = Block::kCode;
+  constexpr qxc_code code = Block::kCode;
   constexpr bool kPrefetchTwice =
       Block::kSlowToDecode || (Block::kBits < 8 && (activation == Activation::kA16 || rows > 1));
   const Block block(weight, tile);
@@ -204,7 +204,7 @@ void matvec_tile(const PackedWeight& weight, const QuantizedRows& a, int64_t til
   const int64_t ahead = avx512::stream_prefetch_bytes();
   // sums that overlap, as many as is fastest (measured); in groups of 32, adding up more would take longer
   constexpr bool kFour = rows == 1 || (rows == 4 && activation == Activation::kA8 && !Block::kSlowToDecode);
-  constexpr int kChains = code == Code::kFp ? 2 / rows : kFour ? 4 : 2;
+  constexpr int kChains = code == QXC_FP ? 2 / rows : kFour ? 4 : 2;
   UnitSums<Block, activation, kChains> sums[rows];
   __m512 y[rows], partial[rows];
 #pragma GCC unroll 4
@@ -299,7 +299,7 @@ QXC_INLINE void add_products(__m512i& sums, __m512i values, const int8_t* a) {
 }
 
 // `rows` rows of A times `tiles` tiles of one unit.
-template <Code code, int bits, Activation activation, int rows, int tiles>
+template <qxc_code code, int bits, Activation activation, int rows, int tiles>
 QXC_INLINE void multiply_unit(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t row,
                               int64_t unit, int64_t columns, const uint8_t (*bytes)[kLargestUnit / 4 * kLineBytes],
                               float (*y)[tiles][kTileRows]) {
@@ -418,7 +418,7 @@ void matmul_float_tile(const PackedWeight& weight, const float* a, const int64_t
     for (int64_t column = first; column < smaller(first + kBlockColumns, weight.columns); column += part) {
       const int64_t tile_group = tile * weight.groups + column / weight.group_size;
       __m512 zeros = _mm512_set1_ps(static_cast<float>(offset_of<Block::kCode, Block::kBits>()));
-      if constexpr (Block::kCode == Code::kUInt) {
+      if constexpr (Block::kCode == QXC_UINT) {
         const __m128i* bytes = reinterpret_cast<const __m128i*>(weight.zero_points + tile_group * kTileRows);
         zeros = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes)));
       }
@@ -475,6 +475,7 @@ struct RoundedProduct {
       }
       return;
     }
+    // not by each_pass: two tiles at once share every number of A
     for (int64_t row = 0; row < a.rows; row += kRowsPerPass) {
       const int64_t rows = smaller(kRowsPerPass, a.rows - row);
       int64_t tile = first;

@@ -10,7 +10,7 @@
 namespace qxc {
 
 namespace neon {
-MatMulFloatTiles matmul_float_tile16(Code code, int bits);  // no instruction set of Arm's has a better one
+MatMulFloatTiles matmul_float_tile16(qxc_code code, int bits);  // no instruction set of Arm's has a better one
 }
 
 namespace {
@@ -39,9 +39,9 @@ QXC_INLINE uint8x16_t low_nibble(uint8x16_t line) {
 }
 
 // Integer codes, multiplied as they are; those of 8 bits less 128.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct Integer {
-  static constexpr Code kCode = code;
+  static constexpr qxc_code kCode = code;
   static constexpr int kBits = bits;
   static constexpr int32_t kOffset = bits == 8 ? 0 : 1 << (bits - 1);
   static constexpr int kClasses = bits == 2 ? 3 : bits == 3 ? 2 : 1;
@@ -79,20 +79,20 @@ struct Integer {
 };
 
 // What all codebooks share.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct Table {
-  static constexpr Code kCode = code;
+  static constexpr qxc_code kCode = code;
   static constexpr int kBits = bits;
   static constexpr int32_t kOffset = 0;
   static constexpr int kClasses = 1;
   static constexpr int kEntries = 1 << bits;
 
   static constexpr int class_of(int) { return 0; }
-  static constexpr int largest(int) { return code == Code::kFp ? 12 : 128; }
+  static constexpr int largest(int) { return code == QXC_FP ? 12 : 128; }
 };
 
-// Codes of one codebook for all rows; that of Code::kFp is fixed.
-template <Code code, int bits>
+// Codes of one codebook for all rows; that of QXC_FP is fixed.
+template <qxc_code code, int bits>
 struct PerTensor : Table<code, bits> {
   static constexpr int kTablesPerQuarter = 0;
   using Table<code, bits>::kEntries;
@@ -101,7 +101,7 @@ struct PerTensor : Table<code, bits> {
   int8x16_t upper;  // 2 bits: by the upper of two codes
 
   PerTensor(const PackedWeight& weight, int64_t) {
-    const int8_t* book = code == Code::kFp ? kTwiceE2M1 : weight.codebook;
+    const int8_t* book = code == QXC_FP ? kTwiceE2M1 : weight.codebook;
     int8_t entries[16], upper_entries[16];
     for (int i = 0; i < 16; ++i) {
       entries[i] = book[i % kEntries];
@@ -141,9 +141,9 @@ struct PerTensor : Table<code, bits> {
 
 // Codes of a codebook for every row: four rows' codebooks are one table, told apart by the upper bits of an index.
 template <int bits>
-struct PerRow : Table<Code::kLut, bits> {
+struct PerRow : Table<QXC_LUT, bits> {
   static constexpr int kTablesPerQuarter = bits == 2 ? 1 : bits == 3 ? 2 : 4;
-  using Table<Code::kLut, bits>::kEntries;
+  using Table<QXC_LUT, bits>::kEntries;
   using Registers = std::conditional_t<bits == 2, int8x16_t, std::conditional_t<bits == 3, int8x16x2_t, int8x16x4_t>>;
 
   Registers tables[kQuarters];
@@ -184,7 +184,7 @@ struct PerRow : Table<Code::kLut, bits> {
 };
 
 template <class Dot, int bits>
-MatMulFamily family_of(Code code) {
+MatMulFamily family_of(qxc_code code) {
   return {tiles_of<RoundedProduct<Dot, Activation::kA8>, bits>(code),
           tiles_of<RoundedProduct<Dot, Activation::kA16>, bits>(code), neon::matmul_float_tile16(code, bits)};
 }

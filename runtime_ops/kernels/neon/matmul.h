@@ -44,10 +44,10 @@ struct UnitOfSteps {
 };
 
 // The scales, and zero points less 2^(bits-1), of one group of a tile.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct Group {
   float32x4_t scales[kQuarters];
-  float32x4_t zeros[kQuarters];  // Code::kUInt only
+  float32x4_t zeros[kQuarters];  // QXC_UINT only
 
   QXC_INLINE Group(const PackedWeight& weight, int64_t tile, int64_t column) {
     const int64_t at = (tile * weight.groups + column / weight.group_size) * kTileRows;
@@ -62,10 +62,10 @@ struct Group {
         multiply_by_256ths(bytes);
       }
     }
-    if constexpr (code == Code::kFp) {  // codes stand for twice their numbers
+    if constexpr (code == QXC_FP) {  // codes stand for twice their numbers
       unrolled<kQuarters>([&](auto q) QXC_LAMBDA { scales[q.value] = vmulq_n_f32(scales[q.value], 0.5f); });
     }
-    if constexpr (code == Code::kUInt) {
+    if constexpr (code == QXC_UINT) {
       const uint8x16_t bytes = vld1q_u8(weight.zero_points + at);
       const uint8x8_t middle = vdup_n_u8(1 << (bits - 1));
       const int16x8_t low = vreinterpretq_s16_u16(vsubl_u8(vget_low_u8(bytes), middle));
@@ -116,7 +116,7 @@ QXC_INLINE void add_unit(const Group<Block::kCode, Block::kBits>& group, const Q
   unrolled<kQuarters>([&](auto q) QXC_LAMBDA {
     float32x4_t product = vcvtq_f32_s32(Block::kOffset ? vsubq_s32(totals[q.value], offset) : totals[q.value]);
     if constexpr (activation == Activation::kA16) product = vmulq_n_f32(product, a.scales[at]);
-    if constexpr (Block::kCode == Code::kUInt) product = vfmsq_n_f32(product, group.zeros[q.value], a.sums[at]);
+    if constexpr (Block::kCode == QXC_UINT) product = vfmsq_n_f32(product, group.zeros[q.value], a.sums[at]);
     y[q.value] = vfmaq_f32(y[q.value], product, group.scales[q.value]);
   });
 }
@@ -298,9 +298,11 @@ struct RoundedProduct {
   template <class Block>
   static void tiles(const PackedWeight& weight, const QuantizedRows& a, int64_t first, int64_t last,
                     const Output& out) {
-    const bool is_row = a.rows == 1 && a.unit >= kBlockColumns;
+    if (a.rows == 1 && a.unit >= kBlockColumns) {
+      for (int64_t tile = first; tile < last; ++tile) matvec_tile<Block, Dot, activation>(weight, a, tile, out);
+      return;
+    }
     each_pass(first, last, a.rows, [&](int64_t tile, int64_t row, int64_t rows) QXC_LAMBDA {
-      if (is_row) return matvec_tile<Block, Dot, activation>(weight, a, tile, out);
       matmul_pass<Block, Dot, activation>(weight, a, tile, row, rows, out);
     });
   }

@@ -19,7 +19,7 @@ QXC_INLINE void decode_step(int8x16_t bytes, const Group<Block::kCode, Block::kB
                                vmovl_high_s16(high)};
   unrolled<4>([&](auto j) QXC_LAMBDA {
     float32x4_t value = vcvtq_f32_s32(inputs[j.value]);
-    if constexpr (Block::kCode == Code::kUInt) value = vsubq_f32(value, group.zeros[quarter]);
+    if constexpr (Block::kCode == QXC_UINT) value = vsubq_f32(value, group.zeros[quarter]);
     weights[j.value][quarter] = vmulq_f32(value, group.scales[quarter]);
   });
 }
@@ -102,7 +102,7 @@ struct FloatProduct {
 
 }  // namespace
 
-MatMulFloatTiles neon::matmul_float_tile16(Code code, int bits) {
+MatMulFloatTiles neon::matmul_float_tile16(qxc_code code, int bits) {
   switch (bits) {
     case 2: return tiles_of<FloatProduct, 2>(code);
     case 3: return tiles_of<FloatProduct, 3>(code);

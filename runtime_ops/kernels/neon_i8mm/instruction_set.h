@@ -10,7 +10,7 @@ namespace {
 using Vector = NeonVector;
 
 template <int bits>
-MatMulFamily matmul_family(Code code) {
+MatMulFamily matmul_family(qxc_code code) {
   return family_of<DotMatrix, bits>(code);
 }
 

@@ -9,7 +9,7 @@ namespace qxc {
 namespace {
 
 // The numbers, before scaling, of one unit of one tile: [unit / 4, 16, 4]. Integers as if they had no zero points.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 void decode_unit(const PackedWeight& weight, int64_t tile, int64_t first_column, int64_t unit, int16_t* values) {
   for (int64_t k = 0; k < unit; k += 4) {
     const int64_t block = (first_column + k) / kBlockColumns;
@@ -19,9 +19,9 @@ void decode_unit(const PackedWeight& weight, int64_t tile, int64_t first_column,
       const int stored = code_at<bits>(lines, step, lane);
       const int row = lane / 4;
       int value;
-      if constexpr (code == Code::kFp) {
+      if constexpr (code == QXC_FP) {
         value = kTwiceE2M1[stored];
-      } else if constexpr (code != Code::kLut) {
+      } else if constexpr (code != QXC_LUT) {
         value = stored - (1 << (bits - 1));
       } else {
         const int64_t table = weight.codebook_per_tensor ? 0 : tile * kTileRows + row;
@@ -42,7 +42,7 @@ inline void dot(const int16_t* values, const int8_t* a, int64_t steps, int32_t* 
   }
 }
 
-template <Code code, int bits, Activation activation>
+template <qxc_code code, int bits, Activation activation>
 void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t tile, int64_t first_row, int64_t rows,
                  const Output& out) {
   float sums[kRowsPerPass][kTileRows] = {};
@@ -64,11 +64,11 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
       }
       for (int r = 0; r < kTileRows; ++r) {
         float product = unit_scale * static_cast<float>(totals[r]);
-        if constexpr (code == Code::kUInt) {
+        if constexpr (code == QXC_UINT) {
           const int zero = weight.zero_points[(tile * weight.groups + group) * kTileRows + r] - (1 << (bits - 1));
           product -= static_cast<float>(zero) * a.sums[row * a.units + unit];
         }
-        constexpr float kUnit = code == Code::kFp ? 0.5f : 1;  // codes stand for twice their numbers
+        constexpr float kUnit = code == QXC_FP ? 0.5f : 1;  // codes stand for twice their numbers
         sums[m][r] += kUnit * scale_at(weight, tile, group, r) * product;
       }
     }
@@ -83,17 +83,17 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
 }
 
 // Any format: which of its kinds a codebook is, a weight says itself.
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct Format {
-  static constexpr Code kCode = code;
+  static constexpr qxc_code kCode = code;
   static constexpr int kBits = bits;
 };
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct Integer : Format<code, bits> {};
-template <Code code, int bits>
+template <qxc_code code, int bits>
 struct PerTensor : Format<code, bits> {};
 template <int bits>
-struct PerRow : Format<Code::kLut, bits> {};
+struct PerRow : Format<QXC_LUT, bits> {};
 
 template <Activation activation>
 struct RoundedProduct {
