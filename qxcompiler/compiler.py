@@ -293,7 +293,7 @@ class _Compiler:
         """Samples to calibrate on, and those held back for verification; a single sample serves for both."""
         options = self.options
         if calibration is None:
-            if options.quantizer != "rtn":
+            if "statistics" in find_quantizer(options.quantizer).needs:
                 remedy = "give --calibration FILE, or choose --quantizer rtn"
                 raise UsageError(f"--quantizer {options.quantizer}", "needs samples", remedy)
             return [], []

@@ -24,7 +24,7 @@ def extensions(group: str) -> dict[str, Any]:
         group: `allocations`, functions as `qxcompiler.allocation.Allocation`; `formats`, functions from a format's name
             to a `Format`, or None for a name of others; `operators`, each an `Operator` of
             `qxcompiler.runtime_ops.operators`
-            under its name; `passes`, as `qxcompiler.passes.pipelines` says; `quantizers`, functions as
+            under its name; `passes`, as `qxcompiler.passes.pipelines` says; `quantizers`, each a
             `qxcompiler.quantizers.Quantizer`; `targets`, the path of a descriptor, or a function that gives it.
 
     Raises:

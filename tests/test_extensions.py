@@ -35,6 +35,7 @@ import torch
 from qxcompiler.allocation import Plan
 from qxcompiler.formats import TWO_LEVEL, IntegerFormat, IntegerGrid, QuantizedWeight, Scheme, parse_format
 from qxcompiler.graph import by_value
+from qxcompiler.quantizers import Quantizer
 from qxcompiler.runtime_ops.operators import Operator
 
 
@@ -66,6 +67,9 @@ def toward_zero(weight, fmt, statistics):
     grid = fmt.fit(weight, weight.new_ones(weight.shape[1]))
     codes = torch.trunc(weight / grid.column_scales(slice(None))) + 2 ** (fmt.bits - 1)
     return QuantizedWeight(grid, codes.clamp(0, 2**fmt.bits - 1).to(torch.uint8))
+
+
+TOWARD_ZERO = Quantizer(toward_zero, needs=frozenset())
 
 
 def by_error(question):
@@ -187,7 +191,7 @@ GROUPS = {
     "formats": ("p2", "my_sdk:read"),
     "allocations": ("by_error", "my_sdk:by_error"),
     "operators": ("RowRange", "my_sdk:ROW_RANGE"),
-    "quantizers": ("toward_zero", "my_sdk:toward_zero"),
+    "quantizers": ("toward_zero", "my_sdk:TOWARD_ZERO"),
     "passes": ("smooth", "my_sdk:Smooth"),
     "targets": ("sdk-npu", "my_sdk:descriptor"),
 }
@@ -334,7 +338,11 @@ def test_a_quantizer(install, model, tmp_path):
     options = {"calibration": samples, "weights": "int4g32", "head": "int4g32", "activations": "a32"}
     report = qxcompiler.compile(path, "cpu-x86", tmp_path / "out", quantizer="toward_zero", **options)
     assert {site.quantizer for site in report.sites} == {"toward_zero"}
-    qxcompiler.compile(path, "cpu-x86", tmp_path / "gptq", quantizer="gptq", **options)
+    del options["calibration"]  # it says that it needs none
+    qxcompiler.compile(path, "cpu-x86", tmp_path / "without", quantizer="toward_zero", **options)
+    with pytest.raises(UsageError, match="--quantizer gptq: needs samples"):
+        qxcompiler.compile(path, "cpu-x86", tmp_path / "gptq", quantizer="gptq", **options)
+    qxcompiler.compile(path, "cpu-x86", tmp_path / "gptq", quantizer="gptq", calibration=samples, **options)
     assert error(model, tmp_path / "out") > 1.1 * error(model, tmp_path / "gptq")
     with pytest.raises(UsageError, match="choose one of toward_zero, rtn, gptq"):
         find_quantizer("away_from_zero")

@@ -136,7 +136,7 @@ def test_an_indefinite_moment_raises_the_damping():
 def test_every_quantizer_works_without_statistics_and_repeats_itself(name):
     torch.manual_seed(10)
     weight, fmt = torch.randn(7, 33), parse_format("lut3g16")
-    first, second = (find_quantizer(name)(weight, fmt, None) for _ in range(2))
+    first, second = (find_quantizer(name).quantize(weight, fmt, None) for _ in range(2))
     assert torch.equal(first.codes, second.codes)
     assert float((first.decode() - weight).norm() / weight.norm()) < 0.2
 

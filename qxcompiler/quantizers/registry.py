@@ -1,11 +1,13 @@
 """Every quantizer by its name: a new one is one module with one function, and one entry in `QUANTIZERS`.
 
-A package adds its own by an entry point of the group `qxcompiler.quantizers`.
+A package adds its own, a `Quantizer`, by an entry point of the group `qxcompiler.quantizers`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -19,13 +21,24 @@ from qxcompiler.quantizers.rtn import rtn
 __all__ = ["QUANTIZERS", "Quantizer", "find_quantizer"]
 
 
-class Quantizer(Protocol):
-    """A function from (weight [N, K], format, statistics of the input or None) to codes."""
-
-    def __call__(self, weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None, /) -> QuantizedWeight: ...
+Need: TypeAlias = Literal["statistics"]
 
 
-QUANTIZERS: dict[str, Quantizer] = {"rtn": rtn, "gptq": gptq}
+@dataclass(frozen=True)
+class Quantizer:
+    """An algorithm that chooses codes.
+
+    Attributes:
+        quantize: a function from (weight [N, K], format, statistics of the input or None) to codes. Statistics are None
+            where no sample reaches a layer.
+        needs: what it is not worth running without: a compile without samples is refused if it needs statistics.
+    """
+
+    quantize: Callable[[torch.Tensor, Format, InputStatistics | None], QuantizedWeight]
+    needs: frozenset[Need] = frozenset({"statistics"})
+
+
+QUANTIZERS: dict[str, Quantizer] = {"rtn": Quantizer(rtn, needs=frozenset()), "gptq": Quantizer(gptq)}
 
 
 def find_quantizer(name: str) -> Quantizer:

@@ -140,7 +140,7 @@ def _quantize(
         return _round(weight, fmt, device, reason, skipped)
     W = weight.matrix().to(device)
     try:
-        quantized = find_quantizer(quantizer)(W, fmt, statistics)
+        quantized = find_quantizer(quantizer).quantize(W, fmt, statistics)
     except OverflowError as error:
         raise ModelError(
             f"weight '{weight.name}'",
