@@ -118,9 +118,8 @@ class Smooth(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(scales))
 
 
-def row_range(body, inputs):
-    axes = body.constant([-1])
-    return [body.op(f"Reduce{what}", [inputs["X"], axes], {"keepdims": 0}) for what in ("Min", "Max", "Mean")]
+def row_range(op, X):
+    return op.ReduceMin(X, [-1], keepdims=0), op.ReduceMax(X, [-1], keepdims=0), op.ReduceMean(X, [-1], keepdims=0)
 
 
 ROW_RANGE = Operator("RowRange", ("X",), ("Low", "High", "Mean"), {}, row_range)

@@ -70,6 +70,10 @@ def test_functions_are_valid_onnx(family: str) -> None:
 def test_every_operator_has_a_function_without_overload(name: str) -> None:
     function = function_for(name, MINIMUM_OPSET)
     assert (function.domain, function.name, function.overload) == ("qxc", name, "")
+    proto = ir.to_proto(function)
+    assert not proto.value_info and not proto.metadata_props
+    # no number has another type than what it meets; Y alone is converted, to the type of A
+    assert [node.output[0] for node in proto.node if node.op_type == "CastLike"] == ["Y"] * ("A" in proto.input)
     with pytest.raises(ValueError, match="opset 18"):
         function_for(name, MINIMUM_OPSET - 1)
 
