@@ -54,11 +54,6 @@ class Config(Options):
     calibration: Path | None = None
     made_with: MadeWith | None = None
 
-    @property
-    def options(self) -> Options:
-        """The options alone."""
-        return Options(**{name: getattr(self, name) for name in Options.model_fields})
-
 
 def load_config(path: Path) -> Config:
     """Read a configuration; paths in the result lead from where the process is.

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import qxcompiler
-from qxcompiler.config import CONFIG, Config, load_config
+from qxcompiler.config import CONFIG, load_config
 from qxcompiler.errors import TargetError, UsageError
 from qxcompiler.options import Options
 
@@ -113,11 +113,6 @@ def test_a_file_that_is_missing(tmp_path, qxc):
     result = qxc("compile", "--config", tmp_path / "none.yaml")
     assert result.returncode == 2
     assert "none.yaml: cannot be read" in result.stderr
-
-
-def test_options_of_a_configuration_are_options():
-    config = Config(weights="int4", model="m.onnx")
-    assert config.options == Options(weights="int4")
 
 
 def test_memory_stands_in_the_report(tiny, tmp_path):
