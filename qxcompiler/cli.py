@@ -139,24 +139,24 @@ def compile(  # noqa: A001
     allocation: Annotated[
         str, typer.Option(help="How schemes are chosen: uniform, or one that a package adds.")
     ] = _DEFAULTS.allocation,
-    quantizer: Annotated[str, typer.Option(help="rtn or gptq.")] = _DEFAULTS.quantizer,
+    quantizer: Annotated[str, typer.Option(help="rtn, gptq, or one that a package adds.")] = _DEFAULTS.quantizer,
     calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = _DEFAULTS.samples,
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens a sample. [default: 512, or the model's context if shorter]")
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(help="Leave sites whose name or role this finds in float.", metavar="REGEX")
+        str | None, typer.Option(help="Leave in float the sites whose name or role this finds.", metavar="REGEX")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
     device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _DEFAULT_DEVICE,
-    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of random generators.")] = _DEFAULTS.seed,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of random generators.")] = _DEFAULTS.seed,
     verification: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before handing it over.")
+        bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before it is handed over.")
     ] = _DEFAULTS.verification,
     config: Annotated[
         Path | None,
-        typer.Option(help="A compile.yaml, such as a compile writes: model, target and options not given here."),
+        typer.Option(help="A compile.yaml, as every compile writes it: gives what the command line does not."),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what every step and pass did.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what a killed compile had finished.")] = False,
@@ -269,10 +269,10 @@ def evaluate(
 def generate(
     model: _Model,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of the draws.")] = 0,
     tokenizer: _Tokenizer = None,
 ) -> None:
     """Let a language model continue a text."""

@@ -357,14 +357,16 @@ class _Compiler:
             )
             return work.keep(names[weight], result)
 
+        method = self.options.quantizer
         if samples:
-            method = self.options.quantizer
             results = quantize_segmentwise(graph, sites, formats, method, samples, self.device, self.track, known, keep)
         else:
-            results = {
-                weight: known.get(weight) or keep(weight, quantize_without_statistics(weight, fmt, self.device))
-                for weight, fmt in self.track(list(formats.items()), "quantize")
-            }
+            looked_up = {site.weight for site in sites if site.kind == "embedding"}
+            results = dict(known)
+            for weight, fmt in self.track(list(formats.items()), "quantize"):
+                if weight not in results:
+                    how = "rtn" if weight in looked_up else method
+                    results[weight] = keep(weight, quantize_without_statistics(weight, fmt, self.device, how))
         self.done |= {digest: results[weight] for weight, digest in digests.items()}
         return results
 

@@ -4,7 +4,7 @@
 An SDK registers its own in its `pyproject.toml`, and nothing here has to know it:
 
     [project.entry-points."qxcompiler.quantizers"]
-    mine = "my_sdk.quantizers:mine"
+    mine = "my_sdk.quantizers:MINE"
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Options(BaseModel):
         plan: a plan file that says every site's scheme, instead of `weights`, `activations`, `head`, `embedding` and
             `keep`.
         device: where the algebra on weights runs: `cpu`, `cuda`, or `auto` for CUDA where there is one.
-        seed: of the random generators that quantizers, and inputs made up for verification, may use.
+        seed: of the random generators that quantizers may use, and that make up inputs for verification.
         verification: run the compiled model beside the original before it is handed over, on samples held back from
             calibration, or on inputs made up where there are none.
     """

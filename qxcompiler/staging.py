@@ -62,22 +62,22 @@ def check_sources(sources: Iterable[Path], output: Path, names: Iterable[str]) -
 
 
 def has_finished_work(output: Path) -> bool:
-    """Whether an interrupted block left something to go on from."""
+    """Whether an interrupted run left something to go on from."""
     return any((output / WORK).glob("*/*.safetensors"))
 
 
 @contextmanager
 def staged(output: Path, names: Iterable[str] = (), *, restart: bool = False) -> Iterator[Path]:
-    """Give a temporary folder whose files move into `output` when the block ends well, and vanish when it does not.
+    """Give a temporary folder whose files move into `output` if the `with` body ends well, and vanish if it does not.
 
     The temporary folder lies in `output`, so that each move is a rename within one file system, wherever `output` is
     mounted. Files that `output` already holds under other names stay, except data files of models that are replaced;
     those under the same names are replaced, each at once: data first, models (`.onnx`) last. One process at a time
     writes a folder, where its file system has locks; what a killed one left behind is removed by the next, except the
-    folder `WORK`, which goes when a block ends well or in an error, and stays when it is interrupted.
+    folder `WORK`, which goes when the body ends well or in an error, and stays when it is interrupted.
 
     Args:
-        output: a folder, made if missing, and removed again if it was missing and the block fails.
+        output: a folder, made if missing, and removed again if it was missing and the body fails.
         names: files that will be written, as far as they are known, to see first whether they can be.
         restart: remove the work that is there, too.
 
@@ -223,7 +223,7 @@ def _refused(output: Path, error: OSError) -> OutputError:
 
 
 def _failed(output: Path, error: OSError) -> OutputError:
-    """The error for a failure within the block, which need not be about the output."""
+    """The error for a failure within the `with` body, which need not be about the output."""
     place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
     if error.errno in _FULL or place is None or Path(place).is_relative_to(output):
         return OutputError(output, f"cannot be written ({error.strerror or error})", _REMEDY)

@@ -338,7 +338,8 @@ def test_a_quantizer(install, model, tmp_path):
     report = qxcompiler.compile(path, "cpu-x86", tmp_path / "out", quantizer="toward_zero", **options)
     assert {site.quantizer for site in report.sites} == {"toward_zero"}
     del options["calibration"]  # it says that it needs none
-    qxcompiler.compile(path, "cpu-x86", tmp_path / "without", quantizer="toward_zero", **options)
+    report = qxcompiler.compile(path, "cpu-x86", tmp_path / "without", quantizer="toward_zero", **options)
+    assert {site.quantizer for site in report.sites} == {"toward_zero"}
     with pytest.raises(UsageError, match="--quantizer gptq: needs samples"):
         qxcompiler.compile(path, "cpu-x86", tmp_path / "gptq", quantizer="gptq", **options)
     qxcompiler.compile(path, "cpu-x86", tmp_path / "gptq", quantizer="gptq", calibration=samples, **options)

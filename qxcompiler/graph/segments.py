@@ -1,4 +1,4 @@
-"""Split a graph at the values that one block passes to the next, and make a model of each piece.
+"""Split a graph at the values that one part passes to the next, and make a model of each piece.
 
 Only activations are passed on: values that depend on a site or on a convolution. Everything else (masks,
 rotary tables, shapes of inputs) is cheap, and every piece computes what it needs of it from the graph's

@@ -30,7 +30,7 @@ class Quantizer:
 
     Attributes:
         quantize: a function from (weight [N, K], format, statistics of the input or None) to codes. Statistics are None
-            where no sample reaches a layer.
+            in a compile without samples.
         needs: what it is not worth running without: a compile without samples is refused if it needs statistics.
     """
 

@@ -50,13 +50,15 @@ Keep = Callable[[Weight, QuantizationResult], QuantizationResult]
 """Takes each result as soon as it is there, and gives it back as it shall be kept: in a file, say."""
 
 
-def quantize_without_statistics(weight: Weight, fmt: Format, device: torch.device) -> QuantizationResult:
-    """Round a weight to nearest, all its inputs counted alike: for embeddings, which have no input statistics.
+def quantize_without_statistics(
+    weight: Weight, fmt: Format, device: torch.device, quantizer: str
+) -> QuantizationResult:
+    """Quantize a weight, all its inputs counted alike: for a compile without samples.
 
     Raises:
         ModelError: the weight does not fit the format.
     """
-    return _round(weight, fmt, device)
+    return _quantize(weight, fmt, quantizer, None, device)
 
 
 def quantize_segmentwise(

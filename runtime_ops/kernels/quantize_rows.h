@@ -1,4 +1,4 @@
-// Rows of A to integers. A `Vector` policy (vectors_*.h) is what an instruction set does with `kLanes` numbers at once:
+// Rows of A to integers. A `Vector` policy (vectors.h) is what an instruction set does with `kLanes` numbers at once:
 //   Floats, Integers         a vector of them; all zeros as `{}`
 //   load(a, k, columns)      the numbers at k.. of a row, zeros beyond its end
 //   largest_magnitude(a, first, last)   of those columns; infinite or NaN where one is
