@@ -362,11 +362,14 @@ class _Compiler:
             results = quantize_segmentwise(graph, sites, formats, method, samples, self.device, self.track, known, keep)
         else:
             looked_up = {site.weight for site in sites if site.kind == "embedding"}
-            results = dict(known)
-            for weight, fmt in self.track(list(formats.items()), "quantize"):
-                if weight not in results:
-                    how = "rtn" if weight in looked_up else method
-                    results[weight] = keep(weight, quantize_without_statistics(weight, fmt, self.device, how))
+
+            def quantized(weight: Weight, fmt: Format) -> QuantizationResult:
+                return quantize_without_statistics(weight, fmt, self.device, "rtn" if weight in looked_up else method)
+
+            results = {
+                weight: known.get(weight) or keep(weight, quantized(weight, fmt))
+                for weight, fmt in self.track(list(formats.items()), "quantize")
+            }
         self.done |= {digest: results[weight] for weight, digest in digests.items()}
         return results
 

@@ -51,7 +51,7 @@ Keep = Callable[[Weight, QuantizationResult], QuantizationResult]
 
 
 def quantize_without_statistics(
-    weight: Weight, fmt: Format, device: torch.device, quantizer: str
+    weight: Weight, fmt: Format, device: torch.device, quantizer: str = "rtn"
 ) -> QuantizationResult:
     """Quantize a weight, all its inputs counted alike: for a compile without samples.
 
