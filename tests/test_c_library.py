@@ -70,11 +70,9 @@ struct ToyProduct {
   }
 };
 
-template <int bits>
-MatMulFamily matmul_family(qxc_code code) {
-  return {tiles_of<RoundedProduct<Activation::kA8>, bits>(code), tiles_of<RoundedProduct<Activation::kA16>, bits>(code),
-          tiles_of<ToyProduct, bits>(code)};
-}
+template <Activation activation>
+using RoundedProduct = PortableRoundedProduct<activation>;
+using FloatProduct = ToyProduct;
 
 }  // namespace
 }  // namespace qxc

@@ -8,12 +8,9 @@ namespace qxc {
 namespace {
 
 using Vector = Avx2Vector;
-
-template <int bits>
-MatMulFamily matmul_family(qxc_code code) {
-  return {tiles_of<RoundedProduct<Activation::kA8>, bits>(code), tiles_of<RoundedProduct<Activation::kA16>, bits>(code),
-          tiles_of<FloatProduct, bits>(code)};
-}
+template <Activation activation>
+using RoundedProduct = Avx2RoundedProduct<activation>;
+using FloatProduct = Avx2FloatProduct;
 
 }  // namespace
 }  // namespace qxc

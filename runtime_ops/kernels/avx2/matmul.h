@@ -9,7 +9,7 @@
 
 #include <immintrin.h>
 
-#include "matmul_family.h"
+#include "matmul_tiles.h"
 #include "tile_loops.h"
 
 namespace qxc {
@@ -307,7 +307,7 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
 }
 
 template <Activation activation>
-struct RoundedProduct {
+struct Avx2RoundedProduct {
   using Rows = QuantizedRows;
 
   template <class Block>
@@ -369,7 +369,7 @@ void matvec_float_tile(const PackedWeight& weight, const float* a, int64_t row, 
   write(stored, weight, tile, row, 1, out);
 }
 
-struct FloatProduct {
+struct Avx2FloatProduct {
   using Rows = FloatRows;
 
   template <class Block>

@@ -8,12 +8,9 @@ namespace qxc {
 namespace {
 
 using Vector = Avx512Vector;
-
-template <int bits>
-MatMulFamily matmul_family(qxc_code code) {
-  return {tiles_of<RoundedProduct<Activation::kA8>, bits>(code), tiles_of<RoundedProduct<Activation::kA16>, bits>(code),
-          tiles_of<FloatProduct, bits>(code)};
-}
+template <Activation activation>
+using RoundedProduct = Avx512RoundedProduct<activation>;
+using FloatProduct = Avx512FloatProduct;
 
 }  // namespace
 }  // namespace qxc

@@ -9,7 +9,7 @@
 #include <immintrin.h>
 
 #include "avx512/processor.h"
-#include "matmul_family.h"
+#include "matmul_tiles.h"
 #include "tile_loops.h"
 
 namespace qxc {
@@ -439,7 +439,7 @@ void matmul_float_tile(const PackedWeight& weight, const float* a, const int64_t
   for (int m = 0; m < rows; ++m) write(y[m], weight, tile, row[m], out);
 }
 
-struct FloatProduct {
+struct Avx512FloatProduct {
   using Rows = FloatRows;
 
   template <class Block>
@@ -460,7 +460,7 @@ struct FloatProduct {
 };
 
 template <Activation activation>
-struct RoundedProduct {
+struct Avx512RoundedProduct {
   using Rows = QuantizedRows;
 
   template <class Block>

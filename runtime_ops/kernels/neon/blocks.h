@@ -183,11 +183,14 @@ struct PerRow : Table<QXC_LUT, bits> {
   }
 };
 
-template <class Dot, int bits>
-MatMulFamily family_of(qxc_code code) {
-  return {tiles_of<RoundedProduct<Dot, Activation::kA8>, bits>(code),
-          tiles_of<RoundedProduct<Dot, Activation::kA16>, bits>(code), neon::matmul_float_tile16(code, bits)};
-}
+struct NeonFloatProduct {
+  using Rows = FloatRows;
+
+  template <class Block>
+  static void tiles(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last, const Output& out) {
+    neon::matmul_float_tile16(Block::kCode, Block::kBits)(weight, a, first, last, out);
+  }
+};
 
 }  // namespace
 }  // namespace qxc

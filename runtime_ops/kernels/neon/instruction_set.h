@@ -8,11 +8,9 @@ namespace qxc {
 namespace {
 
 using Vector = NeonVector;
-
-template <int bits>
-MatMulFamily matmul_family(qxc_code code) {
-  return family_of<DotNeon, bits>(code);
-}
+template <Activation activation>
+using RoundedProduct = NeonRoundedProduct<DotNeon, activation>;
+using FloatProduct = NeonFloatProduct;
 
 }  // namespace
 }  // namespace qxc

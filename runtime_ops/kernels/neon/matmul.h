@@ -12,7 +12,7 @@
 
 #include <arm_neon.h>
 
-#include "matmul_family.h"
+#include "matmul_tiles.h"
 #include "tile_loops.h"
 
 namespace qxc {
@@ -292,7 +292,7 @@ void matmul_pass(const PackedWeight& weight, const QuantizedRows& a, int64_t til
 }
 
 template <class Dot, Activation activation>
-struct RoundedProduct {
+struct NeonRoundedProduct {
   using Rows = QuantizedRows;
 
   template <class Block>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "decode_row.h"
-#include "matmul_family.h"
+#include "matmul_tiles.h"
 #include "tile_loops.h"
 
 namespace qxc {
@@ -96,7 +96,7 @@ template <int bits>
 struct PerRow : Format<QXC_LUT, bits> {};
 
 template <Activation activation>
-struct RoundedProduct {
+struct PortableRoundedProduct {
   using Rows = QuantizedRows;
 
   template <class Block>
@@ -135,7 +135,7 @@ inline void matmul_float_row(const PackedWeight& weight, DecodeColumns decode, c
   }
 }
 
-struct FloatProduct {
+struct PortableFloatProduct {
   using Rows = FloatRows;
 
   template <class Block>
