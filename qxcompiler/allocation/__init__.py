@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qxcompiler.allocation.plan import FLOAT, Plan, load_plan, sites_by_weight
-from qxcompiler.allocation.registry import ALLOCATIONS, Allocation, Question, find_allocation
-from qxcompiler.allocation.uniform import uniform_plan
+from qxcompiler.allocation.question import Allocation, Question
+from qxcompiler.allocation.registry import ALLOCATIONS, find_allocation
 
 __all__ = [
     "ALLOCATIONS",
@@ -15,5 +15,4 @@ __all__ = [
     "find_allocation",
     "load_plan",
     "sites_by_weight",
-    "uniform_plan",
 ]

@@ -8,55 +8,40 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from qxcompiler.allocation.plan import FLOAT, Plan, sites_by_weight
+from qxcompiler.allocation.question import Question
 from qxcompiler.errors import UsageError
 from qxcompiler.formats import Scheme, check_activation, parse_format
 from qxcompiler.graph import Site, readers
 from qxcompiler.packing import packed_bytes
-from qxcompiler.targets import Target
 
-__all__ = ["uniform_plan"]
+__all__ = ["uniform"]
 
 
-def uniform_plan(
-    sites: Sequence[Site],
-    target: Target,
-    *,
-    weights: str | None = None,
-    activations: str | None = None,
-    head: str | None = None,
-    embedding: str | None = None,
-    keep: str | None = None,
-) -> Plan:
+def uniform(question: Question) -> Plan:
     """One scheme for all linear layers, one for the head and one for embeddings, where packing makes a weight smaller.
 
-    Args:
-        sites: the sites of the model.
-        target: what it prefers fills what is not given.
-        weights: the format of linear layers other than the head.
-        activations: the activation precision of all linear layers.
-        head: the format of the head, or `float`. A head and an embedding of one weight agree.
-        embedding: the format of embeddings, or `float`.
-        keep: sites whose name or role this regular expression finds stay in floating point, and with them those that
-            share their weight.
+    What the options `weights`, `activations`, `head` and `embedding` do not say, the target prefers. A head and an
+    embedding of one weight agree. What `keep` finds stays in floating point, and so does what shares its weight.
 
     Raises:
-        UsageError: one of the arguments is not valid, `keep` finds no site, or nothing is left to quantize.
+        UsageError: one of the options is not valid, `keep` finds no site, or nothing is left to quantize.
     """
-    preferred = target.preferred
-    precision = check_activation(activations) if activations else None
+    options, sites, preferred = question.options, question.sites, question.target.preferred
+    head, embedding = options.head, options.embedding
+    precision = check_activation(options.activations) if options.activations else None
     schemes = {
-        "linear": Scheme(parse_format(weights) if weights else preferred.linear.format, None),
+        "linear": Scheme(parse_format(options.weights) if options.weights else preferred.linear.format, None),
         "head": _scheme_or_float(head, preferred.head),
         "embedding": _scheme_or_float(embedding, preferred.embedding),
     }
     precisions = {"linear": precision or preferred.linear.activation, "head": precision or preferred.head.activation}
-    kept = _kept(sites, keep)
+    kept = _kept(sites, options.keep)
 
     plan = Plan()
     for users in sites_by_weight(sites).values():
         roles = {site.role for site in users}
         if not kept.isdisjoint(users):
-            plan.leave(users, f"kept by --keep {keep}")
+            plan.leave(users, f"kept by --keep {options.keep}")
             continue
         if {"head", "embedding"} <= roles and head and embedding and head != embedding:
             names = " and ".join(site.name for site in users)
@@ -73,7 +58,7 @@ def uniform_plan(
         for site in users:
             plan[site.name] = Scheme(scheme.format, None if site.kind == "embedding" else precision_of)
     if not any(plan.values()):
-        kept_by = {"--keep": keep, "--head": head, "--embedding": embedding}
+        kept_by = {"--keep": options.keep, "--head": head, "--embedding": embedding}
         asked = " ".join(f"{option} {value}" for option, value in kept_by.items() if value)
         raise UsageError(asked, "leaves no site to quantize", "keep fewer")
     _leave_what_packing_does_not_shrink(plan, sites)
