@@ -9,7 +9,7 @@ from functools import reduce
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from qxcompiler.formats import E2M1_VALUES, E8M0, E8M0_VALUES, TWO_LEVEL, ScaleType
+from qxcompiler.formats import E2M1_VALUES, E8M0, E8M0_VALUES, ROW_SCALE_STEPS, TWO_LEVEL, ScaleType
 from qxcompiler.packing.tile16 import FIELDS, STEPS, TILE_ROWS
 
 __all__ = ["ATTRIBUTES", "WeightType", "as_float", "attribute", "decoded_weight"]
@@ -132,7 +132,7 @@ def _scales(op: OpBuilder, scale_type: ScaleType, scales: ir.Value, row_scales: 
         return _looked_up(op, E8M0_VALUES, _by_row(op, scales))
     values = as_float(op, _by_row(op, scales))
     if scale_type is TWO_LEVEL:
-        values = op.Mul(values, op.Mul(as_float(op, _by_row(op, row_scales)), 1 / 256))
+        values = op.Mul(values, op.Mul(as_float(op, _by_row(op, row_scales)), 1 / ROW_SCALE_STEPS))
     return values
 
 

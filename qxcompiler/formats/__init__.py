@@ -7,7 +7,7 @@ from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat, CodebookG
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat, IntegerGrid
 from qxcompiler.formats.mx import E2M1_VALUES, MX_FORMATS, MxFormat, MxGrid
 from qxcompiler.formats.registry import parse_format
-from qxcompiler.formats.scales import E8M0, E8M0_VALUES, FLOAT16, SCALE_TYPES, TWO_LEVEL, ScaleType
+from qxcompiler.formats.scales import E8M0, E8M0_VALUES, FLOAT16, ROW_SCALE_STEPS, SCALE_TYPES, TWO_LEVEL, ScaleType
 from qxcompiler.formats.scheme import ACTIVATIONS, Scheme, check_activation
 from qxcompiler.formats.ternary import TernaryFormat
 
@@ -21,6 +21,7 @@ __all__ = [
     "GROUP_SIZES",
     "INTEGER_BITS",
     "MX_FORMATS",
+    "ROW_SCALE_STEPS",
     "SCALE_TYPES",
     "TWO_LEVEL",
     "CodebookFormat",

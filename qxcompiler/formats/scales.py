@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["E8M0", "E8M0_VALUES", "FLOAT16", "SCALE_TYPES", "TWO_LEVEL", "ScaleType"]
+__all__ = ["E8M0", "E8M0_VALUES", "FLOAT16", "ROW_SCALE_STEPS", "SCALE_TYPES", "TWO_LEVEL", "ScaleType"]
 
 _LARGEST_HALF = 65504.0
 _SMALLEST_HALF = 2.0**-24
@@ -16,7 +16,8 @@ _BIAS = 127
 # codes times these are finite, and no half of them is subnormal, in float32
 _SMALLEST_POWER, _LARGEST_POWER = 2.0**-125, 2.0**119
 _LARGEST_BYTE = 255
-_STEPS = 256.0  # of a row's scale
+ROW_SCALE_STEPS = 256
+"""A scale of 8 bits counts these parts of its row's scale."""
 
 E8M0_VALUES = (*(2.0 ** (byte - _BIAS) for byte in range(255)), float("nan"))
 """The value of every byte of E8M0 (OCP Microscaling Formats 1.0, section 5.4.1)."""
@@ -91,24 +92,24 @@ class _E8M0(ScaleType):
 
 
 class _TwoLevel(ScaleType):
-    """`scale = row_scale * byte / 256`: the row's largest scale is 255 / 256 of its `row_scale`."""
+    """`scale = row_scale * byte / ROW_SCALE_STEPS`: the row's largest scale is 255 / 256 of its `row_scale`."""
 
     def rounded(self, scales: torch.Tensor) -> torch.Tensor:
         largest = scales.amax(1, keepdim=True)
         rows = self._rows(largest)
-        steps = torch.round(scales * (_STEPS / rows)).clamp_(1, _LARGEST_BYTE)
+        steps = torch.round(scales * (ROW_SCALE_STEPS / rows)).clamp_(1, _LARGEST_BYTE)
         steps = torch.where(scales == largest, _LARGEST_BYTE, steps)  # so that `stored` finds the row's scale again
-        return steps * (rows / _STEPS)
+        return steps * (rows / ROW_SCALE_STEPS)
 
     def stored(self, scales: torch.Tensor) -> dict[str, torch.Tensor]:
         rows = self._rows(scales.amax(1, keepdim=True))
-        return {"scales": torch.round(scales * (_STEPS / rows)).to(torch.uint8), "row_scales": rows.half()}
+        return {"scales": torch.round(scales * (ROW_SCALE_STEPS / rows)).to(torch.uint8), "row_scales": rows.half()}
 
     def values(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return stored["scales"].float() * (stored["row_scales"].float() / _STEPS)
+        return stored["scales"].float() * (stored["row_scales"].float() / ROW_SCALE_STEPS)
 
     def _rows(self, largest: torch.Tensor) -> torch.Tensor:
-        return _as_halves(largest * _STEPS / _LARGEST_BYTE)
+        return _as_halves(largest * ROW_SCALE_STEPS / _LARGEST_BYTE)
 
 
 FLOAT16 = _Float16("", 2, 0)
