@@ -52,7 +52,7 @@ from qxcompiler.quantizers import (
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
-from qxcompiler.targets import Target, load_target, target_names
+from qxcompiler.targets import Target, find_target, load_target
 from qxcompiler.work_folder import WorkFolder, fingerprint
 
 __all__ = ["compile", "compile_folder"]
@@ -399,7 +399,7 @@ def _config(
 ) -> Config:
     """The compile as its `compile.yaml` says it."""
     samples = Path(calibration) if isinstance(calibration, (str, Path)) else None
-    described = [Path(target)] if str(target) not in target_names() else []
+    described = [Path(target)] if find_target(str(target)) is None else []
     read = [*files, *described, *(path for path in (samples, options.plan) if path is not None)]
     return Config(
         **options.model_dump(),

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from qxcompiler import __version__
 from qxcompiler.errors import UsageError, first_invalid
 from qxcompiler.options import Options
-from qxcompiler.targets import target_names
+from qxcompiler.targets import find_target
 from qxcompiler.yaml_files import read_yaml
 
 __all__ = ["CONFIG", "Config", "MadeWith", "file_digest", "load_config", "made_with", "save_config"]
@@ -73,7 +73,7 @@ def load_config(path: Path) -> Config:
     there = path.parent
     paths = {name: there / value for name in _PATHS if (value := getattr(config, name)) is not None}
     target = config.target
-    if target is not None and target not in target_names():
+    if target is not None and find_target(target) is None:
         target = str(there / target)
     said = config.made_with
     if said is not None:
@@ -92,8 +92,8 @@ def save_config(config: Config, stage: Path, output: Path) -> None:
     for name in _PATHS:
         if fields[name] is not None:
             fields[name] = from_there(fields[name])
-    if fields["target"] not in (None, *target_names()):
-        fields["target"] = from_there(fields["target"])
+    if (target := fields["target"]) is not None and find_target(target) is None:
+        fields["target"] = from_there(target)
     if fields["made_with"] is not None:
         digests = fields["made_with"]["sha256"]
         fields["made_with"]["sha256"] = {from_there(path): digest for path, digest in digests.items()}

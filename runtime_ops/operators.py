@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from qxcompiler.extensions import extensions
+from qxcompiler.extensions import find, named
 from qxcompiler.formats import CODEBOOK_BITS, INTEGER_BITS, SCALE_TYPES, Format
 from qxcompiler.runtime_ops.gather_packed import gather_packed
 from qxcompiler.runtime_ops.matmul_packed import matmul_packed
@@ -119,7 +119,7 @@ def operator_of(node: ir.Node) -> Operator | None:
     """What a node calls; None where that is no operator of ours, or of a package that adds some."""
     if node.domain != DOMAIN:
         return None
-    return OPERATORS.get(node.op_type) or extensions("operators").get(node.op_type)
+    return find("operators", node.op_type, OPERATORS)
 
 
 def function_for(name: str, opset: int) -> ir.Function:
@@ -130,10 +130,10 @@ def function_for(name: str, opset: int) -> ir.Function:
         opset: the default domain's version in the model, at least `MINIMUM_OPSET`.
 
     Raises:
-        KeyError: there is no such operator.
+        UsageError: there is no such operator.
         ValueError: the opset is older than the body needs.
     """
-    operator = OPERATORS.get(name) or extensions("operators")[name]
+    operator = named("operators", name, OPERATORS)
     if opset < MINIMUM_OPSET:
         raise ValueError(f"{DOMAIN}::{name} needs opset {MINIMUM_OPSET}, not {opset}")
     function = build_function(

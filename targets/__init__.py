@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from qxcompiler.targets.schema import Target, load_target, target_names
+from qxcompiler.targets.schema import Target, find_target, load_target, target_names
 
-__all__ = ["Target", "load_target", "target_names"]
+__all__ = ["Target", "find_target", "load_target", "target_names"]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 from pydantic.functional_validators import BeforeValidator
 
 from qxcompiler.errors import QxcError, TargetError, UnsupportedByTargetError, first_invalid
-from qxcompiler.extensions import extensions
+from qxcompiler.extensions import extensions, find
 from qxcompiler.formats import (
     ACTIVATIONS,
     CODEBOOK_BITS,
@@ -25,7 +25,7 @@ from qxcompiler.formats import (
 )
 from qxcompiler.yaml_files import read_yaml
 
-__all__ = ["Target", "load_target", "target_names"]
+__all__ = ["Target", "find_target", "load_target", "target_names"]
 
 _FOLDER = Path(__file__).parent
 
@@ -189,30 +189,32 @@ def _listed(values: list[Any]) -> str:
 
 def target_names() -> list[str]:
     """The descriptors that come with the compiler, and those that packages add."""
-    return sorted(_descriptors())
+    return sorted({*_built_in(), *extensions("targets")})
 
 
-def _descriptors() -> dict[str, Path]:
-    """Files by name. A package adds its own by an entry point of the group `qxcompiler.targets`: a path, or a function
-    that gives it.
+def _built_in() -> dict[str, Path]:
+    return {path.stem: path for path in _FOLDER.glob("*.yaml")}
+
+
+def find_target(name: str) -> Path | None:
+    """The descriptor of that name: one that comes with the compiler, or one that a package adds.
+
+    A package adds its own by an entry point of the group `qxcompiler.targets`: a path, or a function that gives it.
     """
-    added = {name: Path(made() if callable(made) else made) for name, made in extensions("targets").items()}
-    return added | {path.stem: path for path in _FOLDER.glob("*.yaml")}
+    place: Any = find("targets", name, _built_in())
+    return None if place is None else Path(place() if callable(place) else place)
 
 
 def load_target(name_or_path: str | Path) -> Target:
-    """Read a descriptor, by the name of one that comes with the compiler or by its file.
+    """Read a descriptor, by its name or by its file.
 
     Raises:
         TargetError: there is none, or it is not valid; the message names the field.
         UnsupportedByTargetError: it prefers what it says it cannot do.
     """
-    path = Path(name_or_path)
-    known = _descriptors()
-    if str(name_or_path) in known:
-        path = known[str(name_or_path)]
-    elif not path.is_file():
-        raise TargetError(name_or_path, "no such target", f"name one of {', '.join(sorted(known))}, or a YAML file")
+    path = find_target(str(name_or_path)) or Path(name_or_path)
+    if not path.is_file():
+        raise TargetError(name_or_path, "no such target", f"name one of {', '.join(target_names())}, or a YAML file")
     fields = read_yaml(path, "a descriptor", "start from one of the descriptors of `qxc targets`")
     try:
         target = Target.model_validate(fields)

@@ -127,7 +127,7 @@ def test_what_the_target_cannot_do(tiny, fails):
     ("arguments", "said"),
     [
         (("--weights", "int7"), "'int7': not a weight format"),
-        (("--quantizer", "magic"), "'magic': not a quantizer"),
+        (("--quantizer", "magic"), "'magic': no such quantizer"),
         (("--keep", "("), "not a regular expression"),
         (("--keep", "."), "leaves no site"),
         (("--activations", "a4"), "a4"),

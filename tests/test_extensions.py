@@ -317,7 +317,7 @@ def test_an_operator_without_a_packed_weight_and_with_three_outputs(install, tmp
 
 def test_an_allocation_that_asks_for_errors_before_the_plan_is_made(install, model, tmp_path):
     path, samples = model
-    with pytest.raises(UsageError, match="not an allocation: choose one of uniform"):
+    with pytest.raises(UsageError, match="no such allocation: choose one of uniform"):
         qxcompiler.compile(path, "cpu-x86", tmp_path / "out", calibration=samples, allocation="by_error")
     install("allocations")
     report = qxcompiler.compile(path, "cpu-x86", tmp_path / "out", calibration=samples, allocation="by_error")
@@ -344,7 +344,7 @@ def test_a_quantizer(install, model, tmp_path):
         qxcompiler.compile(path, "cpu-x86", tmp_path / "gptq", quantizer="gptq", **options)
     qxcompiler.compile(path, "cpu-x86", tmp_path / "gptq", quantizer="gptq", calibration=samples, **options)
     assert error(model, tmp_path / "out") > 1.1 * error(model, tmp_path / "gptq")
-    with pytest.raises(UsageError, match="choose one of toward_zero, rtn, gptq"):
+    with pytest.raises(UsageError, match="choose one of rtn, gptq, toward_zero"):
         find_quantizer("away_from_zero")
 
 
@@ -368,3 +368,11 @@ def test_an_extension_that_cannot_be_loaded_is_named(install):
     with pytest.raises(UsageError, match=r"my-sdk: its entry point toward_zero .* cannot be loaded \(No module named"):
         find_quantizer("toward_zero")
     assert find_quantizer("gptq")
+
+
+@pytest.mark.parametrize("group", ["allocations", "formats", "operators", "quantizers", "targets"])
+def test_what_is_built_in_works_beside_an_extension_that_cannot_be_loaded(install, model, tmp_path, group):
+    install(group, source="import a_module_that_is_missing")
+    path, _ = model
+    report = qxcompiler.compile(path, "cpu-x86", tmp_path / "out", quantizer="rtn", weights="int4g32")
+    assert report.sites

@@ -12,8 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from qxcompiler.calibration.statistics import InputStatistics
-from qxcompiler.errors import UsageError
-from qxcompiler.extensions import extensions
+from qxcompiler.extensions import named
 from qxcompiler.formats import Format, QuantizedWeight
 from qxcompiler.quantizers.gptq import gptq
 from qxcompiler.quantizers.rtn import rtn
@@ -47,9 +46,4 @@ def find_quantizer(name: str) -> Quantizer:
     Raises:
         UsageError: there is none.
     """
-    if name in QUANTIZERS:
-        return QUANTIZERS[name]
-    every: dict[str, Quantizer] = extensions("quantizers") | QUANTIZERS
-    if name not in every:
-        raise UsageError(repr(name), "not a quantizer", f"choose one of {', '.join(every)}")
-    return every[name]
+    return named("quantizers", name, QUANTIZERS)
