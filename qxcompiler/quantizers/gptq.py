@@ -42,23 +42,19 @@ def gptq(weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None) 
     W = weight.T[order].contiguous()  # [K, N]: a column of the matrix is contiguous
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
     columns, threads = order.tolist(), torch.get_num_threads()
-
-    def quantize(start: int, end: int) -> None:
-        """Round columns, and put in their place their errors, in units of the diagonal of U."""
-        if end - start == 1:
-            w = W[start].unsqueeze(1)
-            q = grid.encode(w, columns[start])
-            codes[start] = q.squeeze(1)
-            W[start] = (w - grid.decode(q, columns[start])).squeeze(1) / U[start, start]
-            return
-        middle = (start + end) // 2
-        quantize(start, middle)
-        with _threads(threads) if end - start > _SHARED else nullcontext():
-            W[middle:end].addmm_(U[start:middle, middle:end].T, W[start:middle], alpha=-1)
-        quantize(middle, end)
-
     with _threads(1), torch.inference_mode():
-        quantize(0, len(columns))
+        for done, column in enumerate(columns, start=1):
+            w = W[done - 1].unsqueeze(1)
+            q = grid.encode(w, column)
+            codes[done - 1] = q.squeeze(1)
+            # in a column's place, once it is rounded: its error, in units of the diagonal of U
+            W[done - 1] = (w - grid.decode(q, column)).squeeze(1) / U[done - 1, done - 1]
+            # The largest power of two that divides `done`: so many columns move their errors onto as many that follow.
+            # Every pair of columns meets once so, nearly all in products of large matrices.
+            size = done & -done
+            rounded, following = slice(done - size, done), slice(done, done + size)
+            with _threads(threads) if size >= _SHARED else nullcontext():
+                W[following].addmm_(U[rounded, following].T, W[rounded], alpha=-1)
     return QuantizedWeight(grid, codes[torch.argsort(order)].T.contiguous())
 
 
