@@ -7,6 +7,7 @@ __all__ = ["FrugalModel"]
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,9 @@ class FrugalModel:
 
     Attributes:
         model: as given.
-        session: the whole of it, loaded.
 
     Raises:
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded; one in parts, only once it is run.
     """
 
     def __init__(self, model: str | Path | bytes, *, library: bool = True) -> None:
@@ -59,19 +59,29 @@ class FrugalModel:
         if not isinstance(model, bytes) and _is_small(Path(model)) and _version() >= _FINDS_DATA:
             self._folder, self._graph = Path(model).absolute().parent, load_model(model)
             self._parts = _cut(self._graph, decoded=not library)
-        whole = len(self._parts) < 2
-        self.session = session(model, optimize=library and whole, prepack=False, library=library)
+        if len(self._parts) < 2:
+            self._parts = []
+            _ = self.session
+
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        """The whole of it, loaded.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+        """
+        return session(self.model, optimize=self._library and not self._parts, prepack=False, library=self._library)
 
     def run(
         self, outputs: Sequence[str], feeds: Mapping[str, Any], options: onnxruntime.RunOptions | None = None
     ) -> list[Any]:
         """The values of some outputs, as `feeding.run` gives them, with onnxruntime's exceptions."""
-        if len(self._parts) > 1:
+        if self._parts:
             try:
                 return self._run_parts(outputs, feeds, options)
             except _UncutError:
                 self._parts = []
-                self.session = session(self.model, optimize=self._library, prepack=False, library=self._library)
+                self.__dict__.pop("session", None)  # one that will run is optimized
         return run(self.session, outputs, feeds, options)
 
     def _run_parts(

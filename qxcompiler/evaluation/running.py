@@ -5,12 +5,14 @@ from __future__ import annotations
 __all__ = ["Runner"]
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 
 from qxcompiler.calibration.arrays import InputSpec
 from qxcompiler.calibration.feeding import run
@@ -18,6 +20,14 @@ from qxcompiler.calibration.parts import FrugalModel
 from qxcompiler.calibration.samples import declared_sizes
 from qxcompiler.errors import ModelError
 from qxcompiler.runtime_ops import session
+
+
+@dataclass(frozen=True)
+class _Whole:
+    session: onnxruntime.InferenceSession
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        return run(self.session, outputs, feeds)
 
 
 class Runner:
@@ -30,7 +40,6 @@ class Runner:
 
     Attributes:
         path: the ONNX file; for messages, `the model` where it has none.
-        outputs: the outputs' names, each with its rank (None if unknown), in the graph's order.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -41,14 +50,21 @@ class Runner:
     ) -> None:
         source = model.model if isinstance(model, FrugalModel) else model
         self.path = Path("the model") if isinstance(source, bytes) else Path(source)
-        if isinstance(model, FrugalModel):
-            self.session, self._run = model.session, model.run
-        else:
-            if not isinstance(model, bytes) and not self.path.is_file():
-                raise ModelError(self.path, "no such file", "give an ONNX file")
-            self.session = session(model, threads=threads, prepack=prepack)
-            self._run = partial(run, self.session)
-        self.outputs = {value.name: _rank(value.shape) for value in self.session.get_outputs()}
+        if not isinstance(source, bytes) and not self.path.is_file():
+            raise ModelError(self.path, "no such file", "give an ONNX file")
+        self._model: FrugalModel | _Whole = (
+            model if isinstance(model, FrugalModel) else _Whole(session(model, threads=threads, prepack=prepack))
+        )
+
+    @property
+    def session(self) -> onnxruntime.InferenceSession:
+        """The whole model."""
+        return self._model.session
+
+    @cached_property
+    def outputs(self) -> dict[str, int | None]:
+        """The outputs' names, each with its rank (None if unknown), in the graph's order."""
+        return {value.name: _rank(value.shape) for value in self.session.get_outputs()}
 
     @cached_property
     def inputs(self) -> list[InputSpec]:
@@ -66,7 +82,7 @@ class Runner:
             ModelError: onnxruntime could not run the model.
         """
         try:
-            return self._run(outputs, sample)
+            return self._model.run(outputs, sample)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise self.failure(error) from error
 

@@ -241,24 +241,24 @@ class _Output:
             y, y_ref = np.where(both, y, 0), np.where(both, y_ref, 0)
         self.count += values_ref.size
         with np.errstate(over="ignore", invalid="ignore"):  # doubles may be too large to square: said in the end
-            self.error += float(np.square(values - values_ref).sum())
-            self.norm += float(np.square(values).sum())
-            self.norm_ref += float(np.square(values_ref).sum())
-            self.dot += float((values * values_ref).sum())
+            self.error += _squared_norm(values - values_ref)
+            self.norm += _squared_norm(values)
+            self.norm_ref += _squared_norm(values_ref)
+            self.dot += float(values @ values_ref)
             if self.origin is None and values_ref.size:
                 self.origin = float(values_ref[0])
             shifted = values_ref - (self.origin or 0.0)
             self.shifted += float(shifted.sum())
-            self.shifted_squares += float(np.square(shifted).sum())
+            self.shifted_squares += _squared_norm(shifted)
             if y_ref.shape[-1] > 1:
                 self._add_vectors(y, y_ref)
 
     def _add_vectors(self, y: _Floats, y_ref: _Floats) -> None:
-        lengths, lengths_ref = np.linalg.norm(y, axis=-1), np.linalg.norm(y_ref, axis=-1)
+        lengths, lengths_ref = (np.sqrt(np.einsum("rk,rk->r", rows, rows)) for rows in (y, y_ref))
         zero = 1e-6 * lengths_ref.max(initial=0.0)
         rows = (lengths > zero) | (lengths_ref > zero)
         products = lengths[rows] * lengths_ref[rows]
-        dots = (y[rows] * y_ref[rows]).sum(axis=-1)
+        dots = np.einsum("rk,rk->r", y, y_ref)[rows]
         self.vectors += int(rows.sum())
         self.cosines += float(np.divide(dots, products, out=np.zeros_like(dots), where=products > 0).sum())
 
@@ -325,6 +325,10 @@ class _Output:
 
     def _shapes(self) -> str:
         return f"another shape than the original's in {len(self.misfits)} of {self.arrays} cases ({self.misfits[0]})"
+
+
+def _squared_norm(values: _Floats) -> float:
+    return float(values @ values)
 
 
 def _pairs(y: Any, y_ref: Any) -> Iterator[tuple[Any, Any]]:

@@ -146,7 +146,7 @@ class _Broken:
             runner = Runner(compiled, prepack=False) if library else Runner(FrugalModel(compiled, library=False))
         except ModelError as error:
             raise self._error(str(error), "report this as a bug") from error
-        if missing := [name for name in names if name not in runner.outputs]:
+        if missing := [name for name in names if library and name not in runner.outputs]:
             raise self._error(f"output {missing[0]} is gone", "report this as a bug")
         return runner
 
