@@ -1,0 +1,136 @@
+"""Learn scales and tables of quantized weights so that the whole model follows the original's outputs."""
+
+from __future__ import annotations
+
+__all__ = ["Settings", "distil"]
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from qxcompiler.calibration.samples import Sample
+from qxcompiler.graph import Site, Weight
+from qxcompiler.progress import Track
+from qxcompiler.tuning.executor import TorchModel
+from qxcompiler.tuning.tunable import TunableWeight
+
+_log = logging.getLogger(__name__)
+
+_ROWS = 128  # positions in the softmax at once, to bound memory with large vocabularies
+_CHECKS = 4  # how often, besides the start, the samples held back are looked at
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to learn.
+
+    Attributes:
+        rate: the largest step of Adam.
+        batch: samples a step.
+        warm_up: the share of the steps during which the rate rises.
+        stored: the share of the steps, the last, in which weights are as they will be stored.
+    """
+
+    rate: float = 1e-3
+    batch: int = 4
+    warm_up: float = 0.1
+    stored: float = 0.1
+
+
+Teacher = Callable[[Sample], np.ndarray]
+
+
+def distil(
+    model: TorchModel,
+    tunable: Mapping[Weight, TunableWeight],
+    fixed: Callable[[Weight], Tensor],
+    teacher: Teacher,
+    samples: Sequence[Sample],
+    held_back: Sequence[Sample],
+    settings: Settings,
+    track: Track,
+) -> None:
+    """Minimise D(original || quantized) over the original's own predictions (Hinton et al. 2015, at temperature 1).
+
+    The state that does best on the samples held back is kept, and that may be the first.
+
+    Args:
+        model: the model, which computes its logits.
+        tunable: what is learned, in place.
+        fixed: the matrix of every other weight.
+        teacher: the original's logits for a sample.
+        samples: what to learn from, each once.
+        held_back: what to choose the best state on.
+        settings: how.
+        track: shows progress.
+    """
+    parameters = [parameter for weight in tunable.values() for parameter in weight.parameters]
+    optimizer = torch.optim.Adam(parameters, lr=settings.rate, betas=(0.9, 0.95))
+    batches = [samples[start : start + settings.batch] for start in range(0, len(samples), settings.batch)]
+    total = len(batches)
+    warm_up = max(1, round(settings.warm_up * total))
+
+    def rate(step: int) -> float:
+        rising = (step + 1) / warm_up
+        falling = 0.5 * (1 + math.cos(math.pi * max(step - warm_up, 0) / max(total - warm_up, 1)))
+        return min(rising, falling)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    targets = [teacher(sample) for sample in held_back]
+
+    def loss(sample: Sample, expected: np.ndarray, stored: bool) -> Tensor:
+        def matrix(site: Site) -> Tensor:
+            weight = tunable.get(site.weight)
+            return fixed(site.weight) if weight is None else weight.matrix(stored=stored)
+
+        return divergence(model(sample, matrix), torch.from_numpy(expected).to(model.device))
+
+    def check() -> float:
+        with torch.no_grad():
+            losses = [float(loss(sample, y, stored=True)) for sample, y in zip(held_back, targets, strict=True)]
+        return sum(losses) / len(losses)
+
+    best = check()
+    _log.info("divergence before tuning: %.4f", best)
+    state = [parameter.detach().clone() for parameter in parameters]
+    every = max(1, total // _CHECKS)
+    for step, batch in enumerate(track(batches, "tune")):
+        stored = step >= (1 - settings.stored) * total
+        optimizer.zero_grad()
+        seen = 0.0
+        for sample in batch:
+            each = loss(sample, teacher(sample), stored) / len(batch)
+            torch.autograd.backward(each)
+            seen += float(each.detach())
+        optimizer.step()
+        schedule.step()
+        _log.debug("step %d: %.4f", step, seen)
+        if (step + 1) % every == 0 or step + 1 == total:
+            now = check()
+            _log.info("divergence after %d of %d steps: %.4f", step + 1, total, now)
+            if now < best:
+                best, state = now, [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for parameter, kept in zip(parameters, state, strict=True):
+            parameter.copy_(kept)
+
+
+def divergence(logits: Tensor, expected: Tensor) -> Tensor:
+    """The mean of D(p || q) over positions, of p and q that are proportional to exp of [..., vocabulary]."""
+    q, p = logits.reshape(-1, logits.shape[-1]), expected.reshape(-1, expected.shape[-1])
+    total = q.new_zeros(())
+    for rows in range(0, len(q), _ROWS):
+        total = total + checkpoint(_divergence, q[rows : rows + _ROWS], p[rows : rows + _ROWS], use_reentrant=False)
+    return total / len(q)
+
+
+def _divergence(q: Tensor, p: Tensor) -> Tensor:
+    log_p = p.float().log_softmax(-1)
+    possible = log_p > -torch.inf
+    return torch.where(possible, log_p.exp() * (log_p - q.float().log_softmax(-1)), 0).sum()

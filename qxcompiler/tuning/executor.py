@@ -1,0 +1,137 @@
+"""Compute a model's values in torch, segment after segment, with derivatives."""
+
+from __future__ import annotations
+
+__all__ = ["TorchModel", "UndifferentiableError"]
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from qxcompiler.errors import ModelError
+from qxcompiler.graph import Segment, Site, extract_segment, find_segments
+from qxcompiler.tuning.operators import OPERATORS
+
+# From a site to its weight as a matrix [N, K].
+Weights = Callable[[Site], Tensor]
+
+
+class UndifferentiableError(ModelError):
+    """A model has an operator that torch is not taught here."""
+
+
+class TorchModel:
+    """A model's main graph as torch functions, one for each segment.
+
+    Memory holds the constants that no site reads. What a segment computes on the way is forgotten, and computed again
+    for the derivative (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+
+    Args:
+        model: normalized.
+        sites: its sites.
+        output: the name of the output to compute.
+        device: where to compute.
+
+    Raises:
+        UndifferentiableError: an operator is unknown, or the output does not depend on the last sites.
+    """
+
+    def __init__(self, model: ir.Model, sites: Sequence[Site], output: str, device: torch.device) -> None:
+        self.device = device
+        self._output = output
+        segments = find_segments(model, sites)
+        fed = {value.name or "" for value in model.graph.inputs}
+        self._stages = []
+        for index, segment in enumerate(segments):
+            later = {value.name or "" for other in segments[index + 1 :] for value in other.inputs}
+            gives = segment.outputs if later else [value for value in model.graph.outputs if value.name == output]
+            self._stages.append(_Stage(extract_segment(model, segment, gives), segment, fed | later, device))
+        operands = {site.operand.name for site in sites if site.kind == "linear"}
+        if operands & self._stages[-1].constants.keys():
+            problem, remedy = "comes before the last layers", "tune on another output"
+            raise UndifferentiableError(f"output {output}", problem, remedy)
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], weights: Weights) -> Tensor:
+        """The output for one sample.
+
+        Args:
+            inputs: of the model.
+            weights: gives the matrix of a site; asked again for the derivative.
+        """
+        values = {name: torch.from_numpy(np.asarray(array)).to(self.device) for name, array in inputs.items()}
+        for stage in self._stages:
+            names = sorted(stage.reads & values.keys())
+            run = partial(stage, names, weights)
+            tensors = [values[name] for name in names]
+            if torch.is_grad_enabled():
+                computed = checkpoint(run, *tensors, use_reentrant=False, preserve_rng_state=False)
+            else:
+                computed = run(*tensors)
+            values = {name: value for name, value in values.items() if name in stage.read_later}
+            values |= dict(zip(stage.gives, computed, strict=True))
+        return values[self._output]
+
+
+class _Stage:
+    """One segment: from the graph's inputs, and what earlier segments pass on, to what it passes on."""
+
+    def __init__(self, extracted: ir.Model, segment: Segment, read_later: set[str], device: torch.device) -> None:
+        graph = extracted.graph
+        self._sites = {site.operand.name or "": site for site in (*segment.embeddings, *segment.sites)}
+        self.reads = {value.name or "" for value in graph.inputs} - set(self._sites)
+        self.gives = [value.name or "" for value in graph.outputs]
+        self.read_later = read_later
+        self.constants = {
+            # what is a single number may be a size, which the CPU has to know
+            name: torch.from_numpy(_plain(value.const_value)).to(device if value.const_value.size > 1 else "cpu")
+            for name, value in graph.initializers.items()
+            if value.const_value is not None
+        }
+        self._nodes = [_Node(node) for node in graph]
+        last = {name: node for node in self._nodes for name in node.inputs}
+        for name, node in last.items():
+            if name and name not in self.constants and name not in self.gives:
+                node.forgets.append(name)
+
+    def __call__(self, names: Sequence[str], weights: Weights, *tensors: Tensor) -> tuple[Tensor, ...]:
+        values = dict(self.constants) | dict(zip(names, tensors, strict=True))
+        for node in self._nodes:
+            for name in node.inputs:
+                if name in self._sites and name not in values:
+                    values[name] = _as_operand(self._sites[name], weights(self._sites[name]))
+            computed = node.function(*[values[name] if name else None for name in node.inputs])
+            results = computed if isinstance(computed, tuple) else (computed,)
+            values.update(zip(node.outputs, results, strict=False))  # optional outputs may be left out
+            for name in node.forgets:
+                del values[name]
+        return tuple(values[name] for name in self.gives)
+
+
+class _Node:
+    def __init__(self, node: ir.Node) -> None:
+        if node.domain != "" or node.op_type not in OPERATORS:
+            name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            raise UndifferentiableError(
+                f"node '{node.name}'", f"is a {name}, of which no derivative is known", "compile without tuning"
+            )
+        self.inputs = [value.name or "" if value is not None else "" for value in node.inputs]  # "" for none
+        self.outputs = [value.name or "" for value in node.outputs]
+        attributes: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
+        self.function = partial(OPERATORS[node.op_type], **attributes)
+        self.forgets: list[str] = []
+
+
+def _plain(tensor: ir.TensorProtocol) -> np.ndarray:
+    array = tensor.numpy()
+    return np.array(array.astype(np.float32) if array.dtype.isbuiltin == 2 else array)
+
+
+def _as_operand(site: Site, matrix: Tensor) -> Tensor:
+    """A matrix [N, K] as the site's node reads it; in float32 whatever the model's type."""
+    return (matrix.T if site.operand_transposed else matrix).reshape(site.operand_shape)

@@ -1,0 +1,170 @@
+"""Models in torch, and what is learned with them."""
+
+from __future__ import annotations
+
+import graph_models
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from qxcompiler.errors import ModelError
+from qxcompiler.formats import parse_format
+from qxcompiler.graph import find_sites
+from qxcompiler.graph.normal_form import normalize
+from qxcompiler.packing import pack, unpack
+from qxcompiler.progress import silent
+from qxcompiler.quantizers.rtn import rtn
+from qxcompiler.tuning.distillation import Settings, distil, divergence
+from qxcompiler.tuning.executor import TorchModel, UndifferentiableError
+from qxcompiler.tuning.tunable import TunableWeight
+
+CPU = torch.device("cpu")
+FORMATS = ["int3g32", "int3g16a", "int4", "int3g16as8", "int4g32e8", "lut3g32", "lut2g16t", "lut4g16s8", "nf4g16", "ternary"]
+
+
+def loaded(proto):
+    model = ir.from_proto(proto)
+    normalize(model)
+    return model, find_sites(model)
+
+
+def original(site):
+    return site.weight.matrix()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [graph_models.llama, graph_models.bert, graph_models.gpt2, graph_models.phi3, graph_models.encoder_decoder,
+     graph_models.vit, graph_models.mlp],
+)  # fmt: skip
+def test_a_model_computes_what_onnxruntime_does(make):
+    proto, feeds = make()
+    model, sites = loaded(proto)
+    expected = graph_models.run(proto, feeds)
+    name = model.graph.outputs[0].name
+    torch_model = TorchModel(model, sites, name, CPU)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            y = torch_model(feeds, original)
+        np.testing.assert_allclose(y.detach().numpy(), expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_operator_without_derivative_is_named():
+    b = graph_models.Builder()
+    x = b.linear("x", 8, 8)
+    (y,) = [b.op("Det", x, name="determinant")]
+    model, sites = loaded(b.model({"x": (1, [8, 8])}, [y]))
+    with pytest.raises(UndifferentiableError, match="node 'determinant': is a Det, of which no derivative is known"):
+        TorchModel(model, sites, y, CPU)
+
+
+def test_an_output_that_is_there_before_the_last_weights_is_refused():
+    proto, _ = graph_models.mlp()
+    model, sites = loaded(proto)
+    early = sites[0].node.outputs[0]
+    model.graph.outputs.append(early)
+    with pytest.raises(ModelError, match="comes before the last layers"):
+        TorchModel(model, sites, early.name, CPU)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_tunable_weight_is_the_packed_one_before_and_after(name):
+    torch.manual_seed(0)
+    quantized = unpack(pack(rtn(torch.randn(20, 50), parse_format(name), None)))
+    weight = TunableWeight(quantized, CPU)
+    assert torch.equal(weight.matrix(stored=True), quantized.decode())
+    torch.testing.assert_close(weight.matrix(stored=False), quantized.decode(), rtol=1e-6, atol=0)
+    with torch.no_grad():
+        for parameter in weight.parameters:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    learned = weight.quantized()
+    torch.testing.assert_close(learned.decode(), weight.matrix(stored=True).detach(), rtol=1e-6, atol=0)
+    assert not torch.equal(learned.decode(), quantized.decode())
+    if weight.entries is not None:
+        assert bool((learned.grid.entries.diff(dim=1) >= 0).all())
+    assert torch.equal(unpack(pack(learned)).decode(), learned.decode())
+
+
+def test_the_derivative_is_the_one_of_finite_differences():
+    proto, feeds = graph_models.llama()
+    model, sites = loaded(proto)
+    logits = model.graph.outputs[0].name
+    torch_model = TorchModel(model, sites, logits, CPU)
+    expected = torch.from_numpy(graph_models.run(proto, feeds)[logits])
+    torch.manual_seed(0)
+    tunable = {
+        site.weight: TunableWeight(rtn(site.weight.matrix(), parse_format("lut2g16"), None), CPU)
+        for site in sites if site.role in ("value", "gate", "down")
+    }  # fmt: skip
+    assert len(tunable) == 6
+
+    def loss():
+        def matrix(site):
+            return tunable[site.weight].matrix(stored=False) if site.weight in tunable else original(site)
+
+        return divergence(torch_model(feeds, matrix), expected)
+
+    for weight in tunable.values():
+        for parameter in weight.parameters:
+            (slope,) = torch.autograd.grad(loss(), [parameter])
+            direction = slope / slope.norm()
+            with torch.no_grad():
+                parameter.add_(direction, alpha=2e-2)
+                above = float(loss())
+                parameter.add_(direction, alpha=-4e-2)
+                below = float(loss())
+                parameter.add_(direction, alpha=2e-2)
+            assert (above - below) / 4e-2 == pytest.approx(float(slope.norm()), rel=2e-2)
+
+
+def test_the_divergence_is_the_one_of_the_formula():
+    torch.manual_seed(0)
+    logits, expected = 3 * torch.randn(2, 200, 7), 3 * torch.randn(2, 200, 7)
+    expected[0, 0, 0] = -torch.inf  # what has no chance adds nothing
+    p, q = expected.double().softmax(-1), logits.double().softmax(-1)
+    by_hand = sum(
+        float(a) * np.log(float(a) / float(b)) for a, b in zip(p.flatten(), q.flatten(), strict=True) if a > 0
+    )
+    assert float(divergence(logits, expected)) == pytest.approx(by_hand / 400, rel=1e-5)
+
+
+def test_tuning_comes_nearer_to_the_original_on_other_samples():
+    proto, _ = graph_models.llama(vocabulary=40)
+    model, sites = loaded(proto)
+    logits = model.graph.outputs[0].name
+    torch_model = TorchModel(model, sites, logits, CPU)
+    random = np.random.default_rng(1)
+    _, example = graph_models.llama()
+
+    def sample():
+        return {name: random.integers(0, 40, array.shape) if name.endswith("ids") and "position" not in name else array
+                for name, array in example.items()}  # fmt: skip
+
+    def teacher(feeds):
+        return graph_models.run(proto, feeds)[logits]
+
+    def weights(seed):
+        torch.manual_seed(seed)
+        return {site.weight: TunableWeight(rtn(site.weight.matrix(), parse_format("lut2g16"), None), CPU)
+                for site in sites if site.kind == "linear" and site.role != "head"}  # fmt: skip
+
+    samples, held_back, unseen = ([sample() for _ in range(count)] for count in (60, 6, 10))
+
+    def far(tunable):
+        def matrix(site):
+            return tunable[site.weight].matrix(stored=True) if site.weight in tunable else original(site)
+
+        with torch.no_grad():
+            return sum(float(divergence(torch_model(each, matrix), torch.from_numpy(teacher(each)))) for each in unseen)
+
+    tunable = weights(0)
+    before = far(tunable)
+    settings = Settings(rate=1e-2)
+    arguments = (lambda weight: weight.matrix(), teacher, samples, held_back, settings, silent)
+    distil(torch_model, tunable, *arguments)
+    assert far(tunable) < 0.7 * before
+    again = weights(0)
+    distil(torch_model, again, *arguments)
+    for weight, other in zip(tunable.values(), again.values(), strict=True):
+        assert all(map(torch.equal, weight.parameters, other.parameters))
