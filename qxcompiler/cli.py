@@ -142,6 +142,9 @@ def compile(  # noqa: A001
     quantizer: Annotated[str, typer.Option(help="rtn, gptq, or one that a package adds.")] = _DEFAULTS.quantizer,
     calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = _DEFAULTS.samples,
+    tune: Annotated[
+        int, typer.Option(min=0, help="How many samples to tune scales and tables on, through the whole model.")
+    ] = _DEFAULTS.tune,
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens a sample. [default: 512, or the model's context if shorter]")
     ] = None,

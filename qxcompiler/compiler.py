@@ -20,12 +20,14 @@ import torch
 from qxcompiler.allocation import FLOAT, Plan, Question, find_allocation, load_plan
 from qxcompiler.calibration import walk
 from qxcompiler.calibration.made_up import made_up_samples
+from qxcompiler.calibration.parts import FrugalModel
 from qxcompiler.calibration.samples import Sample, input_specs, load_samples
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
 from qxcompiler.config import CONFIG, Config, made_with, save_config
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
+from qxcompiler.evaluation.running import Runner
 from qxcompiler.formats import Format
 from qxcompiler.graph import (
     Site,
@@ -53,6 +55,7 @@ from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
 from qxcompiler.targets import Target, find_target, load_target
+from qxcompiler.tuning import Tuning, tune
 from qxcompiler.work_folder import WorkFolder, fingerprint
 
 __all__ = ["compile", "compile_folder"]
@@ -196,7 +199,8 @@ class _Compiler:
         _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
         if not sites:
             raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
-        calibrating, held_back = self._samples(graph, original, calibration)
+        samples, held_back = self._samples(graph, original, calibration)
+        calibrating = _spaced(samples, options.samples)
         plan = self._plan(graph, sites, calibrating)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         made_up = not held_back
@@ -213,9 +217,12 @@ class _Compiler:
         preparing = pipelines.before_calibration(walk.Calibration(list(schemes), calibrating, self.device, self.track))
         pipelines.run(preparing, graph)
         passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]
-        manifest = self._manifest(graph, original, plan, calibrating, passes, config)
+        manifest = self._manifest(graph, original, plan, samples, passes, config)
         work = WorkFolder(stage.parent / WORK / name, manifest)
         results = self._quantize(graph, sites, plan, calibrating, work)
+        tuning = None
+        if options.tune:
+            results, tuning = self._tune(graph, sites, results, original, samples, work)
         said = report_sites(graph, sites, plan, results)
         packing = PackSites(schemes, {weight: result.packed for weight, result in results.items()})
         pipelines.run([packing, *pipelines.after_packing()], graph)
@@ -238,6 +245,7 @@ class _Compiler:
             bytes_before=bytes_before,
             bytes_after=bytes_after,
             peak_memory_bytes=_peak_memory(),
+            tuning=tuning,
             verification=verification,
             warnings=[*_warnings(sites, plan, results), *warnings],
             **asdict(said),
@@ -296,16 +304,19 @@ class _Compiler:
             if "statistics" in find_quantizer(options.quantizer).needs:
                 remedy = "give --calibration FILE, or choose --quantizer rtn"
                 raise UsageError(f"--quantizer {options.quantizer}", "needs samples", remedy)
+            if options.tune:
+                raise UsageError("--tune", "needs samples", "give --calibration FILE")
             return [], []
         is_text = isinstance(calibration, (str, Path)) and Path(calibration).suffix != ".npz"
+        wanted = max(options.samples, options.tune)
         loaded = load_samples(
             calibration,
             input_specs(graph),
             original if isinstance(original, Path) else None,
-            samples=options.samples + (_HELD_BACK if is_text else _MOST_HELD_BACK),
+            samples=wanted + (_HELD_BACK if is_text else _MOST_HELD_BACK),
             length=options.length,
         )
-        held_back = min(max(_HELD_BACK, len(loaded) - options.samples), len(loaded) - 1)
+        held_back = min(max(_HELD_BACK, len(loaded) - wanted), len(loaded) - 1)
         return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
 
     def _manifest(
@@ -330,7 +341,13 @@ class _Compiler:
             "model": model,
             "samples": fingerprint(samples),
             "schemes": {site: str(scheme or FLOAT) for site, scheme in plan.items()},
-            "options": {"quantizer": options.quantizer, "device": str(self.device), "seed": options.seed},
+            "options": {
+                "quantizer": options.quantizer,
+                "samples": options.samples,
+                "tune": options.tune,
+                "device": str(self.device),
+                "seed": options.seed,
+            },
             "passes": list(passes),
             "models before": list(self.manifests),
         }
@@ -373,6 +390,31 @@ class _Compiler:
         self.done |= {digest: results[weight] for weight, digest in digests.items()}
         return results
 
+    def _tune(
+        self,
+        graph: ir.Model,
+        sites: Sequence[Site],
+        results: Mapping[Weight, QuantizationResult],
+        original: Path | onnx.ModelProto,
+        samples: Sequence[Sample],
+        work: WorkFolder,
+    ) -> tuple[dict[Weight, QuantizationResult], Tuning]:
+        if self.several:
+            raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
+        reference = Runner(FrugalModel(_runnable(original)))
+        names = {weight: f"{index:05}.tuned" for index, weight in enumerate(results)}
+        return tune(
+            graph,
+            sites,
+            results,
+            lambda sample, output: reference.run(sample, [output])[0],
+            samples,
+            self.device,
+            self.options.seed,
+            self.track,
+            lambda weight, result: work.keep(names[weight], result),
+        )
+
     def _verify(
         self,
         compiled: Path,
@@ -387,6 +429,12 @@ class _Compiler:
         bits = min((scheme.format.bits for scheme in plan.values() if scheme), default=32)
         suspects = [site.name for site in worst[:_SUSPECTS]]
         return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
+
+
+def _spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most so many of them, from the first on."""
+    count = min(count, len(samples))
+    return [samples[index * len(samples) // count] for index in range(count)]
 
 
 def _digest(weight: Weight, fmt: Format) -> bytes:

@@ -23,6 +23,8 @@ class Options(BaseModel):
         allocation: how schemes are chosen: `uniform`, or what a package adds.
         quantizer: the algorithm that chooses the codes.
         samples: how many samples to calibrate on, at most.
+        tune: how many samples, at most, to tune the scales and tables of the quantized weights on, so that the whole
+            model follows the original's outputs; 0 leaves them as the quantizer chose them.
         length: tokens a sample; by default 512, or the model's context where that is shorter.
         keep: a regular expression; sites whose name or role it finds stay in float.
         plan: a plan file that says every site's scheme, instead of `weights`, `activations`, `head`, `embedding` and
@@ -42,6 +44,7 @@ class Options(BaseModel):
     allocation: str = "uniform"
     quantizer: str = "gptq"
     samples: int = Field(default=48, ge=1)
+    tune: int = Field(default=0, ge=0)
     length: int | None = Field(default=None, ge=1)
     keep: str | None = None
     plan: Path | None = None

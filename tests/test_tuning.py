@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import graph_models
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
 
-from qxcompiler.errors import ModelError
+import qxcompiler
+from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import parse_format
 from qxcompiler.graph import find_sites
 from qxcompiler.graph.normal_form import normalize
@@ -168,3 +170,53 @@ def test_tuning_comes_nearer_to_the_original_on_other_samples():
     distil(torch_model, again, *arguments)
     for weight, other in zip(tunable.values(), again.values(), strict=True):
         assert all(map(torch.equal, weight.parameters, other.parameters))
+
+
+TUNED = {"weights": "lut2g16", "activations": "a32", "head": "float", "embedding": "float", "length": 16, "samples": 6}
+
+
+def test_a_compile_that_tunes_says_what_it_reached_and_repeats_itself(tiny):
+    reports = [
+        qxcompiler.compile(tiny.model, "cpu-x86", tiny.folder / name, calibration=tiny.calibration, tune=40, **TUNED)
+        for name in ("once", "again")
+    ]
+    once, again = ((tiny.folder / name / "model.onnx").read_bytes() for name in ("once", "again"))
+    assert once == again  # it names its data by their digest
+    said = reports[0].tuning
+    assert (said.output, said.samples + said.held_back) == ("logits", 35)  # all that the text gives
+    assert said.loss_after < said.loss_before
+    assert said == reports[1].tuning
+    plain = qxcompiler.compile(tiny.model, "cpu-x86", tiny.folder / "plain", calibration=tiny.calibration, **TUNED)
+    assert plain.tuning is None
+    assert [site.bytes for site in plain.sites] == [site.bytes for site in reports[0].sites]
+
+
+def test_an_encoder_is_tuned_on_its_first_output(tmp_path):
+    proto, feeds = graph_models.bert()
+    onnx.save(proto, tmp_path / "model.onnx")
+    random = np.random.default_rng(0)
+    samples = [
+        {name: random.integers(0, 20, array.shape) if name == "ids" else array for name, array in feeds.items()}
+        for _ in range(40)
+    ]
+    report = qxcompiler.compile(
+        tmp_path / "model.onnx", "cpu-x86", tmp_path / "out", calibration=samples, tune=24, weights="int3g16",
+        embedding="float",
+    )  # fmt: skip
+    assert report.tuning.loss_after < report.tuning.loss_before < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"quantizer": "rtn"}, "--tune: needs samples"),
+        ({"weights": "mxfp4", "calibration": True}, "--tune: finds no weight whose scales can be learned"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(tiny, options, problem):
+    given = TUNED | options
+    if given.pop("calibration", False):
+        given["calibration"] = tiny.calibration
+    with pytest.raises(QxcError, match=problem):
+        qxcompiler.compile(tiny.model, "cpu-x86", tiny.folder / "out", tune=20, **given)
+    assert not (tiny.folder / "out" / "model.onnx").exists()

@@ -14,6 +14,7 @@ from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import packed_bytes
 from qxcompiler.quantizers import QuantizationResult
 from qxcompiler.report.coverage import Unquantized, coverage
+from qxcompiler.tuning import Tuning
 
 __all__ = ["Report", "SiteReport", "SitesReport", "report_sites"]
 
@@ -61,6 +62,7 @@ class Report(BaseModel):
         bytes_before: size of the model's files.
         bytes_after: size of the compiled model's files.
         peak_memory_bytes: resident memory of the process at most, until the report was written.
+        tuning: what tuning reached, None where there was none.
         verification: None where nothing was verified; `warnings` says why.
         warnings: what a user should know.
         unquantized: what was not quantized, and why, the most bytes first.
@@ -75,6 +77,7 @@ class Report(BaseModel):
     bytes_before: int
     bytes_after: int
     peak_memory_bytes: int
+    tuning: Tuning | None
     verification: Verification | None
     warnings: list[str]
     unquantized: list[Unquantized]

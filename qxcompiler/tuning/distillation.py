@@ -35,12 +35,14 @@ class Settings:
         batch: samples a step.
         warm_up: the share of the steps during which the rate rises.
         stored: the share of the steps, the last, in which weights are as they will be stored.
+        is_logits: whether the output is compared as logits, and not number by number.
     """
 
     rate: float = 1e-3
     batch: int = 4
     warm_up: float = 0.1
     stored: float = 0.1
+    is_logits: bool = True
 
 
 Teacher = Callable[[Sample], np.ndarray]
@@ -55,20 +57,23 @@ def distil(
     held_back: Sequence[Sample],
     settings: Settings,
     track: Track,
-) -> None:
-    """Minimise D(original || quantized) over the original's own predictions (Hinton et al. 2015, at temperature 1).
+) -> tuple[float, float]:
+    """Minimise D(original || quantized) of predictions (Hinton et al. 2015, at temperature 1), or the squared error.
 
     The state that does best on the samples held back is kept, and that may be the first.
 
     Args:
-        model: the model, which computes its logits.
+        model: the model, which computes one output.
         tunable: what is learned, in place.
         fixed: the matrix of every other weight.
-        teacher: the original's logits for a sample.
+        teacher: the original's output for a sample.
         samples: what to learn from, each once.
         held_back: what to choose the best state on.
         settings: how.
         track: shows progress.
+
+    Returns:
+        The loss over the samples held back, before and after.
     """
     parameters = [parameter for weight in tunable.values() for parameter in weight.parameters]
     optimizer = torch.optim.Adam(parameters, lr=settings.rate, betas=(0.9, 0.95))
@@ -83,21 +88,22 @@ def distil(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     targets = [teacher(sample) for sample in held_back]
+    measure = divergence if settings.is_logits else squared_error
 
     def loss(sample: Sample, expected: np.ndarray, stored: bool) -> Tensor:
         def matrix(site: Site) -> Tensor:
             weight = tunable.get(site.weight)
             return fixed(site.weight) if weight is None else weight.matrix(stored=stored)
 
-        return divergence(model(sample, matrix), torch.from_numpy(expected).to(model.device))
+        return measure(model(sample, matrix), torch.from_numpy(expected).to(model.device))
 
     def check() -> float:
         with torch.no_grad():
             losses = [float(loss(sample, y, stored=True)) for sample, y in zip(held_back, targets, strict=True)]
         return sum(losses) / len(losses)
 
-    best = check()
-    _log.info("divergence before tuning: %.4f", best)
+    before = best = check()
+    _log.info("loss before tuning: %.4f", best)
     state = [parameter.detach().clone() for parameter in parameters]
     every = max(1, total // _CHECKS)
     for step, batch in enumerate(track(batches, "tune")):
@@ -113,12 +119,13 @@ def distil(
         _log.debug("step %d: %.4f", step, seen)
         if (step + 1) % every == 0 or step + 1 == total:
             now = check()
-            _log.info("divergence after %d of %d steps: %.4f", step + 1, total, now)
+            _log.info("loss after %d of %d steps: %.4f", step + 1, total, now)
             if now < best:
                 best, state = now, [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
         for parameter, kept in zip(parameters, state, strict=True):
             parameter.copy_(kept)
+    return before, best
 
 
 def divergence(logits: Tensor, expected: Tensor) -> Tensor:
@@ -128,6 +135,12 @@ def divergence(logits: Tensor, expected: Tensor) -> Tensor:
     for rows in range(0, len(q), _ROWS):
         total = total + checkpoint(_divergence, q[rows : rows + _ROWS], p[rows : rows + _ROWS], use_reentrant=False)
     return total / len(q)
+
+
+def squared_error(y: Tensor, expected: Tensor) -> Tensor:
+    """|y - expected|² / |expected|²."""
+    expected = expected.to(y)
+    return (y - expected).square().sum() / expected.square().sum()
 
 
 def _divergence(q: Tensor, p: Tensor) -> Tensor:
