@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx import TensorProto
 
 import qxcompiler
 from qxcompiler.errors import ModelError, QxcError
@@ -50,6 +51,19 @@ def test_a_model_computes_what_onnxruntime_does(make):
         with torch.set_grad_enabled(grad):
             y = torch_model(feeds, original)
         np.testing.assert_allclose(y.detach().numpy(), expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_float16_is_computed_in_float32():
+    b = graph_models.Builder()
+    weights = [b.constant(b.random.standard_normal((16, 16)).astype(np.float16)) for _ in range(2)]
+    half = b.op("Tanh", b.op("MatMul", "x", weights[0]))
+    y = b.op("Cast", b.op("MatMul", half, weights[1]), to=TensorProto.FLOAT)
+    proto = b.model({"x": (TensorProto.FLOAT16, [3, 16])}, [y])
+    feeds = {"x": b.random.standard_normal((3, 16)).astype(np.float16)}
+    model, sites = loaded(proto)
+    computed = TorchModel(model, sites, y, CPU)(feeds, original)
+    assert computed.dtype == torch.float32
+    np.testing.assert_allclose(computed.numpy(), graph_models.run(proto, feeds)[y], rtol=0, atol=2e-2)
 
 
 def test_an_operator_without_derivative_is_named():

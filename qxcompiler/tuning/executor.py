@@ -64,7 +64,7 @@ class TorchModel:
             inputs: of the model.
             weights: gives the matrix of a site; asked again for the derivative.
         """
-        values = {name: torch.from_numpy(np.asarray(array)).to(self.device) for name, array in inputs.items()}
+        values = {name: torch.from_numpy(_plain(array)).to(self.device) for name, array in inputs.items()}
         for stage in self._stages:
             names = sorted(stage.reads & values.keys())
             run = partial(stage, names, weights)
@@ -89,7 +89,9 @@ class _Stage:
         self.read_later = read_later
         self.constants = {
             # what is a single number may be a size, which the CPU has to know
-            name: torch.from_numpy(_plain(value.const_value)).to(device if value.const_value.size > 1 else "cpu")
+            name: torch.from_numpy(_plain(value.const_value.numpy())).to(
+                device if value.const_value.size > 1 else "cpu"
+            )
             for name, value in graph.initializers.items()
             if value.const_value is not None
         }
@@ -127,11 +129,12 @@ class _Node:
         self.forgets: list[str] = []
 
 
-def _plain(tensor: ir.TensorProtocol) -> np.ndarray:
-    array = tensor.numpy()
-    return np.array(array.astype(np.float32) if array.dtype.isbuiltin == 2 else array)
+def _plain(array: np.ndarray) -> np.ndarray:
+    """A copy; floats of 16 bits, and of types that numpy has not, as float32."""
+    is_small = array.dtype == np.float16 or array.dtype.isbuiltin == 2
+    return array.astype(np.float32) if is_small else np.array(array)
 
 
 def _as_operand(site: Site, matrix: Tensor) -> Tensor:
-    """A matrix [N, K] as the site's node reads it; in float32 whatever the model's type."""
+    """A matrix [N, K] as the site's node reads it, but for its type, which stays float32."""
     return (matrix.T if site.operand_transposed else matrix).reshape(site.operand_shape)

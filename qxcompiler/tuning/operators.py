@@ -1,8 +1,9 @@
 """What the operators of ONNX compute, in torch, so that it can be differentiated.
 
 A function takes a node's inputs (None where an optional one is left out) and its attributes by name, and gives one
-tensor or, for several outputs, a tuple. Sizes, axes and other integers that say how to compute may lie on the CPU
-beside a model on another device.
+tensor or, for several outputs, a tuple. Floats of 16 bits are computed in float32, for their derivatives would be too
+small for them. Sizes, axes and other integers that say how to compute may lie on the CPU beside a model on another
+device.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ Operator: TypeAlias = Callable[..., Tensor | tuple[Tensor, ...]]
 
 _TYPES = {
     ir.DataType.FLOAT: torch.float32,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.FLOAT16: torch.float32,
+    ir.DataType.BFLOAT16: torch.float32,
     ir.DataType.DOUBLE: torch.float64,
     ir.DataType.INT8: torch.int8,
     ir.DataType.INT16: torch.int16,
