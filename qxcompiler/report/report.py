@@ -34,7 +34,7 @@ class SiteReport(BaseModel):
         bits_per_weight: everything stored for the weight, over its number of weights.
         bytes: what the weight takes; 0 where an earlier site has the same weight.
         error: relative error of the layer's output over the calibration samples (of the weight itself where the
-            quantizer had no statistics), None where left in float.
+            quantizer had no statistics), before tuning; None where left in float.
     """
 
     name: str
