@@ -87,19 +87,19 @@ def distil(
         return min(rising, falling)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    targets = [teacher(sample) for sample in held_back]
     measure = divergence if settings.is_logits else squared_error
 
-    def loss(sample: Sample, expected: np.ndarray, stored: bool) -> Tensor:
+    def loss(sample: Sample, stored: bool) -> Tensor:
         def matrix(site: Site) -> Tensor:
             weight = tunable.get(site.weight)
             return fixed(site.weight) if weight is None else weight.matrix(stored=stored)
 
-        return measure(model(sample, matrix), torch.from_numpy(expected).to(model.device))
+        expected = torch.from_numpy(np.asarray(teacher(sample), np.float32)).to(model.device)
+        return measure(model(sample, matrix), expected)
 
     def check() -> float:
         with torch.no_grad():
-            losses = [float(loss(sample, y, stored=True)) for sample, y in zip(held_back, targets, strict=True)]
+            losses = [float(loss(sample, stored=True)) for sample in held_back]
         return sum(losses) / len(losses)
 
     before = best = check()
@@ -111,7 +111,7 @@ def distil(
         optimizer.zero_grad()
         seen = 0.0
         for sample in batch:
-            each = loss(sample, teacher(sample), stored) / len(batch)
+            each = loss(sample, stored) / len(batch)
             torch.autograd.backward(each)
             seen += float(each.detach())
         optimizer.step()
