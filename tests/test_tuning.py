@@ -18,7 +18,7 @@ from qxcompiler.graph.normal_form import normalize
 from qxcompiler.packing import pack, unpack
 from qxcompiler.progress import silent
 from qxcompiler.quantizers.rtn import rtn
-from qxcompiler.tuning.distillation import Settings, distil, divergence
+from qxcompiler.tuning.distillation import distil, divergence
 from qxcompiler.tuning.executor import TorchModel, UndifferentiableError
 from qxcompiler.tuning.tunable import TunableWeight
 
@@ -176,12 +176,11 @@ def test_tuning_comes_nearer_to_the_original_on_other_samples():
 
     tunable = weights(0)
     before = far(tunable)
-    settings = Settings(rate=1e-2)
-    arguments = (lambda weight: weight.matrix(), teacher, samples, held_back, settings, silent)
-    distil(torch_model, tunable, *arguments)
+    arguments = (lambda weight: weight.matrix(), teacher, samples, held_back, silent)
+    distil(torch_model, tunable, *arguments, is_logits=True, rate=1e-2)
     assert far(tunable) < 0.7 * before
     again = weights(0)
-    distil(torch_model, again, *arguments)
+    distil(torch_model, again, *arguments, is_logits=True, rate=1e-2)
     for weight, other in zip(tunable.values(), again.values(), strict=True):
         assert all(map(torch.equal, weight.parameters, other.parameters))
 
