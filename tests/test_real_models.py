@@ -9,8 +9,12 @@ from pydoc_data.topics import topics
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 import qxcompiler
+from qxcompiler.calibration.samples import input_specs, load_samples
+from qxcompiler.graph import find_sites, load_model, normalize, raise_opset
+from qxcompiler.tuning.executor import TorchModel
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +86,30 @@ def test_minilm_in_four_bits_means_the_same(minilm, texts, tmp_path):
     figures = qxcompiler.evaluate(out / "model.onnx", texts[1], windows=8, length=128, reference=minilm / "model.onnx")
     assert figures.kind == "similarity"
     assert figures.cosine_similarity > 0.97
+
+
+@pytest.mark.parametrize(("name", "output"), [("smollm2", "logits"), ("minilm", "last_hidden_state")])
+def test_a_real_model_computes_in_torch_what_it_does_in_onnxruntime(name, output, texts, request):
+    path = request.getfixturevalue(name) / "model.onnx"
+    model = load_model(path)
+    normalize(model)
+    raise_opset(model, 18)
+    (sample,) = load_samples(texts[0], input_specs(model), path, samples=1, length=48)
+    with torch.no_grad():
+        y = TorchModel(model, find_sites(model), output, torch.device("cpu"))(sample, lambda site: site.weight.matrix())
+    (y_ref,) = qxcompiler.session(path).run([output], sample)
+    assert np.linalg.norm(y.numpy() - y_ref) < 1e-4 * np.linalg.norm(y_ref)
+
+
+def test_minilm_tuned_comes_nearer_to_the_original(minilm, texts, tmp_path):
+    options = {"weights": "lut2g64", "embedding": "float", "samples": 8, "length": 64, "calibration": texts[0]}
+    similarities = []
+    for tune in (0, 48):
+        out = tmp_path / str(tune)
+        report = qxcompiler.compile(minilm / "model.onnx", "cpu-x86", out, tune=tune, **options)
+        figures = qxcompiler.evaluate(
+            out / "model.onnx", texts[1], windows=12, length=64, reference=minilm / "model.onnx"
+        )
+        similarities.append(figures.cosine_similarity)
+    assert report.tuning.loss_after < 0.9 * report.tuning.loss_before
+    assert similarities[1] > similarities[0]  # on text that was not learned from
