@@ -47,6 +47,10 @@ class PowerOfTwo(IntegerFormat):
     def name(self):
         return f"p2int{self.bits}g{self.group_size}"
 
+    @property
+    def learnable(self):
+        return frozenset()  # no scale in between
+
     def fit(self, weight, importance):
         grid = super().fit(weight, importance)
         return replace(grid, scales=2.0 ** torch.ceil(torch.log2(grid.scales)))

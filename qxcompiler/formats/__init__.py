@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qxcompiler.formats.base import GROUP_SIZES, Format, Grid, QuantizedWeight
-from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat, CodebookGrid
+from qxcompiler.formats.codebook import CODEBOOK_BITS, LARGEST_ENTRY, CodebookFormat, CodebookGrid
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat, IntegerGrid
 from qxcompiler.formats.mx import E2M1_VALUES, MX_FORMATS, MxFormat, MxGrid
 from qxcompiler.formats.registry import parse_format
@@ -20,6 +20,7 @@ __all__ = [
     "FLOAT16",
     "GROUP_SIZES",
     "INTEGER_BITS",
+    "LARGEST_ENTRY",
     "MX_FORMATS",
     "ROW_SCALE_STEPS",
     "SCALE_TYPES",

@@ -56,6 +56,14 @@ class Format(ABC):
         """Whether each group stores a zero point."""
         return self.code_type == "UInt"
 
+    @property
+    def learnable(self) -> frozenset[str]:
+        """What of `Grid.stored` may be learned beside frozen codes: `scales`, `codebook`, or nothing.
+
+        A format whose scales or table are not free must say so.
+        """
+        return frozenset()
+
     @abstractmethod
     def codebook_rows(self, out_features: int) -> int:
         """How many codebooks a weight of N rows stores: N, 1, or 0 for a format without."""
@@ -139,14 +147,17 @@ class Grid(ABC):
 
     def column_scales(self, columns: Columns) -> torch.Tensor:
         """float32 [N, C]: the scale of every weight in the given columns."""
-        return self.scales[:, self._groups(columns)]
+        return self._by_column(self.scales, columns)
 
-    def _groups(self, columns: Columns) -> torch.Tensor | slice:
-        """What selects the groups of `columns` from [N, G]; a view where one column is asked for."""
+    def _by_column(self, per_group: torch.Tensor, columns: Columns) -> torch.Tensor:
+        """[N, G] as [N, C]; a view where one column is asked for."""
+        length = self.format.group_length(self.in_features)
         if isinstance(columns, int):
-            group = columns // self.format.group_length(self.in_features)
-            return slice(group, group + 1)
-        return self.format.group_of(self.in_features, self.scales.device)[columns]
+            group = columns // length
+            return per_group[:, group : group + 1]
+        if columns == slice(None):  # its derivative is a sum over every group, and no search for equal indices
+            return per_group.repeat_interleave(length, 1)[:, : self.in_features]
+        return per_group[:, self.format.group_of(self.in_features, per_group.device)[columns]]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 
 from qxcompiler.formats.base import Columns, Format, Grid, weighting
 
-__all__ = ["CODEBOOK_BITS", "CodebookFormat", "CodebookGrid", "normal_float_levels"]
+__all__ = ["CODEBOOK_BITS", "LARGEST_ENTRY", "CodebookFormat", "CodebookGrid", "normal_float_levels"]
 
 CODEBOOK_BITS = (2, 3, 4)
-_LARGEST_ENTRY = 127
+LARGEST_ENTRY = 127
 _KMEANS_ITERATIONS = 15
 _SCALE_REFINEMENTS = 2
 
@@ -46,6 +46,11 @@ class CodebookFormat(Format):
         """`Lut`."""
         return "Lut"
 
+    @property
+    def learnable(self) -> frozenset[str]:
+        """`scales`, and `codebook` unless the table is NF4's."""
+        return frozenset({"scales"} if self.normal_float else {"scales", "codebook"})
+
     def codebook_rows(self, out_features: int) -> int:
         """1 or N."""
         return 1 if self.per_tensor or self.normal_float else out_features
@@ -59,7 +64,7 @@ class CodebookFormat(Format):
         group_of = self.group_of(K, weight.device)
         largest = torch.zeros(N, self.groups(K), device=weight.device)
         largest.scatter_reduce_(1, group_of.expand(N, K), weight.abs(), "amax")
-        grid = CodebookGrid(self, K, self.scale_type.rounded(largest / _LARGEST_ENTRY), self._initial_entries(weight))
+        grid = CodebookGrid(self, K, self.scale_type.rounded(largest / LARGEST_ENTRY), self._initial_entries(weight))
         importance = weighting(importance)
         for refinement in range(_SCALE_REFINEMENTS + 1):
             if not self.normal_float:
@@ -77,11 +82,11 @@ class CodebookFormat(Format):
             levels = torch.tensor(normal_float_levels(self.bits), device=weight.device)
         else:
             levels = torch.linspace(-1, 1, 2**self.bits, device=weight.device)
-        return torch.round(_LARGEST_ENTRY * levels).expand(self.codebook_rows(weight.shape[0]), -1)
+        return torch.round(LARGEST_ENTRY * levels).expand(self.codebook_rows(weight.shape[0]), -1)
 
     def _learned_entries(self, weight: torch.Tensor, importance: torch.Tensor, grid: CodebookGrid) -> torch.Tensor:
         scales = grid.column_scales(slice(None))
-        normalised = (weight / scales).clamp(-_LARGEST_ENTRY, _LARGEST_ENTRY)
+        normalised = (weight / scales).clamp(-LARGEST_ENTRY, LARGEST_ENTRY)
         mass = importance * scales.square()
         if self.per_tensor:
             normalised, mass = normalised.view(1, -1), mass.view(1, -1)

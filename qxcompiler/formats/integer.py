@@ -42,6 +42,11 @@ class IntegerFormat(Format):
         """`2**bits - 1`."""
         return int(2**self.bits) - 1
 
+    @property
+    def learnable(self) -> frozenset[str]:
+        """`scales`."""
+        return frozenset({"scales"})
+
     def codebook_rows(self, out_features: int) -> int:
         """None are stored."""
         return 0
@@ -107,11 +112,9 @@ class IntegerGrid(Grid):
 
     def encode(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
         """Round to nearest (ties to even) and clamp."""
-        groups = self._groups(columns)
-        codes = torch.round(values / self.scales[:, groups]) + self.zeros[:, groups]
+        codes = torch.round(values / self.column_scales(columns)) + self._by_column(self.zeros, columns)
         return codes.clamp_(0, 2**self.format.bits - 1).to(torch.uint8)
 
     def decode(self, codes: torch.Tensor, columns: Columns) -> torch.Tensor:
         """`scale * (code - zero_point)`."""
-        groups = self._groups(columns)
-        return self.scales[:, groups] * (codes.float() - self.zeros[:, groups])
+        return self.column_scales(columns) * (codes.float() - self._by_column(self.zeros, columns))

@@ -30,6 +30,11 @@ class TernaryFormat(CodebookFormat):
         """Such as `ternaryg64`."""
         return f"ternary{f'g{self.group_size}' if self.group_size else ''}{self.scale_type.suffix}"
 
+    @property
+    def learnable(self) -> frozenset[str]:
+        """`scales`."""
+        return frozenset({"scales"})
+
     def fit(self, weight: torch.Tensor, importance: torch.Tensor) -> CodebookGrid:
         """The best scale of every group, exactly.
 

@@ -4,41 +4,34 @@ from __future__ import annotations
 
 __all__ = ["TunableWeight"]
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qxcompiler.formats import CodebookGrid, Grid, IntegerGrid, QuantizedWeight
-
-_LARGEST_ENTRY = 127
+from qxcompiler.formats import LARGEST_ENTRY, CodebookGrid, Grid, QuantizedWeight
 
 
 class TunableWeight:
-    """What a quantized weight decodes to, as a function of its scales and, for a codebook, its table.
+    """What a quantized weight decodes to, as a function of what its format lets be learned.
 
     Scales are learned as logarithms of what they are multiplied with, so that a step moves all of them alike, and none
-    becomes negative; entries as shares of the largest, 127.
+    becomes negative; entries of a codebook as shares of the largest, 127.
 
     Args:
-        quantized: codes on a grid of integers or of a codebook.
+        quantized: codes of a format with something `learnable`.
         device: where to compute.
     """
 
     def __init__(self, quantized: QuantizedWeight, device: torch.device) -> None:
-        grid = quantized.grid
-        self._grid = grid
+        self._home = quantized.codes.device
         self._codes = quantized.codes.to(device)
-        self._scales = grid.scales.to(device)
-        self.log_factors = torch.zeros_like(self._scales, requires_grad=True)
+        self._grid = _moved(quantized.grid, device)
+        self.log_factors = torch.zeros_like(self._grid.scales, requires_grad=True)
         self.entries: Tensor | None = None
-        if isinstance(grid, CodebookGrid):
-            self.entries = (grid.entries.to(device) / _LARGEST_ENTRY).requires_grad_()
-
-    @staticmethod
-    def can_tune(grid: Grid) -> bool:
-        """Whether there is anything to learn in such a grid."""
-        return isinstance(grid, (IntegerGrid, CodebookGrid))
+        if isinstance(self._grid, CodebookGrid) and "codebook" in quantized.format.learnable:
+            self.entries = (self._grid.entries / LARGEST_ENTRY).requires_grad_()
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -52,39 +45,33 @@ class TunableWeight:
             stored: round scales and entries to the types in which they are stored; the derivative goes straight
                 through (Bengio et al. 2013).
         """
-        scales = self._scales * self.log_factors.exp()
-        entries = None if self.entries is None else self.entries * _LARGEST_ENTRY
-        if stored:
-            rounded = self._grid.format.scale_type.rounded(scales.detach())
-            scales = scales + (rounded - scales).detach()
-            if entries is not None:
-                entries = entries + (_rounded(entries.detach()) - entries).detach()
-        if entries is not None:
-            levels = entries.expand(len(self._codes), -1).gather(1, self._codes.long())
-        else:
-            assert isinstance(self._grid, IntegerGrid)
-            levels = self._codes.float() - self._by_column(self._grid.zeros.to(scales))
-        return levels * self._by_column(scales)
+        return self._learned(stored=stored).decode(self._codes, slice(None))
 
     def quantized(self) -> QuantizedWeight:
         """The weight with what was learned, as it is stored."""
         with torch.no_grad():
-            scales = self._grid.format.scale_type.rounded(self._scales * self.log_factors.exp()).to(self._grid.scales)
-            codes = self._codes.to(self._grid.scales.device)
-            if not isinstance(self._grid, CodebookGrid):
-                return QuantizedWeight(replace(self._grid, scales=scales), codes)
-            assert self.entries is not None
-            entries, order = _rounded(self.entries * _LARGEST_ENTRY).to(self._grid.entries).sort(dim=1, stable=True)
-            places = order.argsort(1).to(torch.uint8)  # where each entry went
-            codes = places.expand(len(codes), -1).gather(1, codes.long())
-            return QuantizedWeight(replace(self._grid, scales=scales, entries=entries), codes)
+            grid, codes = self._learned(stored=True), self._codes
+            if isinstance(grid, CodebookGrid):  # entries ascend
+                entries, order = grid.entries.sort(dim=1, stable=True)
+                grid = replace(grid, entries=entries)
+                codes = order.argsort(1).to(torch.uint8).expand(len(codes), -1).gather(1, codes.long())
+            return QuantizedWeight(_moved(grid, self._home), codes.to(self._home))
 
-    def _by_column(self, per_group: Tensor) -> Tensor:
-        """[N, G] as [N, K]."""
-        N, K = self._codes.shape
-        length = self._grid.format.group_length(K)
-        return per_group[..., None].expand(N, per_group.shape[1], length).reshape(N, -1)[:, :K]
+    def _learned(self, *, stored: bool) -> Grid:
+        learned: dict[str, Any] = {"scales": self._grid.scales * self.log_factors.exp()}
+        if self.entries is not None:
+            learned["entries"] = self.entries * LARGEST_ENTRY
+        if stored:
+            rounded = {"scales": self._grid.format.scale_type.rounded(learned["scales"].detach())}
+            if self.entries is not None:
+                rounded["entries"] = learned["entries"].detach().round().clamp(-LARGEST_ENTRY, LARGEST_ENTRY)
+            for name, value in learned.items():
+                straight_through = value + (rounded[name] - value).detach()  # but for the last bit of a float
+                learned[name] = straight_through if value.requires_grad else rounded[name]
+        return replace(self._grid, **learned)
 
 
-def _rounded(entries: Tensor) -> Tensor:
-    return entries.round().clamp(-_LARGEST_ENTRY, _LARGEST_ENTRY)
+def _moved(grid: Grid, device: torch.device) -> Grid:
+    tensors = {field.name: getattr(grid, field.name) for field in fields(grid)}
+    moved: dict[str, Any] = {name: each.to(device) for name, each in tensors.items() if isinstance(each, Tensor)}
+    return replace(grid, **moved)

@@ -84,9 +84,8 @@ def tune(
     walked = {site.weight for site in sites if not site.in_subgraph}
     tunable: dict[Weight, TunableWeight] = {}
     for weight, result in results.items():
-        quantized = unpack(result.packed)
-        if weight in walked and weight not in looked_up and TunableWeight.can_tune(quantized.grid):
-            tunable[weight] = TunableWeight(quantized, device)
+        if weight in walked and weight not in looked_up and "scales" in result.packed.format.learnable:
+            tunable[weight] = TunableWeight(unpack(result.packed), device)
     if not tunable:
         raise ModelError("--tune", "finds no weight whose scales can be learned", "leave it out")
     output = _output(model)
