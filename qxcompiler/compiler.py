@@ -55,7 +55,7 @@ from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
 from qxcompiler.targets import Target, find_target, load_target
-from qxcompiler.tuning import Tuning, tune
+from qxcompiler.tuning import Tuner
 from qxcompiler.work_folder import WorkFolder, fingerprint
 
 __all__ = ["compile", "compile_folder"]
@@ -172,6 +172,8 @@ class _Compiler:
         torch.manual_seed(options.seed)
         find_quantizer(options.quantizer)
         find_allocation(options.allocation)
+        if several and options.tune:
+            raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
         self.target, self.options, self.track = target, options, track
         self.device = _device(options.device)
         self.several = several
@@ -219,10 +221,20 @@ class _Compiler:
         passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]
         manifest = self._manifest(graph, original, plan, samples, passes, config)
         work = WorkFolder(stage.parent / WORK / name, manifest)
-        results = self._quantize(graph, sites, plan, calibrating, work)
+        formats: dict[Weight, Format] = {site.weight: scheme.format for site, scheme in schemes.items()}
+        tuner = Tuner(graph, sites, formats, samples, self.device) if options.tune else None
+        results = self._quantize(graph, sites, formats, calibrating, work)
         tuning = None
-        if options.tune:
-            results, tuning = self._tune(graph, sites, results, original, samples, work)
+        if tuner:
+            reference = Runner(FrugalModel(_runnable(original)))
+            names = {weight: f"{name}.tuned" for weight, name in _file_names(formats).items()}
+            results, tuning = tuner.tune(
+                results,
+                lambda sample: reference.run(sample, [tuner.output])[0],
+                options.seed,
+                self.track,
+                lambda weight, result: work.keep(names[weight], result),
+            )
         said = report_sites(graph, sites, plan, results)
         packing = PackSites(schemes, {weight: result.packed for weight, result in results.items()})
         pipelines.run([packing, *pipelines.after_packing()], graph)
@@ -355,10 +367,14 @@ class _Compiler:
         return manifest
 
     def _quantize(
-        self, graph: ir.Model, sites: Sequence[Site], plan: Plan, samples: Sequence[Sample], work: WorkFolder
+        self,
+        graph: ir.Model,
+        sites: Sequence[Site],
+        formats: Mapping[Weight, Format],
+        samples: Sequence[Sample],
+        work: WorkFolder,
     ) -> dict[Weight, QuantizationResult]:
-        formats: dict[Weight, Format] = {site.weight: scheme.format for site in sites if (scheme := plan[site.name])}
-        names = {weight: f"{index:05}" for index, weight in enumerate(formats)}
+        names = _file_names(formats)
         digests = {weight: _digest(weight, fmt) for weight, fmt in formats.items()} if self.several else {}
         known = {weight: self.done[digest] for weight, digest in digests.items() if digest in self.done}
         for weight, fmt in formats.items():
@@ -390,31 +406,6 @@ class _Compiler:
         self.done |= {digest: results[weight] for weight, digest in digests.items()}
         return results
 
-    def _tune(
-        self,
-        graph: ir.Model,
-        sites: Sequence[Site],
-        results: Mapping[Weight, QuantizationResult],
-        original: Path | onnx.ModelProto,
-        samples: Sequence[Sample],
-        work: WorkFolder,
-    ) -> tuple[dict[Weight, QuantizationResult], Tuning]:
-        if self.several:
-            raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
-        reference = Runner(FrugalModel(_runnable(original)))
-        names = {weight: f"{index:05}.tuned" for index, weight in enumerate(results)}
-        return tune(
-            graph,
-            sites,
-            results,
-            lambda sample, output: reference.run(sample, [output])[0],
-            samples,
-            self.device,
-            self.options.seed,
-            self.track,
-            lambda weight, result: work.keep(names[weight], result),
-        )
-
     def _verify(
         self,
         compiled: Path,
@@ -431,8 +422,13 @@ class _Compiler:
         return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
 
 
+def _file_names(formats: Mapping[Weight, Format]) -> dict[Weight, str]:
+    """Of quantized weights in the work folder."""
+    return {weight: f"{index:05}" for index, weight in enumerate(formats)}
+
+
 def _spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most so many of them, from the first on."""
+    """At most so many of them, spaced evenly from the first on."""
     count = min(count, len(samples))
     return [samples[index * len(samples) // count] for index in range(count)]
 

@@ -18,6 +18,7 @@ from qxcompiler.graph.normal_form import normalize
 from qxcompiler.packing import pack, unpack
 from qxcompiler.progress import silent
 from qxcompiler.quantizers.rtn import rtn
+from qxcompiler.tuning import Tuner
 from qxcompiler.tuning.distillation import distil, divergence
 from qxcompiler.tuning.executor import TorchModel, UndifferentiableError
 from qxcompiler.tuning.tunable import TunableWeight
@@ -226,12 +227,71 @@ def test_an_encoder_is_tuned_on_its_first_output(tmp_path):
     [
         ({"quantizer": "rtn"}, "--tune: needs samples"),
         ({"weights": "mxfp4", "calibration": True}, "--tune: finds no weight whose scales can be learned"),
+        ({"length": 600, "calibration": True}, "--tune: has one sample"),
     ],
 )
-def test_what_cannot_be_tuned_is_refused(tiny, options, problem):
+def test_what_cannot_be_tuned_is_refused_at_once(tiny, monkeypatch, options, problem):
     given = TUNED | options
     if given.pop("calibration", False):
         given["calibration"] = tiny.calibration
-    with pytest.raises(QxcError, match=problem):
+    with monkeypatch.context() as context, pytest.raises(QxcError, match=problem):
+        context.setattr("qxcompiler.compiler.quantize_segmentwise", None)  # refused before
         qxcompiler.compile(tiny.model, "cpu-x86", tiny.folder / "out", tune=20, **given)
     assert not (tiny.folder / "out" / "model.onnx").exists()
+
+
+def test_a_folder_is_not_tuned(tiny):
+    with pytest.raises(QxcError, match="--tune: takes a single model"):
+        qxcompiler.compile_folder(tiny.folder, "cpu-x86", tiny.folder / "out", calibration=tiny.calibration, tune=20)
+
+
+def test_the_output_that_is_compared_holds_floats():
+    b = graph_models.Builder()
+    hidden = b.op("Tanh", b.linear("x", 8, 8))
+    y = b.linear(hidden, 8, 5)
+    best = b.op("ArgMax", y, axis=-1)
+    proto = b.model({"x": (1, [3, 8])}, [best, y])
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    model, sites = loaded(proto)
+    formats = {site.weight: parse_format("int3g32") for site in sites}
+    assert Tuner(model, sites, formats, [{}, {}], CPU).output == y
+    del model.graph.outputs[1]
+    with pytest.raises(ModelError, match="finds no output of floats among"):
+        Tuner(model, sites, formats, [{}, {}], CPU)
+
+
+def test_a_segment_that_serves_another_output_is_left_out():
+    """The first linear layers lead to an output that is not compared."""
+    b = graph_models.Builder()
+    aside = b.linear(b.op("Tanh", b.linear("x", 8, 8)), 8, 8)
+    y = b.linear(b.op("Tanh", b.linear(b.op("Relu", "x"), 8, 8)), 8, 8)
+    proto = b.model({"x": (1, [3, 8])}, [aside, y])
+    feeds = {"x": b.random.standard_normal((3, 8)).astype(np.float32)}
+    model, sites = loaded(proto)
+    computed = TorchModel(model, sites, y, CPU)(feeds, original)
+    np.testing.assert_allclose(computed.numpy(), graph_models.run(proto, feeds)[y], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("broken", ["learned", "held back"])
+def test_what_is_not_finite_is_no_step(broken):
+    proto, feeds = graph_models.mlp()
+    model, sites = loaded(proto)
+    output = model.graph.outputs[0].name
+    weights = {site.weight: TunableWeight(rtn(site.weight.matrix(), parse_format("int3g16"), None), CPU)
+               for site in sites}  # fmt: skip
+    (name,) = feeds
+    bad = {name: np.full_like(feeds[name], np.nan)}
+    samples, held_back = ([bad, feeds, bad], [feeds]) if broken == "learned" else ([feeds], [feeds, bad])
+
+    def run():
+        return distil(TorchModel(model, sites, output, CPU), weights, lambda weight: weight.matrix(),
+                      lambda sample: graph_models.run(proto, sample)[output], samples, held_back, silent,
+                      is_logits=False)  # fmt: skip
+
+    if broken == "learned":
+        before, after = run()
+        assert 0 < after < before
+        assert all(bool(parameter.isfinite().all()) for weight in weights.values() for parameter in weight.parameters)
+    else:
+        with pytest.raises(ModelError, match="--tune: the quantized model is infinitely far"):
+            run()

@@ -61,7 +61,7 @@ class FrugalModel:
             self._parts = _cut(self._graph, decoded=not library)
         if len(self._parts) < 2:
             self._parts = []
-            _ = self.session
+            self.session = self._load()
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
@@ -70,7 +70,7 @@ class FrugalModel:
         Raises:
             ModelError: the model cannot be loaded.
         """
-        return session(self.model, optimize=self._library and not self._parts, prepack=False, library=self._library)
+        return self._load()
 
     def run(
         self, outputs: Sequence[str], feeds: Mapping[str, Any], options: onnxruntime.RunOptions | None = None
@@ -81,8 +81,12 @@ class FrugalModel:
                 return self._run_parts(outputs, feeds, options)
             except _UncutError:
                 self._parts = []
-                self.__dict__.pop("session", None)  # one that will run is optimized
+                self.session = self._load()
         return run(self.session, outputs, feeds, options)
+
+    def _load(self) -> onnxruntime.InferenceSession:
+        runs = not self._parts  # what is only asked for its inputs and outputs need not be optimized
+        return session(self.model, optimize=self._library and runs, prepack=False, library=self._library)
 
     def _run_parts(
         self, outputs: Sequence[str], feeds: Mapping[str, Any], options: onnxruntime.RunOptions | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LanguageEvaluation", "evaluate_language", "is_language_model"]
+__all__ = ["ROWS", "LanguageEvaluation", "evaluate_language", "is_language_model", "kl_divergence"]
 
 import time
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from qxcompiler.calibration.samples import Sample
 from qxcompiler.errors import CalibrationError, ModelError
 from qxcompiler.evaluation.running import Runner
 
-_ROWS = 128  # positions in the softmax at once, to bound memory with large vocabularies
+ROWS = 128  # positions in the softmax at once, to bound memory with large vocabularies
 
 
 class LanguageEvaluation(BaseModel):
@@ -83,8 +83,8 @@ def evaluate_language(
             )
         for row, window in enumerate(ids):
             targets = window[1:]
-            for start in range(0, len(targets), _ROWS):
-                rows = slice(start, min(start + _ROWS, len(targets)))
+            for start in range(0, len(targets), ROWS):
+                rows = slice(start, min(start + ROWS, len(targets)))
                 sums += _scores(logits[row, rows], None if expected is None else expected[row, rows], targets[rows])
             windows += 1
             tokens += len(targets)
@@ -110,6 +110,15 @@ def evaluate_language(
     )
 
 
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """D(p || q) of each row, in nats: [rows] from the logarithms [rows, vocabulary].
+
+    What has no chance in p adds nothing, whatever q says of it.
+    """
+    possible = log_p > -torch.inf
+    return torch.where(possible, log_p.exp() * (log_p - log_q), 0).sum(-1)
+
+
 def _scores(logits: torch.Tensor, expected: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
     """Sums over rows of -log q(target), -log p(target), D(p || q) and [argmax p = argmax q]."""
     log_q = logits.float().log_softmax(-1)
@@ -118,8 +127,7 @@ def _scores(logits: torch.Tensor, expected: torch.Tensor | None, targets: torch.
         return torch.stack([nll, *torch.zeros(3, dtype=torch.float64)])
     log_p = expected.float().log_softmax(-1)
     reference_nll = -log_p.gather(-1, targets[:, None]).double().sum()
-    possible = log_p > -torch.inf  # what has no chance adds nothing, whatever the model says of it
-    divergence = torch.where(possible, log_p.exp() * (log_p - log_q), 0).sum(-1).double().sum()
+    divergence = kl_divergence(log_p, log_q).double().sum()
     agreement = (log_p.argmax(-1) == log_q.argmax(-1)).double().sum()
     return torch.stack([nll, reference_nll, divergence, agreement])
 

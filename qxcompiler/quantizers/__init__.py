@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qxcompiler.quantizers.registry import QUANTIZERS, Quantizer, find_quantizer
 from qxcompiler.quantizers.segmentwise import (
+    Keep,
     QuantizationResult,
     quantize_segmentwise,
     quantize_without_statistics,
@@ -11,6 +12,7 @@ from qxcompiler.quantizers.segmentwise import (
 
 __all__ = [
     "QUANTIZERS",
+    "Keep",
     "QuantizationResult",
     "Quantizer",
     "find_quantizer",

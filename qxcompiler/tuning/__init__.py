@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from qxcompiler.tuning.tune import Tuning, tune
+from qxcompiler.tuning.tuner import Tuner, Tuning
 
-__all__ = ["Tuning", "tune"]
+__all__ = ["Tuner", "Tuning"]

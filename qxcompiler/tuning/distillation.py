@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from qxcompiler.calibration.samples import Sample
+from qxcompiler.errors import ModelError
+from qxcompiler.evaluation.language import ROWS, kl_divergence
 from qxcompiler.graph import Site, Weight
 from qxcompiler.progress import Track
 from qxcompiler.tuning.executor import TorchModel
@@ -21,7 +23,6 @@ from qxcompiler.tuning.tunable import TunableWeight
 
 _log = logging.getLogger(__name__)
 
-_ROWS = 128  # positions in the softmax at once, to bound memory with large vocabularies
 _CHECKS = 4  # how often, besides the start, the samples held back are looked at
 _WARM_UP = 0.1  # the share of the steps during which the rate rises
 _STORED = 0.1  # the share of the steps, the last, in which weights are as they will be stored
@@ -45,7 +46,7 @@ def distil(
     """Minimise D(original || quantized) of predictions (Hinton et al. 2015, at temperature 1), or the squared error.
 
     A sample is a step of Adam, whose rate rises, then falls as a cosine. The state that does best on the samples held
-    back is kept, and that may be the first.
+    back is kept, and that may be the first. A sample whose derivative is not finite is no step.
 
     Args:
         model: the model, which computes one output.
@@ -60,6 +61,9 @@ def distil(
 
     Returns:
         The loss over the samples held back, before and after.
+
+    Raises:
+        ModelError: the loss before is not finite.
     """
     parameters = [parameter for weight in tunable.values() for parameter in weight.parameters]
     optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.95))
@@ -88,12 +92,21 @@ def distil(
         return sum(losses) / len(losses)
 
     before = best = check()
+    if not math.isfinite(before):
+        problem = (
+            f"the quantized model is infinitely far from the original (a loss of {before}) on the samples held back"
+        )
+        raise ModelError("--tune", problem, "compile without it, or leave what overflows in float with --keep")
     _log.info("loss before tuning: %.4f", best)
     state = [parameter.detach().clone() for parameter in parameters]
     every = max(1, total // _CHECKS)
     for step, sample in enumerate(track(samples, "tune")):
         optimizer.zero_grad()
         torch.autograd.backward(loss(sample, stored=step >= (1 - _STORED) * total))
+        slopes = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not torch.nn.utils.get_total_norm(slopes).isfinite():
+            _log.info("step %d: left out, its derivative is not finite", step + 1)
+            optimizer.zero_grad()
         optimizer.step()
         schedule.step()
         if (step + 1) % every == 0 or step + 1 == total:
@@ -111,8 +124,8 @@ def divergence(logits: Tensor, expected: Tensor) -> Tensor:
     """The mean of D(p || q) over positions, of p and q that are proportional to exp of [..., vocabulary]."""
     q, p = logits.reshape(-1, logits.shape[-1]), expected.reshape(-1, expected.shape[-1])
     total = q.new_zeros(())
-    for rows in range(0, len(q), _ROWS):
-        total = total + checkpoint(_divergence, q[rows : rows + _ROWS], p[rows : rows + _ROWS], use_reentrant=False)
+    for rows in range(0, len(q), ROWS):
+        total = total + checkpoint(_divergence, q[rows : rows + ROWS], p[rows : rows + ROWS], use_reentrant=False)
     return total / len(q)
 
 
@@ -123,6 +136,4 @@ def squared_error(y: Tensor, expected: Tensor) -> Tensor:
 
 
 def _divergence(q: Tensor, p: Tensor) -> Tensor:
-    log_p = p.float().log_softmax(-1)
-    possible = log_p > -torch.inf
-    return torch.where(possible, log_p.exp() * (log_p - q.float().log_softmax(-1)), 0).sum()
+    return kl_divergence(p.float().log_softmax(-1), q.float().log_softmax(-1)).sum()

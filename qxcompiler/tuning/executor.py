@@ -50,8 +50,11 @@ class TorchModel:
         self._stages = []
         for index, segment in enumerate(segments):
             later = {value.name or "" for other in segments[index + 1 :] for value in other.inputs}
-            gives = segment.outputs if later else [value for value in model.graph.outputs if value.name == output]
-            self._stages.append(_Stage(extract_segment(model, segment, gives), segment, fed | later, device))
+            outputs = segment.outputs
+            if segment is segments[-1]:
+                outputs = [value for value in model.graph.outputs if value.name == output]
+            if outputs:  # others serve only other outputs of the model
+                self._stages.append(_Stage(extract_segment(model, segment, outputs), segment, fed | later, device))
         operands = {site.operand.name for site in sites if site.kind == "linear"}
         if operands & self._stages[-1].constants.keys():
             problem, remedy = "comes before the last layers", "tune on another output"
