@@ -140,7 +140,10 @@ def compile(  # noqa: A001
         str, typer.Option(help="How schemes are chosen: uniform, or one that a package adds.")
     ] = _DEFAULTS.allocation,
     quantizer: Annotated[str, typer.Option(help="rtn, gptq, or one that a package adds.")] = _DEFAULTS.quantizer,
-    calibration: Annotated[Path | None, typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz.")] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz; give it again to mix several files evenly."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = _DEFAULTS.samples,
     tune: Annotated[
         int, typer.Option(min=0, help="How many samples to tune scales and tables on, through the whole model.")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy.typing as npt
 import onnx
@@ -21,7 +21,7 @@ from qxcompiler.allocation import FLOAT, Plan, Question, find_allocation, load_p
 from qxcompiler.calibration import walk
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.parts import FrugalModel
-from qxcompiler.calibration.samples import Sample, input_specs, load_samples
+from qxcompiler.calibration.samples import Sample, input_specs, load_mixed, load_samples
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
 from qxcompiler.config import CONFIG, Config, made_with, save_config
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
@@ -60,7 +60,7 @@ from qxcompiler.work_folder import WorkFolder, fingerprint
 
 __all__ = ["compile", "compile_folder"]
 
-Calibration: TypeAlias = str | Path | Iterable[Mapping[str, npt.NDArray[Any]]]
+Calibration: TypeAlias = str | Path | Sequence[str | Path] | Iterable[Mapping[str, npt.NDArray[Any]]]
 
 _log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ def compile(  # noqa: A001  (it is what a compiler does)
         model: the ONNX file, opset 11 or later, or a model in memory.
         target: name or file of a hardware descriptor.
         output: the folder to write `model.onnx`, its data, `plan.yaml`, `report.json` and `compile.yaml` to.
-        calibration: a `.txt`, `.jsonl` or `.npz` file of samples, or feeds of the model; may be left out for `rtn`,
-            which then counts all inputs alike.
+        calibration: a `.txt`, `.jsonl` or `.npz` file of samples, several such files, which are mixed evenly, or feeds
+            of the model; may be left out for `rtn`, which then counts all inputs alike.
         restart: forget what an earlier compile, which was killed, had finished.
         track: shows progress.
         options: the fields of `qxcompiler.options.Options`.
@@ -122,7 +122,7 @@ def compile_folder(
     target: str | Path,
     output: str | Path,
     *,
-    calibration: str | Path | None = None,
+    calibration: str | Path | Sequence[str | Path] | None = None,
     restart: bool = False,
     track: Track = silent,
     **options: Any,
@@ -222,7 +222,7 @@ class _Compiler:
         manifest = self._manifest(graph, original, plan, samples, passes, config)
         work = WorkFolder(stage.parent / WORK / name, manifest)
         formats: dict[Weight, Format] = {site.weight: scheme.format for site, scheme in schemes.items()}
-        tuner = Tuner(graph, sites, formats, samples, self.device) if options.tune else None
+        tuner = Tuner(graph, sites, formats, _spaced(samples, options.tune), self.device) if options.tune else None
         results = self._quantize(graph, sites, formats, calibrating, work)
         tuning = None
         if tuner:
@@ -267,15 +267,17 @@ class _Compiler:
         (stage / f"{prefix}report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return report
 
-    def samples_of_parts(self, folder: Path, calibration: str | Path) -> dict[str, list[Sample]]:
+    def samples_of_parts(self, folder: Path, calibration: str | Path | Sequence[str | Path]) -> dict[str, list[Sample]]:
         """What each file of an encoder-decoder sees on the calibration samples."""
         model = EncoderDecoder(folder)
-        samples = load_samples(
-            calibration,
+        options = self.options
+        samples = load_mixed(
+            _files(calibration),
             model.inputs,
             folder / ENCODER,
-            samples=self.options.samples + _HELD_BACK,
-            length=self.options.length,
+            samples=options.samples + _HELD_BACK,
+            length=options.length,
+            seed=options.seed,
         )
         parts: dict[str, list[Sample]] = {}
         for sample in self.track(samples, "samples"):
@@ -319,15 +321,15 @@ class _Compiler:
             if options.tune:
                 raise UsageError("--tune", "needs samples", "give --calibration FILE")
             return [], []
-        is_text = isinstance(calibration, (str, Path)) and Path(calibration).suffix != ".npz"
+        files = _files(calibration)
         wanted = max(options.samples, options.tune)
-        loaded = load_samples(
-            calibration,
-            input_specs(graph),
-            original if isinstance(original, Path) else None,
-            samples=wanted + (_HELD_BACK if is_text else _MOST_HELD_BACK),
-            length=options.length,
-        )
+        inputs, path, length = input_specs(graph), original if isinstance(original, Path) else None, options.length
+        if files:
+            held_back = _HELD_BACK if all(file.suffix != ".npz" for file in files) else _MOST_HELD_BACK
+            loaded = load_mixed(files, inputs, path, samples=wanted + held_back, length=length, seed=options.seed)
+        else:
+            feeds = cast("Iterable[Sample]", calibration)
+            loaded = load_samples(feeds, inputs, path, samples=wanted + _MOST_HELD_BACK, length=length)
         held_back = min(max(_HELD_BACK, len(loaded) - wanted), len(loaded) - 1)
         return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
 
@@ -422,6 +424,15 @@ class _Compiler:
         return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
 
 
+def _files(calibration: object) -> list[Path]:
+    """The files of a calibration; none, if it is feeds."""
+    if isinstance(calibration, (str, Path)):
+        return [Path(calibration)]
+    if isinstance(calibration, Sequence) and all(isinstance(each, (str, Path)) for each in calibration):
+        return [Path(file) for file in calibration]
+    return []
+
+
 def _file_names(formats: Mapping[Weight, Format]) -> dict[Weight, str]:
     """Of quantized weights in the work folder."""
     return {weight: f"{index:05}" for index, weight in enumerate(formats)}
@@ -442,14 +453,14 @@ def _config(
     model: Path | None, target: str | Path, calibration: object, options: Options, files: Sequence[Path]
 ) -> Config:
     """The compile as its `compile.yaml` says it."""
-    samples = Path(calibration) if isinstance(calibration, (str, Path)) else None
+    samples = _files(calibration)
     described = [Path(target)] if find_target(str(target)) is None else []
-    read = [*files, *described, *(path for path in (samples, options.plan) if path is not None)]
+    read = [*files, *described, *samples, *([options.plan] if options.plan else [])]
     return Config(
         **options.model_dump(),
         model=model,
         target=str(target),
-        calibration=samples,
+        calibration=samples[0] if len(samples) == 1 else samples or None,
         made_with=made_with(path for path in read if path.is_file()),
     )
 

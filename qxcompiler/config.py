@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,7 +23,7 @@ from qxcompiler.yaml_files import read_yaml
 __all__ = ["CONFIG", "Config", "MadeWith", "file_digest", "load_config", "made_with", "save_config"]
 
 CONFIG = "compile.yaml"
-_PATHS = ("model", "calibration", "plan")
+_PATHS = ("model", "calibration", "plan")  # one, several, or None
 
 
 class MadeWith(BaseModel):
@@ -45,13 +46,13 @@ class Config(Options):
     Attributes:
         model: the ONNX file, or a folder with several; None for one that was in memory.
         target: name or file of a hardware descriptor.
-        calibration: the file of samples, if there are any.
+        calibration: the file of samples, if there are any, or several files.
         made_with: in a file that a compile has written.
     """
 
     model: Path | None = None
     target: str | None = None
-    calibration: Path | None = None
+    calibration: Path | list[Path] | None = None
     made_with: MadeWith | None = None
 
 
@@ -71,7 +72,7 @@ def load_config(path: Path) -> Config:
         remedy = "correct it" if known else f"choose among {', '.join(Config.model_fields)}"
         raise UsageError(path, f"field {name}: {problem}", remedy) from error
     there = path.parent
-    paths = {name: there / value for name in _PATHS if (value := getattr(config, name)) is not None}
+    paths = {name: _each(lambda path: there / path, getattr(config, name)) for name in _PATHS}
     target = config.target
     if target is not None and find_target(target) is None:
         target = str(there / target)
@@ -90,8 +91,7 @@ def save_config(config: Config, stage: Path, output: Path) -> None:
 
     fields = config.model_dump(mode="json")
     for name in _PATHS:
-        if fields[name] is not None:
-            fields[name] = from_there(fields[name])
+        fields[name] = _each(from_there, fields[name])
     if (target := fields["target"]) is not None and find_target(target) is None:
         fields["target"] = from_there(target)
     if fields["made_with"] is not None:
@@ -100,6 +100,11 @@ def save_config(config: Config, stage: Path, output: Path) -> None:
     order = ["model", "target", "calibration", *Options.model_fields, "made_with"]
     text = yaml.safe_dump({name: fields[name] for name in order}, sort_keys=False, allow_unicode=True)
     (stage / CONFIG).write_text(text, encoding="utf-8")
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """A path changed, or every one of several, or None."""
+    return [change(path) for path in value] if isinstance(value, list) else None if value is None else change(value)
 
 
 def made_with(files: Iterable[Path]) -> MadeWith:

@@ -47,6 +47,22 @@ def test_all_of_it_is_written(tiny, tmp_path):
     assert set(said["made_with"]["versions"]) == {"qxcompiler", "numpy", "onnxruntime", "torch"}
 
 
+def test_several_texts_are_mixed_and_mixed_again(tiny, tmp_path, qxc):
+    once, again = tmp_path / "once", tmp_path / "again"
+    given = [part for text in (tiny.calibration, tiny.evaluation) for part in ("--calibration", text)]
+    options = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    assert qxc("compile", tiny.model, "--target", "cpu-x86", "-o", once, *given, *options).returncode == 0
+    assert written(once)["calibration"] == ["../tiny/calibration.txt", "../tiny/evaluation.txt"]
+    assert {"../tiny/calibration.txt", "../tiny/evaluation.txt"} < set(written(once)["made_with"]["sha256"])
+    assert load_config(once / CONFIG).calibration == [once / name for name in written(once)["calibration"]]
+    assert qxc("compile", "--config", once / CONFIG, "-o", again).returncode == 0
+    assert contents(once) == contents(again)
+    alone = tmp_path / "alone"
+    qxcompiler.compile(tiny.model, "cpu-x86", alone, calibration=[tiny.calibration], **OPTIONS)
+    assert written(alone)["calibration"] == "../tiny/calibration.txt"
+    assert contents(alone)["model.onnx"] != contents(once)["model.onnx"]
+
+
 def test_what_the_command_line_says_comes_first(tiny, tmp_path, qxc):
     file = tmp_path / "mine.yaml"
     file.write_text("model: tiny/model.onnx\ntarget: cpu-x86\nquantizer: rtn\nweights: int8g32\nsamples: 5\n")

@@ -16,6 +16,7 @@ from qxcompiler.calibration.samples import (
     InputSpec,
     context_limit,
     input_specs,
+    load_mixed,
     load_samples,
     load_tokenizer,
     supply_missing,
@@ -222,6 +223,30 @@ def test_windows_reach_to_the_end_of_the_text(folder: Path) -> None:
     """With fewer than twice as many windows as asked for, they were the first ones."""
     starts = [int(sample["input_ids"][0, 0]) for sample in load(folder, words(15), samples=10, length=1)]
     assert (starts[0], starts[-1], len(starts)) == (0, 14, 10)
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=4), wanted=st.integers(1, 20), seed=st.integers(0, 9))
+def test_files_are_mixed_evenly(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], wanted: int, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("mixed")
+    save_tokenizer(folder)
+    for kind, count in enumerate(counts):  # windows of ten words, which say what file they are of
+        (folder / f"{kind}.txt").write_text(" ".join(f"n{100 * kind + word}" for word in range(10 * count)))
+    files = [folder / f"{kind}.txt" for kind in range(len(counts))]
+
+    def load_all() -> list[Any]:
+        return load_mixed(files, LANGUAGE, folder / "model.onnx", samples=wanted, length=10, seed=seed)
+
+    kinds = [int(sample["input_ids"][0, 0]) // 100 for sample in load_all()]
+    share = -(-wanted // len(counts))
+    assert [kinds.count(kind) for kind in range(len(counts))] == [min(count, share) for count in counts]
+    for start in range(0, min(share, *counts, 9) * len(counts), len(counts)):  # every run has one of each
+        assert sorted(kinds[start : start + len(counts)]) == list(range(len(counts)))
+    assert [sample["input_ids"].tolist() for sample in load_all()] == [
+        sample["input_ids"].tolist() for sample in load_all()
+    ]
 
 
 @pytest.mark.parametrize("name", ["text.txt", "text.jsonl"])

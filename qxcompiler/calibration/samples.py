@@ -18,6 +18,7 @@ __all__ = [
     "derive",
     "encode",
     "input_specs",
+    "load_mixed",
     "load_samples",
     "load_tokenizer",
     "supply_missing",
@@ -132,6 +133,37 @@ def load_samples(
                     "give samples (or a --length) of the model's fixed size",
                 )
     return complete
+
+
+def load_mixed(
+    sources: Sequence[str | Path],
+    inputs: Sequence[InputSpec],
+    model_path: str | Path | None,
+    *,
+    samples: int,
+    length: int | None = None,
+    seed: int,
+) -> list[Sample]:
+    """Read samples of several files, as many of each, where none is too short.
+
+    Every run of as many samples as there are files has one of each, in random order.
+
+    Args:
+        sources: `.txt`, `.jsonl` or `.npz` files.
+        inputs, model_path, samples, length: as for `load_samples`; there may be fewer than one more a file.
+        seed: of the order.
+
+    Raises:
+        CalibrationError: as `load_samples`.
+    """
+    share = -(-samples // len(sources))
+    loaded = [load_samples(source, inputs, model_path, samples=share, length=length) for source in sources]
+    if len(loaded) == 1:
+        return loaded[0]
+    random = np.random.default_rng(seed)
+    rounds = itertools.zip_longest(*loaded)
+    mixed = [each[place] for each in rounds for place in random.permutation(len(each))]
+    return [sample for sample in mixed if sample is not None]
 
 
 def _source_name(source: object) -> str:
