@@ -142,7 +142,9 @@ def compile(  # noqa: A001
     quantizer: Annotated[str, typer.Option(help="rtn, gptq, or one that a package adds.")] = _DEFAULTS.quantizer,
     calibration: Annotated[
         list[Path] | None,
-        typer.Option(help="Samples: .txt, .jsonl with `text`, or .npz; give it again to mix several files evenly."),
+        typer.Option(
+            help="Samples: .txt, .jsonl with `text`, or .npz; `self`: what the model writes. Several are mixed evenly."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = _DEFAULTS.samples,
     tune: Annotated[

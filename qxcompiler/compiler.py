@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any
 
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import torch
@@ -21,7 +20,7 @@ from qxcompiler.allocation import FLOAT, Plan, Question, find_allocation, load_p
 from qxcompiler.calibration import walk
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.parts import FrugalModel
-from qxcompiler.calibration.samples import Sample, input_specs, load_mixed, load_samples
+from qxcompiler.calibration.samples import Sample, load_mixed
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
 from qxcompiler.config import CONFIG, Config, made_with, save_config
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
@@ -29,6 +28,7 @@ from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.formats import Format
+from qxcompiler.gathering import HELD_BACK, WRITTEN, Calibration, files_of, gather_samples
 from qxcompiler.graph import (
     Site,
     Weight,
@@ -60,12 +60,8 @@ from qxcompiler.work_folder import WorkFolder, fingerprint
 
 __all__ = ["compile", "compile_folder"]
 
-Calibration: TypeAlias = str | Path | Sequence[str | Path] | Iterable[Mapping[str, npt.NDArray[Any]]]
-
 _log = logging.getLogger(__name__)
 
-# Samples that verification runs on: windows of text hold many numbers, other samples perhaps one each.
-_HELD_BACK, _MOST_HELD_BACK = 2, 16
 _WISHES = ("weights", "activations", "head", "embedding", "keep", "allocation")  # what a plan leaves nothing of
 _SUSPECTS = 3  # sites named where verification fails
 
@@ -90,7 +86,8 @@ def compile(  # noqa: A001  (it is what a compiler does)
         target: name or file of a hardware descriptor.
         output: the folder to write `model.onnx`, its data, `plan.yaml`, `report.json` and `compile.yaml` to.
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, several such files, which are mixed evenly, or feeds
-            of the model; may be left out for `rtn`, which then counts all inputs alike.
+            of the model. `self` stands for text that a language model writes, and is the default of such a model.
+            May be left out for `rtn`, which then counts all inputs alike.
         restart: forget what an earlier compile, which was killed, had finished.
         track: shows progress.
         options: the fields of `qxcompiler.options.Options`.
@@ -106,7 +103,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
     files = model_files(original, graph) if isinstance(original, Path) else []
-    names = ["model.onnx", "plan.yaml", "report.json", CONFIG]
+    names = ["model.onnx", "plan.yaml", "report.json", WRITTEN, CONFIG]
     check_sources(files, output, names)
     with staged(output, names, restart=restart) as stage:
         config = _config(original if isinstance(original, Path) else None, target, calibration, compiler.options, files)
@@ -150,7 +147,8 @@ def compile_folder(
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
-    names = [f"{file.stem}.{kind}" for file in files for kind in ("onnx", "plan.yaml", "report.json")] + [CONFIG]
+    kinds = ("onnx", "plan.yaml", "report.json", WRITTEN)
+    names = [f"{file.stem}.{kind}" for file in files for kind in kinds] + [CONFIG]
     every_file = [path for file, graph in graphs.items() for path in model_files(file, graph)]
     check_sources(every_file, output, names)
     reports = {}
@@ -201,10 +199,14 @@ class _Compiler:
         _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
         if not sites:
             raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
-        samples, held_back = self._samples(graph, original, calibration)
+        prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
+        written = stage / f"{prefix}{WRITTEN}"
+        samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
         calibrating = _spaced(samples, options.samples)
         plan = self._plan(graph, sites, calibrating)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
+        if written.exists():
+            warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
         made_up = not held_back
         if not options.verification:
             warnings.append("not verified: --no-verify")
@@ -262,7 +264,6 @@ class _Compiler:
             warnings=[*_warnings(sites, plan, results), *warnings],
             **asdict(said),
         )
-        prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
         (stage / f"{prefix}plan.yaml").write_text(plan.to_yaml(self.target, sites), encoding="utf-8")
         (stage / f"{prefix}report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return report
@@ -272,10 +273,10 @@ class _Compiler:
         model = EncoderDecoder(folder)
         options = self.options
         samples = load_mixed(
-            _files(calibration),
+            files_of(calibration),
             model.inputs,
             folder / ENCODER,
-            samples=options.samples + _HELD_BACK,
+            samples=options.samples + HELD_BACK,
             length=options.length,
             seed=options.seed,
         )
@@ -284,7 +285,7 @@ class _Compiler:
             for file, feed in model.feeds(sample).items():
                 parts.setdefault(file, []).append(feed)
             # a past is large, and the decoder with it has the weights of the one without: enough to verify it on
-            parts.get(DECODER_WITH_PAST, [])[: -_HELD_BACK - 1] = []
+            parts.get(DECODER_WITH_PAST, [])[: -HELD_BACK - 1] = []
         return parts
 
     def _plan(self, graph: ir.Model, sites: Sequence[Site], samples: Sequence[Sample]) -> Plan:
@@ -308,30 +309,6 @@ class _Compiler:
                 raise ModelError(options.plan, f"quantizes {names}, which holds infinities", "leave it in float")
         plan.check(self.target, sites, options.plan or "the plan")
         return plan
-
-    def _samples(
-        self, graph: ir.Model, original: Path | onnx.ModelProto, calibration: Calibration | None
-    ) -> tuple[list[Sample], list[Sample]]:
-        """Samples to calibrate on, and those held back for verification; a single sample serves for both."""
-        options = self.options
-        if calibration is None:
-            if "statistics" in find_quantizer(options.quantizer).needs:
-                remedy = "give --calibration FILE, or choose --quantizer rtn"
-                raise UsageError(f"--quantizer {options.quantizer}", "needs samples", remedy)
-            if options.tune:
-                raise UsageError("--tune", "needs samples", "give --calibration FILE")
-            return [], []
-        files = _files(calibration)
-        wanted = max(options.samples, options.tune)
-        inputs, path, length = input_specs(graph), original if isinstance(original, Path) else None, options.length
-        if files:
-            held_back = _HELD_BACK if all(file.suffix != ".npz" for file in files) else _MOST_HELD_BACK
-            loaded = load_mixed(files, inputs, path, samples=wanted + held_back, length=length, seed=options.seed)
-        else:
-            feeds = cast("Iterable[Sample]", calibration)
-            loaded = load_samples(feeds, inputs, path, samples=wanted + _MOST_HELD_BACK, length=length)
-        held_back = min(max(_HELD_BACK, len(loaded) - wanted), len(loaded) - 1)
-        return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
 
     def _manifest(
         self,
@@ -424,15 +401,6 @@ class _Compiler:
         return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
 
 
-def _files(calibration: object) -> list[Path]:
-    """The files of a calibration; none, if it is feeds."""
-    if isinstance(calibration, (str, Path)):
-        return [Path(calibration)]
-    if isinstance(calibration, Sequence) and all(isinstance(each, (str, Path)) for each in calibration):
-        return [Path(file) for file in calibration]
-    return []
-
-
 def _file_names(formats: Mapping[Weight, Format]) -> dict[Weight, str]:
     """Of quantized weights in the work folder."""
     return {weight: f"{index:05}" for index, weight in enumerate(formats)}
@@ -453,7 +421,7 @@ def _config(
     model: Path | None, target: str | Path, calibration: object, options: Options, files: Sequence[Path]
 ) -> Config:
     """The compile as its `compile.yaml` says it."""
-    samples = _files(calibration)
+    samples = files_of(calibration)
     described = [Path(target)] if find_target(str(target)) is None else []
     read = [*files, *described, *samples, *([options.plan] if options.plan else [])]
     return Config(

@@ -20,9 +20,10 @@ from qxcompiler.options import Options
 from qxcompiler.targets import find_target
 from qxcompiler.yaml_files import read_yaml
 
-__all__ = ["CONFIG", "Config", "MadeWith", "file_digest", "load_config", "made_with", "save_config"]
+__all__ = ["CONFIG", "SELF", "Config", "MadeWith", "file_digest", "load_config", "made_with", "save_config"]
 
 CONFIG = "compile.yaml"
+SELF = Path("self")  # a calibration: what the model writes
 _PATHS = ("model", "calibration", "plan")  # one, several, or None
 
 
@@ -46,7 +47,7 @@ class Config(Options):
     Attributes:
         model: the ONNX file, or a folder with several; None for one that was in memory.
         target: name or file of a hardware descriptor.
-        calibration: the file of samples, if there are any, or several files.
+        calibration: the file of samples, if there are any, or several files; `self` is what the model writes.
         made_with: in a file that a compile has written.
     """
 
@@ -103,8 +104,10 @@ def save_config(config: Config, stage: Path, output: Path) -> None:
 
 
 def _each(change: Callable[[Any], Any], value: Any) -> Any:
-    """A path changed, or every one of several, or None."""
-    return [change(path) for path in value] if isinstance(value, list) else None if value is None else change(value)
+    """A path changed, or every one of several; None and `self` are none."""
+    if isinstance(value, list):
+        return [_each(change, path) for path in value]
+    return value if value is None or Path(value) == SELF else change(value)
 
 
 def made_with(files: Iterable[Path]) -> MadeWith:

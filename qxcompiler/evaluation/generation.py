@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Generation", "generate"]
+__all__ = ["Decoder", "Generation", "end_of_sequence", "generate"]
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,8 +104,8 @@ def generate(
             f"give one of 1 to {'any number' if limit is None else limit}",
         )
     room = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt_ids) + 1)
-    decoder = _Decoder(Runner(model_path, threads=threads))
-    end = _end_of_sequence(Path(model_path).parent)
+    decoder = Decoder(Runner(model_path, threads=threads))
+    end = end_of_sequence(Path(model_path).parent)
     draws = torch.Generator().manual_seed(seed)
 
     tokens: list[int] = []
@@ -113,7 +113,7 @@ def generate(
     times = [time.perf_counter()]
     step = prompt_ids
     while len(tokens) < room and not (tokens and tokens[-1] in end):
-        logits = decoder.step(step)
+        (logits,) = decoder.step([step])
         if logits.isnan().any() or not logits.max().isfinite():
             raise ModelError(model_path, "logits hold NaN, or nothing finite", "compile again with more bits")
         tokens.append(_pick(logits, temperature, top_p, draws))
@@ -143,7 +143,7 @@ def generate(
     )
 
 
-class _Decoder:
+class Decoder:
     """A language model with its past, which stays inside onnxruntime between steps."""
 
     def __init__(self, model: Runner) -> None:
@@ -154,23 +154,23 @@ class _Decoder:
         self.past_of = _past_of_present(model)
         self.uses_past = bool(self.past_of)
         self.past: dict[str, OrtValue] = {}
-        self.seen: list[int] = []
+        self.seen: npt.NDArray[Any] | None = None
 
-    def step(self, ids: list[int]) -> torch.Tensor:
-        """Logits [vocabulary] after the tokens seen so far and these."""
-        self.seen += ids
-        fresh = ids if self.uses_past else self.seen
-        past_length = len(self.seen) - len(fresh)
-        given = {self.ids_name: np.asarray([fresh], self._dtype())}
+    def step(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits [batch, vocabulary] after the tokens seen so far and these [batch, length]."""
+        given = np.asarray(ids, self._dtype())
+        self.seen = given if self.seen is None else np.concatenate([self.seen, given], 1)
+        fresh = given if self.uses_past else self.seen
+        past_length = self.seen.shape[1] - fresh.shape[1]
         specs = [spec for spec in self.model.inputs if spec.name not in self.past]
-        sample = supply_missing(given, specs, past_length=past_length, subject=self.model.path)
+        sample = supply_missing({self.ids_name: fresh}, specs, past_length=past_length, subject=self.model.path)
         feed = {name: OrtValue.ortvalue_from_numpy(value) for name, value in sample.items()} | self.past
         try:
             logits, *present = self.model.session.run_with_ort_values(["logits", *self.past_of], feed)
         except Exception as error:
             raise self.model.failure(error) from error
         self.past = dict(zip(self.past_of.values(), present, strict=True))
-        return torch.from_numpy(logits.numpy()[0, -1].astype(np.float32))
+        return torch.from_numpy(logits.numpy()[:, -1].astype(np.float32))
 
     def _dtype(self) -> npt.DTypeLike:
         return next(spec.dtype for spec in self.model.inputs if spec.name == self.ids_name)
@@ -202,7 +202,7 @@ def _pick(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.G
     return int(tokens[torch.multinomial(probabilities, 1, generator=draws)])
 
 
-def _end_of_sequence(folder: Path) -> set[int]:
+def end_of_sequence(folder: Path) -> set[int]:
     """The tokens that end a text, by the generation settings or the configuration beside the model."""
     for name in ("generation_config.json", "config.json"):
         try:

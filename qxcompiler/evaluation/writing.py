@@ -1,0 +1,185 @@
+"""Text that a language model writes by itself, to calibrate it on where there is none.
+
+As LLM-QAT (Liu et al. 2023, section 3.1) the model's own words stand for the data that it was trained on; as Magpie
+(Xu et al. 2024) a chat template without words makes it write both sides of a conversation.
+"""
+
+from __future__ import annotations
+
+__all__ = ["can_write", "write_texts"]
+
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from qxcompiler.calibration.samples import encode, load_tokenizer
+from qxcompiler.errors import ModelError
+from qxcompiler.evaluation.generation import Decoder, end_of_sequence
+from qxcompiler.evaluation.running import Runner
+from qxcompiler.graph.caches import is_past
+from qxcompiler.progress import Track
+
+_log = logging.getLogger(__name__)
+
+_AT_ONCE = 16  # texts side by side: the weights are read once for all of them
+_WORDS = "WORDS-OF-THE-USER"  # stands in a chat template until it is cut there
+_BEGINNINGS = (
+    "The history of",
+    "def ",
+    "1. ",
+    "Once upon a time",
+    "#include <",
+    "In this paper, we",
+    "Question:",
+    "<!DOCTYPE html>",
+    "Dear ",
+    "# ",
+    "According to",
+    "import ",
+    '"',
+    "{",
+    "How to ",
+    "- ",
+)
+
+
+def can_write(model: ir.Model, path: Path) -> bool:
+    """Whether a model seems to be a language model with a past, and has a tokenizer beside it."""
+    inputs, outputs = ([value.name or "" for value in values] for values in (model.graph.inputs, model.graph.outputs))
+    is_language = "logits" in outputs and any(name.endswith("input_ids") for name in inputs)
+    return is_language and any(map(is_past, inputs)) and (path.parent / "tokenizer.json").is_file()
+
+
+def write_texts(model: Path, *, texts: int, length: int, seed: int, track: Track) -> list[str]:
+    """Let a language model write, each token drawn from its own predictions (at temperature 1).
+
+    Texts begin in many ways: with a random token, with the beginnings of stories, lists, programs and others, and as
+    the model's chat template begins, where it has one. Where the model ends one, another begins.
+
+    Args:
+        model: the ONNX file, with its tokenizer beside it.
+        texts: how many.
+        length: tokens of each.
+        seed: of all draws.
+        track: shows progress.
+
+    Raises:
+        ModelError: the model is no language model with a past, or its predictions are not finite.
+        CalibrationError: it has no tokenizer.
+    """
+    tokenizer = load_tokenizer(model)
+    runner = Runner(model)
+    if not Decoder(runner).uses_past:
+        raise ModelError(model, "keeps no past: it would write for too long", "give --calibration FILE")
+    end = end_of_sequence(model.parent)
+    openings = _openings(tokenizer, model.parent, end, np.random.default_rng(seed))
+    draws = torch.Generator().manual_seed(seed)
+    written: list[str] = []
+    for start in track(range(0, texts, _AT_ONCE), "write"):
+        decoder = Decoder(runner)
+        pages = [_Page(openings, end) for _ in range(min(_AT_ONCE, texts - start))]
+        tokens = [page.take(None) for page in pages]
+        for _ in range(length - 1):
+            logits = decoder.step([[token] for token in tokens])
+            if not logits.amax(-1).isfinite().all():
+                raise ModelError(model, "logits hold NaN, or nothing finite", "give --calibration FILE")
+            drawn = torch.multinomial(logits.softmax(-1), 1, generator=draws)[:, 0].tolist()
+            tokens = [page.take(token) for page, token in zip(pages, drawn, strict=True)]
+        written += [tokenizer.decode(page.tokens, skip_special_tokens=False) for page in pages]
+    return written
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """How a text begins.
+
+    Attributes:
+        tokens: its first ones, one at least.
+        answer: what follows where the model ends for the first time, and before it writes on.
+    """
+
+    tokens: Sequence[int]
+    answer: Sequence[int] = ()
+
+
+class _Page:
+    """What is written so far, one opening after the other."""
+
+    def __init__(self, openings: Iterator[_Opening], end: Set[int]) -> None:
+        self.tokens: list[int] = []
+        self._openings, self._end = openings, end
+        self._answer: Sequence[int] = ()
+        self._waiting: deque[int] = deque()
+        self._begin()
+
+    def take(self, drawn: int | None) -> int:
+        """The next token: the one that was drawn, unless an opening is not yet written."""
+        token = self._waiting.popleft() if self._waiting else drawn
+        assert token is not None
+        self.tokens.append(token)
+        if token in self._end and not self._waiting:
+            if self._answer:
+                self._waiting.extend(self._answer)
+                self._answer = ()
+            else:
+                self._begin()
+        return token
+
+    def _begin(self) -> None:
+        opening = next(self._openings)
+        self._waiting.extend(opening.tokens)
+        self._answer = opening.answer
+
+
+def _openings(tokenizer: Tokenizer, folder: Path, end: Set[int], random: np.random.Generator) -> Iterator[_Opening]:
+    """Without end: a random token, a beginning, a conversation, in turn."""
+    beginnings = [_Opening(encode(tokenizer, text, "an opening", add_special_tokens=False).ids) for text in _BEGINNINGS]
+    template = _chat_template(folder)
+    conversation = None if template is None else _conversation(tokenizer, template, end)
+    for beginning in cycle([each for each in beginnings if each.tokens]):
+        yield _Opening([int(random.integers(tokenizer.get_vocab_size()))])
+        yield beginning
+        if conversation is not None:
+            yield conversation
+
+
+def _conversation(tokenizer: Tokenizer, template: str, end: Set[int]) -> _Opening | None:
+    """What the template writes before the user's words, and between them and the answer."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    try:
+        rendered = environment.from_string(template).render(
+            messages=[{"role": "user", "content": _WORDS}], add_generation_prompt=True, bos_token="", eos_token=""
+        )
+    except Exception as error:  # templates are programs, which fail in any way
+        _log.info("the chat template cannot be used (%s)", error)
+        return None
+    before, words, between = rendered.partition(_WORDS)
+    first, answer = (
+        encode(tokenizer, text, "the chat template", add_special_tokens=False).ids for text in (before, between)
+    )
+    if not (words and first):
+        return None
+    return _Opening(first, answer[1:] if answer and answer[0] in end else answer)
+
+
+def _chat_template(folder: Path) -> str | None:
+    """As it lies beside the model."""
+    file = folder / "chat_template.jinja"
+    try:
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    template = settings.get("chat_template") if isinstance(settings, dict) else None
+    return template if isinstance(template, str) else None

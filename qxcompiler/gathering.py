@@ -1,0 +1,112 @@
+"""The samples of a compile: read from files, fed from Python, or written by the model itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from qxcompiler import __version__
+from qxcompiler.calibration.samples import Sample, default_length, input_specs, load_mixed, load_samples
+from qxcompiler.config import SELF, file_digest
+from qxcompiler.errors import UsageError
+from qxcompiler.evaluation.writing import can_write, write_texts
+from qxcompiler.graph import model_files
+from qxcompiler.options import Options
+from qxcompiler.progress import Track
+from qxcompiler.quantizers import find_quantizer
+from qxcompiler.staging import WORK
+
+__all__ = ["HELD_BACK", "WRITTEN", "Calibration", "files_of", "gather_samples"]
+
+Calibration: TypeAlias = str | Path | Sequence[str | Path] | Iterable[Mapping[str, npt.NDArray[Any]]]
+
+WRITTEN = "calibration.jsonl"  # what the model wrote to be calibrated on
+
+# Samples that verification runs on: windows of text hold many numbers, other samples perhaps one each.
+HELD_BACK, _MOST_HELD_BACK = 2, 16
+
+
+def gather_samples(
+    graph: ir.Model,
+    original: Path | onnx.ModelProto,
+    calibration: Calibration | None,
+    written: Path,
+    options: Options,
+    track: Track,
+) -> tuple[list[Sample], list[Sample]]:
+    """Samples to calibrate on, and those held back for verification; a single sample serves for both.
+
+    Args:
+        graph: the model.
+        original: its file, or itself in memory.
+        calibration: what the user gave. A language model writes for itself where that is `self`, or nothing while
+            the options need samples.
+        written: where what it writes is kept, in a stage.
+        options: of the compile.
+        track: shows progress.
+
+    Raises:
+        UsageError: samples are needed, and there are none.
+        CalibrationError: samples cannot be read, or do not fit the model.
+    """
+    inputs, path, length = input_specs(graph), original if isinstance(original, Path) else None, options.length
+    files = files_of(calibration)
+    if calibration is None:
+        if "statistics" in find_quantizer(options.quantizer).needs:
+            needs, remedy = f"--quantizer {options.quantizer}", "give --calibration FILE, or choose --quantizer rtn"
+        elif options.tune:
+            needs, remedy = "--tune", "give --calibration FILE"
+        else:
+            return [], []
+        if path is None or not can_write(graph, path):
+            raise UsageError(needs, "needs samples", remedy)
+        files = [SELF]
+    wanted = max(options.samples, options.tune)
+    if SELF in files:
+        share = -(-(wanted + HELD_BACK) // len(files))
+        _write(graph, path, share, written, options, track)
+        files = [written if file == SELF else file for file in files]
+    if files:
+        held_back = HELD_BACK if all(file.suffix != ".npz" for file in files) else _MOST_HELD_BACK
+        loaded = load_mixed(files, inputs, path, samples=wanted + held_back, length=length, seed=options.seed)
+    else:
+        feeds = cast("Iterable[Sample]", calibration)
+        loaded = load_samples(feeds, inputs, path, samples=wanted + _MOST_HELD_BACK, length=length)
+    held_back = min(max(HELD_BACK, len(loaded) - wanted), len(loaded) - 1)
+    return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
+
+
+def _write(graph: ir.Model, path: Path | None, count: int, written: Path, options: Options, track: Track) -> None:
+    """Let the model write so many samples, unless a compile that was killed has them already."""
+    if path is None:
+        problem = "is for a model with its tokenizer beside it"
+        raise UsageError("--calibration self", problem, "give the model's file, or samples")
+    length = options.length or default_length(input_specs(graph), path)
+    depends = [__version__, [file_digest(file) for file in model_files(path, graph)], count, length]
+    digest = hashlib.sha256(json.dumps([*depends, options.seed]).encode()).hexdigest()[:16]
+    kept = written.parent.parent / WORK / f"{digest}.jsonl"
+    if not kept.exists():
+        # one more, for a text may have fewer tokens when it is read than it had when it was written
+        texts = write_texts(path, texts=count + 1, length=length, seed=options.seed, track=track)
+        kept.parent.mkdir(exist_ok=True)
+        partial = kept.with_suffix(".partial")
+        partial.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        partial.replace(kept)
+    shutil.copyfile(kept, written)
+
+
+def files_of(calibration: object) -> list[Path]:
+    """The files of a calibration; none, if it is feeds."""
+    if isinstance(calibration, (str, Path)):
+        return [Path(calibration)]
+    if isinstance(calibration, Sequence) and all(isinstance(each, (str, Path)) for each in calibration):
+        return [Path(file) for file in calibration]
+    return []
