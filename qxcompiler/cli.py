@@ -139,6 +139,10 @@ def compile(  # noqa: A001
     allocation: Annotated[
         str, typer.Option(help="How schemes are chosen: uniform, or one that a package adds.")
     ] = _DEFAULTS.allocation,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="fast, balanced or best, or a YAML file of options; the others given here go before it."),
+    ] = None,
     quantizer: Annotated[str, typer.Option(help="rtn, gptq, or one that a package adds.")] = _DEFAULTS.quantizer,
     calibration: Annotated[
         list[Path] | None,
@@ -174,11 +178,12 @@ def compile(  # noqa: A001
     from qxcompiler.compiler import compile as run
     from qxcompiler.compiler import compile_folder
     from qxcompiler.config import Config
+    from qxcompiler.recipes import load_recipe
 
     if verbose:
         logging.getLogger("qxcompiler").setLevel(logging.INFO)
         logging.getLogger("qxcompiler").addHandler(_Log())
-    said = _said_by(config) if config else {}
+    said = (_said_by(config) if config else {}) | (load_recipe(recipe) if recipe else {})
     given = {name: value for name, value in context.params.items() if _is_given(context, name)}
     settings: dict[str, Any] = said | {name: value for name, value in given.items() if name in Config.model_fields}
     model, target = settings.pop("model", None), settings.pop("target", None)

@@ -51,6 +51,7 @@ from qxcompiler.quantizers import (
     quantize_segmentwise,
     quantize_without_statistics,
 )
+from qxcompiler.recipes import load_recipe
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
@@ -72,6 +73,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     output: str | Path,
     *,
     calibration: Calibration | None = None,
+    recipe: str | Path | None = None,
     restart: bool = False,
     track: Track = silent,
     **options: Any,
@@ -88,6 +90,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, several such files, which are mixed evenly, or feeds
             of the model. `self` stands for text that a language model writes, and is the default of such a model.
             May be left out for `rtn`, which then counts all inputs alike.
+        recipe: name or file of a recipe, options that those given here go before.
         restart: forget what an earlier compile, which was killed, had finished.
         track: shows progress.
         options: the fields of `qxcompiler.options.Options`.
@@ -99,7 +102,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
         QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
     """
     output = output_folder(output)
-    compiler = _Compiler(load_target(target), Options.checked(options), track)
+    compiler = _Compiler(load_target(target), _options(recipe, options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
     files = model_files(original, graph) if isinstance(original, Path) else []
@@ -120,6 +123,7 @@ def compile_folder(
     output: str | Path,
     *,
     calibration: str | Path | Sequence[str | Path] | None = None,
+    recipe: str | Path | None = None,
     restart: bool = False,
     track: Track = silent,
     **options: Any,
@@ -131,7 +135,8 @@ def compile_folder(
 
     Args:
         folder: holds the ONNX files, whose names the output keeps, and the tokenizer and configuration.
-        target, output, calibration, restart, track, options: as for `compile`, but a `plan` serves one file only.
+        target, output, calibration, recipe, restart, track, options: as for `compile`, but a `plan` serves one file
+            only.
 
     Returns:
         By the name of each file, what was written to `NAME.report.json` for `NAME.onnx`; its plan is `NAME.plan.yaml`.
@@ -143,7 +148,7 @@ def compile_folder(
     files = sorted(folder.glob("*.onnx"))
     if not files:
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
-    compiler = _Compiler(load_target(target), Options.checked(options), track, several=True)
+    compiler = _Compiler(load_target(target), _options(recipe, options), track, several=True)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
@@ -161,6 +166,10 @@ def compile_folder(
         save_config(config, stage, output)
         copy_files(folder, stage, (*CONFIGURATIONS, *COMPANIONS))
     return reports
+
+
+def _options(recipe: str | Path | None, given: Mapping[str, Any]) -> Options:
+    return Options.checked((load_recipe(recipe) if recipe else {}) | dict(given))
 
 
 class _Compiler:

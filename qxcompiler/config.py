@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from qxcompiler import __version__
 from qxcompiler.errors import UsageError, first_invalid
 from qxcompiler.options import Options
+from qxcompiler.recipes import load_recipe, recipe_names
 from qxcompiler.targets import find_target
 from qxcompiler.yaml_files import read_yaml
 
@@ -60,11 +61,15 @@ class Config(Options):
 def load_config(path: Path) -> Config:
     """Read a configuration; paths in the result lead from where the process is.
 
+    It may name a `recipe`, whose options its own go before.
+
     Raises:
         TargetError: the file cannot be read, or is no YAML.
         UsageError: it has a field that there is not, or a value out of range.
     """
     fields = read_yaml(path, "a configuration", "see docs/tutorial.md for its fields")
+    if recipe := fields.pop("recipe", None):
+        fields = load_recipe(recipe if recipe in recipe_names() else path.parent / str(recipe)) | fields
     try:
         config = Config.model_validate(fields)
     except ValidationError as error:

@@ -1,0 +1,45 @@
+"""Recipes: options under a name, for how much a compile may spend. A new one is a YAML file here, or anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qxcompiler.errors import UsageError, first_invalid
+from qxcompiler.options import Options
+from qxcompiler.yaml_files import read_yaml
+
+__all__ = ["load_recipe", "recipe_names"]
+
+_BUILT_IN = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come along."""
+    return list(_BUILT_IN)
+
+
+def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
+    """The options that a recipe sets, by its name or by its file; others keep their defaults.
+
+    Raises:
+        UsageError: there is none, or it has a field that is no option, or a value out of range.
+        TargetError: the file is no YAML.
+    """
+    path = _BUILT_IN.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        problem = "no such recipe"
+        raise UsageError(name_or_path, problem, f"name one of {', '.join(_BUILT_IN)}, or a YAML file")
+    fields = read_yaml(path, "a recipe", "see docs/tutorial.md for its fields")
+    try:
+        recipe = Options.model_validate(fields)
+    except ValidationError as error:
+        field, problem = first_invalid(error)
+        raise UsageError(
+            path, f"field {field}: {problem}", f"choose among {', '.join(Options.model_fields)}"
+        ) from error
+    if recipe.plan is not None:
+        raise UsageError(path, "field plan: a plan belongs to one model", "give --plan beside the recipe")
+    return {name: getattr(recipe, name) for name in recipe.model_fields_set}

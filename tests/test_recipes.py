@@ -1,0 +1,69 @@
+"""Options under a name."""
+
+from __future__ import annotations
+
+import pytest
+from test_config import contents, written
+
+import qxcompiler
+from qxcompiler.config import CONFIG, load_config
+from qxcompiler.errors import QxcError
+from qxcompiler.quantizers import find_quantizer
+from qxcompiler.recipes import load_recipe, recipe_names
+
+COARSE = "weights: lut2g16\nquantizer: rtn\nsamples: 5\n"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_that_come_along(name):
+    find_quantizer(load_recipe(name)["quantizer"])
+
+
+def test_they_spend_more_and_more():
+    assert recipe_names() == ["balanced", "best", "fast"]
+    assert "tune" not in load_recipe("fast")
+    assert 0 < load_recipe("balanced")["tune"] < load_recipe("best")["tune"]
+
+
+def test_what_is_given_goes_before_the_recipe_and_the_recipe_before_the_file(tiny, tmp_path, qxc):
+    recipe, mine = tmp_path / "coarse.yaml", tmp_path / "mine.yaml"
+    recipe.write_text(COARSE)
+    mine.write_text("model: tiny/model.onnx\ntarget: cpu-x86\nweights: int8g32\nsamples: 3\nseed: 9\n")
+    assert qxc("compile", "--config", mine, "--recipe", recipe, "-o", tmp_path / "out", "--samples", 7).returncode == 0
+    said = written(tmp_path / "out")
+    assert (said["weights"], said["quantizer"], said["samples"], said["seed"]) == ("lut2g16", "rtn", 7, 9)
+    assert "recipe" not in said  # all that it set stands there
+    assert qxc("compile", "--config", tmp_path / "out" / CONFIG, "-o", tmp_path / "again").returncode == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+    report = qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "python", recipe=recipe, seed=9, samples=7)
+    assert report.samples == 0
+    assert (tmp_path / "python" / "model.onnx").read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
+
+
+def test_a_configuration_names_a_recipe(tmp_path):
+    (tmp_path / "coarse.yaml").write_text(COARSE)
+    (tmp_path / "mine.yaml").write_text("recipe: coarse.yaml\nsamples: 3\n")
+    config = load_config(tmp_path / "mine.yaml")
+    assert (config.weights, config.quantizer, config.samples) == ("lut2g16", "rtn", 3)
+    (tmp_path / "mine.yaml").write_text("recipe: best\n")
+    assert load_config(tmp_path / "mine.yaml").tune == load_recipe("best")["tune"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "coarse.yaml: no such recipe: name one of balanced, best, fast, or a YAML file"),
+        ("weight: int4", "field weight: Extra inputs are not permitted: choose among weights, "),
+        ("samples: 0", "field samples: Input should be greater than or equal to 1"),
+        ("plan: plan.yaml", "field plan: a plan belongs to one model"),
+        ("- tune", "not a mapping of fields"),
+    ],
+)
+def test_files_that_are_no_recipes(tiny, tmp_path, content, said):
+    recipe = tmp_path / "coarse.yaml"
+    if content is not None:
+        recipe.write_text(content)
+    with pytest.raises(QxcError) as error:
+        qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", recipe=recipe)
+    assert said in str(error.value)
+    assert not (tmp_path / "out").exists()
