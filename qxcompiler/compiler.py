@@ -27,6 +27,7 @@ from qxcompiler.errors import CalibrationError, ModelError, UsageError
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
 from qxcompiler.evaluation.running import Runner
+from qxcompiler.evaluation.writing import can_write
 from qxcompiler.formats import Format
 from qxcompiler.gathering import HELD_BACK, WRITTEN, Calibration, files_of, gather_samples
 from qxcompiler.graph import (
@@ -102,9 +103,13 @@ def compile(  # noqa: A001  (it is what a compiler does)
         QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
     """
     output = output_folder(output)
-    compiler = _Compiler(load_target(target), _options(recipe, options), track)
+    fields = load_recipe(recipe) if recipe else {}
+    writes = fields.pop("calibration", None)
+    compiler = _Compiler(load_target(target), Options.checked(fields | options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
+    if calibration is None and isinstance(original, Path) and can_write(graph, original):
+        calibration = writes
     files = model_files(original, graph) if isinstance(original, Path) else []
     names = ["model.onnx", "plan.yaml", "report.json", WRITTEN, CONFIG]
     check_sources(files, output, names)
@@ -148,7 +153,9 @@ def compile_folder(
     files = sorted(folder.glob("*.onnx"))
     if not files:
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
-    compiler = _Compiler(load_target(target), _options(recipe, options), track, several=True)
+    fields = load_recipe(recipe) if recipe else {}
+    fields.pop("calibration", None)  # for one model; several are not written for
+    compiler = _Compiler(load_target(target), Options.checked(fields | options), track, several=True)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
@@ -166,10 +173,6 @@ def compile_folder(
         save_config(config, stage, output)
         copy_files(folder, stage, (*CONFIGURATIONS, *COMPANIONS))
     return reports
-
-
-def _options(recipe: str | Path | None, given: Mapping[str, Any]) -> Options:
-    return Options.checked((load_recipe(recipe) if recipe else {}) | dict(given))
 
 
 class _Compiler:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from qxcompiler import __version__
 from qxcompiler.errors import UsageError, first_invalid
 from qxcompiler.options import Options
-from qxcompiler.recipes import load_recipe, recipe_names
+from qxcompiler.recipes import recipe_names
 from qxcompiler.targets import find_target
 from qxcompiler.yaml_files import read_yaml
 
@@ -49,27 +49,25 @@ class Config(Options):
         model: the ONNX file, or a folder with several; None for one that was in memory.
         target: name or file of a hardware descriptor.
         calibration: the file of samples, if there are any, or several files; `self` is what the model writes.
+        recipe: name or file of a recipe, whose options the others go before; in none that a compile has written.
         made_with: in a file that a compile has written.
     """
 
     model: Path | None = None
     target: str | None = None
     calibration: Path | list[Path] | None = None
+    recipe: str | None = None
     made_with: MadeWith | None = None
 
 
 def load_config(path: Path) -> Config:
     """Read a configuration; paths in the result lead from where the process is.
 
-    It may name a `recipe`, whose options its own go before.
-
     Raises:
         TargetError: the file cannot be read, or is no YAML.
         UsageError: it has a field that there is not, or a value out of range.
     """
     fields = read_yaml(path, "a configuration", "see docs/tutorial.md for its fields")
-    if recipe := fields.pop("recipe", None):
-        fields = load_recipe(recipe if recipe in recipe_names() else path.parent / str(recipe)) | fields
     try:
         config = Config.model_validate(fields)
     except ValidationError as error:
@@ -82,11 +80,14 @@ def load_config(path: Path) -> Config:
     target = config.target
     if target is not None and find_target(target) is None:
         target = str(there / target)
+    recipe = config.recipe
+    if recipe is not None and recipe not in recipe_names():
+        recipe = str(there / recipe)
     said = config.made_with
     if said is not None:
         digests = {str(there / name): digest for name, digest in said.sha256.items()}
         said = MadeWith(versions=said.versions, sha256=digests)
-    return config.model_copy(update={**paths, "target": target, "made_with": said})
+    return config.model_copy(update={**paths, "target": target, "recipe": recipe, "made_with": said})
 
 
 def save_config(config: Config, stage: Path, output: Path) -> None:

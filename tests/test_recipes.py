@@ -40,13 +40,35 @@ def test_what_is_given_goes_before_the_recipe_and_the_recipe_before_the_file(tin
     assert (tmp_path / "python" / "model.onnx").read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
 
 
-def test_a_configuration_names_a_recipe(tmp_path):
+def test_a_configuration_names_a_recipe(tiny, tmp_path, qxc):
     (tmp_path / "coarse.yaml").write_text(COARSE)
     (tmp_path / "mine.yaml").write_text("recipe: coarse.yaml\nsamples: 3\n")
-    config = load_config(tmp_path / "mine.yaml")
-    assert (config.weights, config.quantizer, config.samples) == ("lut2g16", "rtn", 3)
+    assert load_config(tmp_path / "mine.yaml").recipe == str(tmp_path / "coarse.yaml")
+    assert (
+        qxc(
+            "compile", tiny.model, "--target", "cpu-x86", "--config", tmp_path / "mine.yaml", "-o", tmp_path / "out"
+        ).returncode
+        == 0
+    )
+    said = written(tmp_path / "out")
+    assert (said["weights"], said["quantizer"], said["samples"]) == ("lut2g16", "rtn", 3)
     (tmp_path / "mine.yaml").write_text("recipe: best\n")
-    assert load_config(tmp_path / "mine.yaml").tune == load_recipe("best")["tune"]
+    assert load_config(tmp_path / "mine.yaml").recipe == "best"
+
+
+def test_a_recipe_lets_a_language_model_write(tiny, tmp_path):
+    options = {"weights": "int4g16", "length": 12}
+    fast = qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "fast", recipe="fast", **options)
+    assert fast.samples == load_recipe("fast")["samples"]
+    assert {site.quantizer for site in fast.sites} == {"rtn"}
+    assert written(tmp_path / "fast")["calibration"] == "self"
+    given = qxcompiler.compile(
+        tiny.model, "cpu-x86", tmp_path / "given", recipe="fast", calibration=tiny.calibration, **options
+    )
+    assert given.samples == fast.samples
+    assert not (tmp_path / "given" / "calibration.jsonl").exists()
+    (tiny.folder / "tokenizer.json").unlink()  # it cannot write then
+    assert qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "none", recipe="fast", **options).samples == 0
 
 
 @pytest.mark.parametrize(
@@ -55,6 +77,7 @@ def test_a_configuration_names_a_recipe(tmp_path):
         (None, "coarse.yaml: no such recipe: name one of balanced, best, fast, or a YAML file"),
         ("weight: int4", "field weight: Extra inputs are not permitted: choose among weights, "),
         ("samples: 0", "field samples: Input should be greater than or equal to 1"),
+        ("calibration: text.txt", "field calibration: can only be `self`"),
         ("plan: plan.yaml", "field plan: a plan belongs to one model"),
         ("- tune", "not a mapping of fields"),
     ],

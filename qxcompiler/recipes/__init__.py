@@ -24,6 +24,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     """The options that a recipe sets, by its name or by its file; others keep their defaults.
 
+    One more field, `calibration: self`, lets a language model write samples where none are given.
+
     Raises:
         UsageError: there is none, or it has a field that is no option, or a value out of range.
         TargetError: the file is no YAML.
@@ -33,6 +35,9 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         problem = "no such recipe"
         raise UsageError(name_or_path, problem, f"name one of {', '.join(_BUILT_IN)}, or a YAML file")
     fields = read_yaml(path, "a recipe", "see docs/tutorial.md for its fields")
+    writes = {"calibration": fields.pop("calibration")} if "calibration" in fields else {}
+    if writes and writes["calibration"] != "self":
+        raise UsageError(path, "field calibration: can only be `self`", "give --calibration beside the recipe")
     try:
         recipe = Options.model_validate(fields)
     except ValidationError as error:
@@ -42,4 +47,4 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         ) from error
     if recipe.plan is not None:
         raise UsageError(path, "field plan: a plan belongs to one model", "give --plan beside the recipe")
-    return {name: getattr(recipe, name) for name in recipe.model_fields_set}
+    return {name: getattr(recipe, name) for name in recipe.model_fields_set} | writes
