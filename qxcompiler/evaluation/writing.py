@@ -31,7 +31,7 @@ from qxcompiler.progress import Track
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE = 16  # texts side by side: the weights are read once for all of them
+_AT_ONCE = 32  # texts side by side: the weights are read once for all of them
 _WORDS = "WORDS-OF-THE-USER"  # stands in a chat template until it is cut there
 _BEGINNINGS = (
     "The history of",
