@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["COMPANIONS", "CONFIGURATIONS", "VOCABULARIES", "copy_files"]
+__all__ = ["COMPANIONS", "CONFIGURATIONS", "VOCABULARIES", "copy_files", "files_beside"]
 
 CONFIGURATIONS = ("config.json", "generation_config.json")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "vocab.bpe", "*.spm", "*.model")
@@ -23,9 +23,12 @@ COMPANIONS = (
 )
 
 
+def files_beside(source: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files of a folder whose names fit one of some patterns, as far as there are any."""
+    return [file for pattern in patterns for file in sorted(source.glob(pattern)) if file.is_file()]
+
+
 def copy_files(source: Path, folder: Path, patterns: Iterable[str]) -> None:
-    """Copy the files of a folder whose names fit one of some patterns, as far as there are any."""
-    for pattern in patterns:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
+    """Copy these files."""
+    for file in files_beside(source, patterns):
+        shutil.copyfile(file, folder / file.name)

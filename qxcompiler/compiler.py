@@ -154,7 +154,7 @@ def compile_folder(
     if not files:
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
     fields = load_recipe(recipe) if recipe else {}
-    fields.pop("calibration", None)  # for one model; several are not written for
+    fields.pop("calibration", None)  # in a folder, models write what they need only
     compiler = _Compiler(load_target(target), Options.checked(fields | options), track, several=True)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qxcompiler import __version__
 from qxcompiler.calibration.samples import Sample, default_length, input_specs, load_mixed, load_samples
+from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, files_beside
 from qxcompiler.config import SELF, file_digest
 from qxcompiler.errors import UsageError
 from qxcompiler.evaluation.writing import can_write, write_texts
@@ -90,8 +91,9 @@ def _write(graph: ir.Model, path: Path | None, count: int, written: Path, option
         problem = "is for a model with its tokenizer beside it"
         raise UsageError("--calibration self", problem, "give the model's file, or samples")
     length = options.length or default_length(input_specs(graph), path)
-    depends = [__version__, [file_digest(file) for file in model_files(path, graph)], count, length]
-    digest = hashlib.sha256(json.dumps([*depends, options.seed]).encode()).hexdigest()[:16]
+    read = [*model_files(path, graph), *files_beside(path.parent, (*CONFIGURATIONS, *COMPANIONS))]
+    depends = [__version__, [file_digest(file) for file in read], count, length, options.seed]
+    digest = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
     kept = written.parent.parent / WORK / f"{digest}.jsonl"
     if not kept.exists():
         # one more, for a text may have fewer tokens when it is read than it had when it was written
