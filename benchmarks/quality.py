@@ -88,7 +88,7 @@ def main(
             quantizer, _, rest = scheme.partition(":")
             weights, _, rest = rest.partition("/")
             activations, _, tune = rest.partition("+")
-            out = Path(folder, "out")
+            out = Path(folder, f"out{len(table.rows)}")
             start = time.perf_counter()
             report = qxc(
                 "compile", model, "--target", "cpu-x86", "-o", out, "--weights", weights, "--activations", activations,

@@ -22,14 +22,13 @@ from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.parts import FrugalModel
 from qxcompiler.calibration.samples import Sample, load_mixed
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
-from qxcompiler.config import CONFIG, Config, made_with, save_config
+from qxcompiler.config import CONFIG, SELF, Config, made_with, save_config
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.evaluation.writing import can_write
 from qxcompiler.formats import Format
-from qxcompiler.gathering import HELD_BACK, WRITTEN, Calibration, files_of, gather_samples
+from qxcompiler.gathering import HELD_BACK, WRITTEN, Calibration, default_calibration, files_of, gather_samples
 from qxcompiler.graph import (
     Site,
     Weight,
@@ -87,10 +86,11 @@ def compile(  # noqa: A001  (it is what a compiler does)
     Args:
         model: the ONNX file, opset 11 or later, or a model in memory.
         target: name or file of a hardware descriptor.
-        output: the folder to write `model.onnx`, its data, `plan.yaml`, `report.json` and `compile.yaml` to.
+        output: the folder to write `model.onnx`, its data, `plan.yaml`, `report.json`, `compile.yaml`, and what the
+            model wrote, `self-calibration.jsonl`, to.
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, several such files, which are mixed evenly, or feeds
-            of the model. `self` stands for text that a language model writes, and is the default of such a model.
-            May be left out for `rtn`, which then counts all inputs alike.
+            of the model. `self` stands for text that a language model writes, and is what such a model is calibrated
+            on where samples are needed and none given. May be left out for `rtn`, which then counts all inputs alike.
         recipe: name or file of a recipe, options that those given here go before.
         restart: forget what an earlier compile, which was killed, had finished.
         track: shows progress.
@@ -104,15 +104,17 @@ def compile(  # noqa: A001  (it is what a compiler does)
     """
     output = output_folder(output)
     fields = load_recipe(recipe) if recipe else {}
-    writes = fields.pop("calibration", None)
+    writes = fields.pop("calibration", None) is not None
     compiler = _Compiler(load_target(target), Options.checked(fields | options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
-    if calibration is None and isinstance(original, Path) and can_write(graph, original):
-        calibration = writes
+    if calibration is None:
+        calibration = default_calibration(graph, original, compiler.options, writes=writes)
     files = model_files(original, graph) if isinstance(original, Path) else []
-    names = ["model.onnx", "plan.yaml", "report.json", WRITTEN, CONFIG]
-    check_sources(files, output, names)
+    names = ["model.onnx", "plan.yaml", "report.json", CONFIG]
+    if SELF in files_of(calibration):
+        names.append(WRITTEN)
+    check_sources([*files, *files_of(calibration)], output, names)
     with staged(output, names, restart=restart) as stage:
         config = _config(original if isinstance(original, Path) else None, target, calibration, compiler.options, files)
         report = compiler.compile(graph, original, calibration, stage, "model.onnx", config)
@@ -159,8 +161,7 @@ def compile_folder(
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
-    kinds = ("onnx", "plan.yaml", "report.json", WRITTEN)
-    names = [f"{file.stem}.{kind}" for file in files for kind in kinds] + [CONFIG]
+    names = [f"{file.stem}.{kind}" for file in files for kind in ("onnx", "plan.yaml", "report.json")] + [CONFIG]
     every_file = [path for file, graph in graphs.items() for path in model_files(file, graph)]
     check_sources(every_file, output, names)
     reports = {}
@@ -169,6 +170,8 @@ def compile_folder(
         samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
         for file, graph in graphs.items():
             given = samples.get(file.name, calibration)
+            if given is None:
+                given = default_calibration(graph, file, compiler.options, writes=False)
             reports[file.name] = compiler.compile(graph, file, given, stage, file.name, config)
         save_config(config, stage, output)
         copy_files(folder, stage, (*CONFIGURATIONS, *COMPANIONS))
@@ -217,7 +220,7 @@ class _Compiler:
         calibrating = _spaced(samples, options.samples)
         plan = self._plan(graph, sites, calibrating)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
-        if written.exists():
+        if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
         made_up = not held_back
         if not options.verification:
@@ -284,6 +287,8 @@ class _Compiler:
         """What each file of an encoder-decoder sees on the calibration samples."""
         model = EncoderDecoder(folder)
         options = self.options
+        if SELF in files_of(calibration) or not files_of(calibration):
+            raise UsageError("--calibration", "takes a file for the models of a folder", "give a .txt or .npz file")
         samples = load_mixed(
             files_of(calibration),
             model.inputs,

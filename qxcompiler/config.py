@@ -25,7 +25,7 @@ __all__ = ["CONFIG", "SELF", "Config", "MadeWith", "file_digest", "load_config",
 
 CONFIG = "compile.yaml"
 SELF = Path("self")  # a calibration: what the model writes
-_PATHS = ("model", "calibration", "plan")  # one, several, or None
+_PATHS = ("model", "plan")
 
 
 class MadeWith(BaseModel):
@@ -77,6 +77,7 @@ def load_config(path: Path) -> Config:
         raise UsageError(path, f"field {name}: {problem}", remedy) from error
     there = path.parent
     paths = {name: _each(lambda path: there / path, getattr(config, name)) for name in _PATHS}
+    paths["calibration"] = _each(lambda path: path if path == SELF else there / path, config.calibration)
     target = config.target
     if target is not None and find_target(target) is None:
         target = str(there / target)
@@ -99,6 +100,7 @@ def save_config(config: Config, stage: Path, output: Path) -> None:
     fields = config.model_dump(mode="json")
     for name in _PATHS:
         fields[name] = _each(from_there, fields[name])
+    fields["calibration"] = _each(lambda path: str(path) if path == SELF else from_there(path), config.calibration)
     if (target := fields["target"]) is not None and find_target(target) is None:
         fields["target"] = from_there(target)
     if fields["made_with"] is not None:
@@ -110,10 +112,10 @@ def save_config(config: Config, stage: Path, output: Path) -> None:
 
 
 def _each(change: Callable[[Any], Any], value: Any) -> Any:
-    """A path changed, or every one of several; None and `self` are none."""
+    """A path changed, or every one of several; None is none."""
     if isinstance(value, list):
         return [_each(change, path) for path in value]
-    return value if value is None or Path(value) == SELF else change(value)
+    return None if value is None else change(value)
 
 
 def made_with(files: Iterable[Path]) -> MadeWith:

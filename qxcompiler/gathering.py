@@ -12,11 +12,11 @@ from typing import Any, TypeAlias, cast
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+import tokenizers
 
-from qxcompiler import __version__
-from qxcompiler.calibration.samples import Sample, default_length, input_specs, load_mixed, load_samples
+from qxcompiler.calibration.samples import Sample, context_limit, default_length, input_specs, load_mixed, load_samples
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, files_beside
-from qxcompiler.config import SELF, file_digest
+from qxcompiler.config import SELF, file_digest, made_with
 from qxcompiler.errors import UsageError
 from qxcompiler.evaluation.writing import can_write, write_texts
 from qxcompiler.graph import model_files
@@ -25,14 +25,29 @@ from qxcompiler.progress import Track
 from qxcompiler.quantizers import find_quantizer
 from qxcompiler.staging import WORK
 
-__all__ = ["HELD_BACK", "WRITTEN", "Calibration", "files_of", "gather_samples"]
+__all__ = ["HELD_BACK", "WRITTEN", "Calibration", "default_calibration", "files_of", "gather_samples"]
 
 Calibration: TypeAlias = str | Path | Sequence[str | Path] | Iterable[Mapping[str, npt.NDArray[Any]]]
 
-WRITTEN = "calibration.jsonl"  # what the model wrote to be calibrated on
+WRITTEN = "self-calibration.jsonl"  # what the model wrote to be calibrated on
 
 # Samples that verification runs on: windows of text hold many numbers, other samples perhaps one each.
 HELD_BACK, _MOST_HELD_BACK = 2, 16
+
+
+def default_calibration(
+    graph: ir.Model, original: Path | onnx.ModelProto, options: Options, *, writes: bool
+) -> Path | None:
+    """What a model is calibrated on where nothing is given: what it writes, if it can.
+
+    Args:
+        graph: the model.
+        original: its file, or itself in memory.
+        options: of the compile.
+        writes: whether it shall write although the options need no samples.
+    """
+    needed = writes or options.tune or "statistics" in find_quantizer(options.quantizer).needs
+    return SELF if needed and isinstance(original, Path) and can_write(graph, original) else None
 
 
 def gather_samples(
@@ -48,8 +63,7 @@ def gather_samples(
     Args:
         graph: the model.
         original: its file, or itself in memory.
-        calibration: what the user gave. A language model writes for itself where that is `self`, or nothing while
-            the options need samples.
+        calibration: what the user gave, or `default_calibration`.
         written: where what it writes is kept, in a stage.
         options: of the compile.
         track: shows progress.
@@ -62,16 +76,16 @@ def gather_samples(
     files = files_of(calibration)
     if calibration is None:
         if "statistics" in find_quantizer(options.quantizer).needs:
-            needs, remedy = f"--quantizer {options.quantizer}", "give --calibration FILE, or choose --quantizer rtn"
-        elif options.tune:
-            needs, remedy = "--tune", "give --calibration FILE"
-        else:
-            return [], []
-        if path is None or not can_write(graph, path):
-            raise UsageError(needs, "needs samples", remedy)
-        files = [SELF]
+            remedy = "give --calibration FILE, or choose --quantizer rtn"
+            raise UsageError(f"--quantizer {options.quantizer}", "needs samples", remedy)
+        if options.tune:
+            raise UsageError("--tune", "needs samples", "give --calibration FILE")
+        return [], []
     wanted = max(options.samples, options.tune)
     if SELF in files:
+        for file in files:
+            if file != SELF:  # writing takes minutes: see first whether the others can be read
+                load_samples(file, inputs, path, samples=1, length=length)
         share = -(-(wanted + HELD_BACK) // len(files))
         _write(graph, path, share, written, options, track)
         files = [written if file == SELF else file for file in files]
@@ -91,8 +105,11 @@ def _write(graph: ir.Model, path: Path | None, count: int, written: Path, option
         problem = "is for a model with its tokenizer beside it"
         raise UsageError("--calibration self", problem, "give the model's file, or samples")
     length = options.length or default_length(input_specs(graph), path)
+    if (limit := context_limit(path)) is not None and length > limit:
+        raise UsageError(f"--length {length}", f"is more than the model's context, {limit}", "give a smaller one")
     read = [*model_files(path, graph), *files_beside(path.parent, (*CONFIGURATIONS, *COMPANIONS))]
-    depends = [__version__, [file_digest(file) for file in read], count, length, options.seed]
+    versions = made_with([]).versions | {"tokenizers": tokenizers.__version__}
+    depends = [versions, [file_digest(file) for file in read], count, length, options.seed]
     digest = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
     kept = written.parent.parent / WORK / f"{digest}.jsonl"
     if not kept.exists():

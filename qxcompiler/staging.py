@@ -63,7 +63,7 @@ def check_sources(sources: Iterable[Path], output: Path, names: Iterable[str]) -
 
 def has_finished_work(output: Path) -> bool:
     """Whether an interrupted run left something to go on from."""
-    return any((output / WORK).glob("*/*.safetensors"))
+    return any(next((output / WORK).glob(pattern), None) for pattern in ("*/*.safetensors", "*.jsonl"))
 
 
 @contextmanager

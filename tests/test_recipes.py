@@ -21,8 +21,7 @@ def test_recipes_that_come_along(name):
 
 def test_they_spend_more_and_more():
     assert recipe_names() == ["balanced", "best", "fast"]
-    assert "tune" not in load_recipe("fast")
-    assert 0 < load_recipe("balanced")["tune"] < load_recipe("best")["tune"]
+    assert load_recipe("fast")["tune"] == 0 < load_recipe("balanced")["tune"] < load_recipe("best")["tune"]
 
 
 def test_what_is_given_goes_before_the_recipe_and_the_recipe_before_the_file(tiny, tmp_path, qxc):
@@ -56,7 +55,7 @@ def test_a_configuration_names_a_recipe(tiny, tmp_path, qxc):
     assert load_config(tmp_path / "mine.yaml").recipe == "best"
 
 
-def test_a_recipe_lets_a_language_model_write(tiny, tmp_path):
+def test_a_recipe_lets_a_language_model_write(tiny, tmp_path, qxc):
     options = {"weights": "int4g16", "length": 12}
     fast = qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "fast", recipe="fast", **options)
     assert fast.samples == load_recipe("fast")["samples"]
@@ -66,7 +65,16 @@ def test_a_recipe_lets_a_language_model_write(tiny, tmp_path):
         tiny.model, "cpu-x86", tmp_path / "given", recipe="fast", calibration=tiny.calibration, **options
     )
     assert given.samples == fast.samples
-    assert not (tmp_path / "given" / "calibration.jsonl").exists()
+    assert not (tmp_path / "given" / "self-calibration.jsonl").exists()
+    (tmp_path / "mine.yaml").write_text(
+        "model: tiny/model.onnx\ntarget: cpu-x86\ncalibration: tiny/calibration.txt\ntune: 9\n"
+    )
+    command = ("compile", "--config", tmp_path / "mine.yaml", "--recipe", "fast", "-o", tmp_path / "file")
+    assert qxc(*command, *(f"--{name}={value}" for name, value in options.items())).returncode == 0
+    assert (written(tmp_path / "file")["calibration"], written(tmp_path / "file")["tune"]) == (
+        "../tiny/calibration.txt",
+        0,
+    )
     (tiny.folder / "tokenizer.json").unlink()  # it cannot write then
     assert qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "none", recipe="fast", **options).samples == 0
 

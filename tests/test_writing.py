@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+import tokenizers
 from scipy.special import softmax
 from scipy.stats import chisquare
 from test_config import contents, written
@@ -19,7 +21,7 @@ import qxcompiler
 from qxcompiler.errors import CalibrationError, ModelError, QxcError
 from qxcompiler.evaluation.generation import Decoder
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.evaluation.writing import _BEGINNINGS, write_texts
+from qxcompiler.evaluation.writing import can_write, write_texts
 from qxcompiler.progress import silent
 
 VOCABULARY = 7
@@ -83,7 +85,7 @@ def test_a_conversation_is_written_as_the_template_says(tmp_path: Path) -> None:
     [
         "{% for",
         "{{ raise_exception('no') }}",
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "w1 {{ messages[0].content }} {{ ''.__class__.__mro__[1].__subclasses__() }}",
         "no words",
         "{{ 1 // 0 }}",
     ],
@@ -106,27 +108,32 @@ def test_texts_side_by_side_are_the_single_ones(tiny) -> None:
             np.testing.assert_allclose(decoder.step([[row[position]]])[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_beginnings_are_of_many_kinds() -> None:
-    assert len(set(_BEGINNINGS)) == len(_BEGINNINGS) >= 12
+def test_a_tokenizer_without_tokens_for_the_beginnings(tmp_path: Path) -> None:
+    """The texts begin with random tokens then."""
+    model = bigram(tmp_path)
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE({f"{'語言文字學書人'[i]}": i for i in range(VOCABULARY)}, [])
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = write_texts(model, texts=3, length=9, seed=0, track=silent)
+    assert [len("".join(text.split())) for text in texts] == [9] * 3
 
 
 def test_a_compile_on_what_the_model_writes(tiny, tmp_path, qxc) -> None:
     once, again, default, mixed = (tmp_path / name for name in ("once", "again", "default", "mixed"))
     report = qxcompiler.compile(tiny.model, "cpu-x86", once, calibration="self", **OPTIONS)
     assert report.samples == 3
-    assert any("text that the model wrote (calibration.jsonl)" in warning for warning in report.warnings)
+    assert any("text that the model wrote (self-calibration.jsonl)" in warning for warning in report.warnings)
     assert all(site.quantizer == "gptq" for site in report.sites if site.role in ("query", "gate", "down"))
-    texts = [json.loads(line)["text"] for line in (once / "calibration.jsonl").read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in (once / "self-calibration.jsonl").read_text().splitlines()]
     assert len(texts) == 6  # 3, 2 held back, and one more
     assert written(once)["calibration"] == "self"
     assert qxc("compile", "--config", once / "compile.yaml", "-o", again).returncode == 0
     assert contents(once) == contents(again)
     qxcompiler.compile(tiny.model, "cpu-x86", default, **OPTIONS)  # there is nothing else to calibrate on
-    assert {name: data for name, data in contents(default).items() if name != "compile.yaml"} == {
-        name: data for name, data in contents(once).items() if name != "compile.yaml"
-    }
+    assert contents(default) == contents(once)
     kept = qxcompiler.compile(
-        tiny.model, "cpu-x86", tmp_path / "kept", calibration=once / "calibration.jsonl", **OPTIONS
+        tiny.model, "cpu-x86", tmp_path / "kept", calibration=once / "self-calibration.jsonl", **OPTIONS
     )
     assert (tmp_path / "kept" / "model.onnx").read_bytes() == (once / "model.onnx").read_bytes()
     assert not any("the model wrote" in warning for warning in kept.warnings)
@@ -135,7 +142,7 @@ def test_a_compile_on_what_the_model_writes(tiny, tmp_path, qxc) -> None:
 
 
 def test_what_was_written_is_not_written_twice(tiny, tmp_path, monkeypatch) -> None:
-    """After a kill: what is in the work folder is taken."""
+    """After an interrupt: what is in the work folder is taken."""
     out = tmp_path / "out"
 
     def killed(*_: object, **__: object) -> None:
@@ -143,12 +150,11 @@ def test_what_was_written_is_not_written_twice(tiny, tmp_path, monkeypatch) -> N
 
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         context.setattr("qxcompiler.compiler.WorkFolder.keep", killed)
-        context.setattr("qxcompiler.staging._remove_leftovers", lambda *_, **__: None)  # a killed process does not
         qxcompiler.compile(tiny.model, "cpu-x86", out, calibration="self", **OPTIONS)
     with monkeypatch.context() as context:
         context.setattr("qxcompiler.gathering.write_texts", killed)
         qxcompiler.compile(tiny.model, "cpu-x86", out, calibration="self", **OPTIONS)
-    assert (out / "calibration.jsonl").exists()
+    assert (out / "self-calibration.jsonl").exists()
 
 
 def test_models_that_do_not_write(tiny, tmp_path) -> None:
@@ -163,6 +169,46 @@ def test_models_that_do_not_write(tiny, tmp_path) -> None:
     (tiny.folder / "tokenizer.json").rename(tiny.folder / "elsewhere.json")
     refused(CalibrationError, "tokenizer.json: no such file", tiny.model, calibration="self")
     refused(QxcError, "--quantizer gptq: needs samples", tiny.model)
+
+
+def free(_: onnx.ModelProto) -> None:
+    """As it is."""
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def fixed_length(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 8
+
+
+def fixed_past(model: onnx.ModelProto) -> None:
+    model.graph.input[1].type.tensor_type.shape.dim[2].dim_value = 8
+
+
+def another_input(model: onnx.ModelProto) -> None:
+    model.graph.input.append(onnx.helper.make_tensor_value_info("encoder_hidden_states", 1, ["b", "n", 4]))
+
+
+@pytest.mark.parametrize("change", [free, fixed_batch, fixed_length, fixed_past, another_input])
+def test_models_that_cannot_write_are_known(tmp_path: Path, change) -> None:
+    path = bigram(tmp_path)
+    model = onnx.load(path)
+    change(model)
+    assert can_write(ir.from_proto(model), path) == (change is free)
+
+
+def test_what_is_wrong_is_said_before_it_writes(tiny, tmp_path, monkeypatch) -> None:
+    def written(*_: object, **__: object) -> None:
+        raise AssertionError("it wrote")
+
+    monkeypatch.setattr("qxcompiler.gathering.write_texts", written)
+    with pytest.raises(CalibrationError, match="no-such-file"):
+        qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", calibration=["self", "no-such-file.txt"], **OPTIONS)
+    (tiny.folder / "config.json").write_text(json.dumps({"max_position_embeddings": 10}))
+    with pytest.raises(QxcError, match="--length 12: is more than the model's context, 10"):
+        qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", calibration="self", **OPTIONS)
 
 
 def test_a_model_without_a_past_does_not_write(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ class FrugalModel:
                 return self._run_parts(outputs, feeds, options)
             except _UncutError:
                 self._parts = []
+                vars(self).pop("session", None)  # before another takes its memory
                 self.session = self._load()
         return run(self.session, outputs, feeds, options)
 

@@ -22,8 +22,8 @@ import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from qxcompiler.calibration.samples import encode, load_tokenizer
-from qxcompiler.errors import ModelError
+from qxcompiler.calibration.samples import derive, encode, input_specs, load_tokenizer
+from qxcompiler.errors import CalibrationError, ModelError
 from qxcompiler.evaluation.generation import Decoder, end_of_sequence
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.graph.caches import is_past
@@ -54,10 +54,26 @@ _BEGINNINGS = (
 
 
 def can_write(model: ir.Model, path: Path) -> bool:
-    """Whether a model seems to be a language model with a past, and has a tokenizer beside it."""
-    inputs, outputs = ([value.name or "" for value in values] for values in (model.graph.inputs, model.graph.outputs))
-    is_language = "logits" in outputs and any(name.endswith("input_ids") for name in inputs)
-    return is_language and any(map(is_past, inputs)) and (path.parent / "tokenizer.json").is_file()
+    """Whether a model is a language model with a past, of any batch and length, and has a tokenizer beside it."""
+    try:
+        inputs = input_specs(model)
+    except CalibrationError:
+        return False
+    ids = [spec for spec in inputs if spec.name.endswith("input_ids")]
+    if len(ids) != 1 or "logits" not in {value.name for value in model.graph.outputs}:
+        return False
+    sample = {ids[0].name: np.zeros((1, 1), np.int64)}
+    if not any(is_past(spec.name) for spec in inputs) or any(
+        spec not in ids and derive(spec, sample, 0) is None for spec in inputs
+    ):
+        return False
+    # a batch leads, and what grows comes somewhere after it
+    free = all(
+        spec.shape is None or not (isinstance(spec.shape[0], int) or all(isinstance(n, int) for n in spec.shape[1:]))
+        for spec in inputs
+        if spec in ids or is_past(spec.name)
+    )
+    return free and (path.parent / "tokenizer.json").is_file()
 
 
 def write_texts(model: Path, *, texts: int, length: int, seed: int, track: Track) -> list[str]:
@@ -143,14 +159,21 @@ class _Page:
 
 def _openings(tokenizer: Tokenizer, folder: Path, end: Set[int], random: np.random.Generator) -> Iterator[_Opening]:
     """Without end: a random token, a beginning, a conversation, in turn."""
-    beginnings = [_Opening(encode(tokenizer, text, "an opening", add_special_tokens=False).ids) for text in _BEGINNINGS]
+    beginnings = [_Opening(tokens) if (tokens := _tokens(tokenizer, text)) else None for text in _BEGINNINGS]
     template = _chat_template(folder)
     conversation = None if template is None else _conversation(tokenizer, template, end)
-    for beginning in cycle([each for each in beginnings if each.tokens]):
+    for beginning in cycle(beginnings):
         yield _Opening([int(random.integers(tokenizer.get_vocab_size()))])
-        yield beginning
-        if conversation is not None:
-            yield conversation
+        yield from (opening for opening in (beginning, conversation) if opening is not None)
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """None, where the tokenizer has none for it: one of molecules, or of another script."""
+    try:
+        ids: list[int] = encode(tokenizer, text, "an opening", add_special_tokens=False).ids
+    except CalibrationError:
+        return []
+    return ids
 
 
 def _conversation(tokenizer: Tokenizer, template: str, end: Set[int]) -> _Opening | None:
@@ -164,9 +187,7 @@ def _conversation(tokenizer: Tokenizer, template: str, end: Set[int]) -> _Openin
         _log.info("the chat template cannot be used (%s)", error)
         return None
     before, words, between = rendered.partition(_WORDS)
-    first, answer = (
-        encode(tokenizer, text, "the chat template", add_special_tokens=False).ids for text in (before, between)
-    )
+    first, answer = _tokens(tokenizer, before), _tokens(tokenizer, between)
     if not (words and first):
         return None
     return _Opening(first, answer[1:] if answer and answer[0] in end else answer)

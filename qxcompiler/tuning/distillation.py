@@ -104,7 +104,7 @@ def distil(
         optimizer.zero_grad()
         torch.autograd.backward(loss(sample, stored=step >= (1 - _STORED) * total))
         slopes = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if not torch.nn.utils.get_total_norm(slopes).isfinite():
+        if not all(bool(slope.isfinite().all()) for slope in slopes):
             _log.info("step %d: left out, its derivative is not finite", step + 1)
             optimizer.zero_grad()
         optimizer.step()
