@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from tiny_transformers import SEQ2SEQ, VOCABULARY, save_model
 
 import qxcompiler
-from qxcompiler.errors import ModelError, UsageError
+from qxcompiler.errors import ModelError, QxcError, UsageError
 from qxcompiler.evaluation.encoder_decoder import EncoderDecoder
 
 FILES = ["decoder_model.onnx", "decoder_with_past_model.onnx", "encoder_model.onnx"]
@@ -96,6 +97,21 @@ def test_the_command_compiles_a_folder(bart, tmp_path, qxc):
     assert result.returncode == 0, result.stderr
     assert [file.name for file in sorted((tmp_path / "out").glob("*.onnx"))] == FILES
     assert all(file in result.stdout for file in FILES)
+
+
+@pytest.mark.parametrize("calibration", ["self", [{"input_ids": np.ones((1, 4), np.int64)}]])
+def test_an_encoder_decoder_takes_a_file(bart, tmp_path, calibration):
+    with pytest.raises(QxcError, match="--calibration: takes a file for the models of a folder"):
+        qxcompiler.compile_folder(bart, "cpu-x86", tmp_path / "out", calibration=calibration, **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_models_of_a_folder_write_for_themselves(tiny, tmp_path):
+    shutil.copyfile(tiny.model, tiny.folder / "second.onnx")
+    options = {"weights": "int4g16", "samples": 3, "length": 12}
+    qxcompiler.compile_folder(tiny.folder, "cpu-x86", tmp_path / "out", **options)
+    texts = {(tmp_path / "out" / f"{prefix}self-calibration.jsonl").read_text() for prefix in ("", "second.")}
+    assert len(texts) == 1  # of the same model
 
 
 def test_any_models_of_one_folder(tmp_path):
