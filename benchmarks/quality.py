@@ -77,12 +77,11 @@ def main(
         perplexities = {
             name: qxc("eval", model, "--text", text, "--windows", windows)["perplexity"] for name, text in texts.items()
         }
-        said = ", ".join(f"{name} {perplexity:.2f}" for name, perplexity in perplexities.items())
-        table = Table(title=f"perplexities of the original: {said}")
-        for column in ("scheme", "bits per weight", "size MB", "compile s", "memory GB"):
-            table.add_column(column)
-        for name in texts:
-            table.add_column(f"{name}: ratio, KL, top-1")
+        columns = ("scheme", "bits per weight", "size MB", "compile s", "memory GB")
+        table = Table(*columns, *(f"{name}: perplexity, ratio, KL, top-1" for name in texts))
+        size = sum(file.stat().st_size for file in model.parent.glob(f"{model.name}*"))
+        originals = (f"{perplexity:.2f}" for perplexity in perplexities.values())
+        table.add_row("float32", "32", f"{size / 1e6:.1f}", "", "", *originals)
         given = [part for text in calibration for part in ("--calibration", text)]
         for scheme in schemes:
             quantizer, _, rest = scheme.partition(":")
@@ -98,8 +97,9 @@ def main(
             cells = []
             for name, text in texts.items():
                 figures = qxc("eval", out / "model.onnx", "--text", text, "--reference", model, "--windows", windows)
-                ratio = figures["perplexity"] / perplexities[name]
-                cells.append(f"{ratio:.3f}, {figures['kl_divergence']:.3f}, {figures['top1_agreement']:.3f}")
+                perplexity, divergence = figures["perplexity"], figures["kl_divergence"]
+                ratio, agreement = perplexity / perplexities[name], figures["top1_agreement"]
+                cells.append(f"{perplexity:.2f}, {ratio:.3f}, {divergence:.3f}, {agreement:.3f}")
             table.add_row(
                 scheme,
                 f"{report['quantized_bits_per_weight']:.3f}",

@@ -184,8 +184,8 @@ def compile(  # noqa: A001
         logging.getLogger("qxcompiler").setLevel(logging.INFO)
         logging.getLogger("qxcompiler").addHandler(_Log())
     said = _said_by(config) if config else {}
-    if recipe:  # its options go before the file's; it lets a model write only where no samples are given
-        replaced = load_recipe(recipe).keys() - {"calibration"}
+    if recipe:  # its options go before the file's
+        replaced = load_recipe(recipe).options
         said = {name: value for name, value in said.items() if name not in replaced}
     given = {name: value for name, value in context.params.items() if _is_given(context, name)}
     settings: dict[str, Any] = said | {name: value for name, value in given.items() if name in Config.model_fields}

@@ -51,7 +51,7 @@ from qxcompiler.quantizers import (
     quantize_segmentwise,
     quantize_without_statistics,
 )
-from qxcompiler.recipes import load_recipe
+from qxcompiler.recipes import Recipe, load_recipe
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
@@ -103,13 +103,12 @@ def compile(  # noqa: A001  (it is what a compiler does)
         QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
     """
     output = output_folder(output)
-    fields = load_recipe(recipe) if recipe else {}
-    writes = fields.pop("calibration", None) is not None
-    compiler = _Compiler(load_target(target), Options.checked(fields | options), track)
+    chosen = load_recipe(recipe) if recipe else Recipe()
+    compiler = _Compiler(load_target(target), Options.checked(chosen.options | options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
     if calibration is None:
-        calibration = default_calibration(graph, original, compiler.options, writes=writes)
+        calibration = default_calibration(graph, original, compiler.options, writes=chosen.writes)
     files = model_files(original, graph) if isinstance(original, Path) else []
     names = ["model.onnx", "plan.yaml", "report.json", CONFIG]
     if SELF in files_of(calibration):
@@ -155,9 +154,8 @@ def compile_folder(
     files = sorted(folder.glob("*.onnx"))
     if not files:
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
-    fields = load_recipe(recipe) if recipe else {}
-    fields.pop("calibration", None)  # in a folder, models write what they need only
-    compiler = _Compiler(load_target(target), Options.checked(fields | options), track, several=True)
+    chosen = load_recipe(recipe) if recipe else Recipe()
+    compiler = _Compiler(load_target(target), Options.checked(chosen.options | options), track, several=True)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
@@ -170,7 +168,7 @@ def compile_folder(
         samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
         for file, graph in graphs.items():
             given = samples.get(file.name, calibration)
-            if given is None:
+            if given is None:  # for what needs samples alone, whatever the recipe: `compile.yaml` has one line for all
                 given = default_calibration(graph, file, compiler.options, writes=False)
             reports[file.name] = compiler.compile(graph, file, given, stage, file.name, config)
         save_config(config, stage, output)

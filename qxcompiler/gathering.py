@@ -82,19 +82,18 @@ def gather_samples(
             raise UsageError("--tune", "needs samples", "give --calibration FILE")
         return [], []
     wanted = max(options.samples, options.tune)
+    is_text = files and all(file.suffix != ".npz" for file in files)
+    asked = wanted + (HELD_BACK if is_text else _MOST_HELD_BACK)
     if SELF in files:
         for file in files:
             if file != SELF:  # writing takes minutes: see first whether the others can be read
                 load_samples(file, inputs, path, samples=1, length=length)
-        share = -(-(wanted + HELD_BACK) // len(files))
-        _write(graph, path, share, written, options, track)
+        _write(graph, path, -(-asked // len(files)), written, options, track)
         files = [written if file == SELF else file for file in files]
     if files:
-        held_back = HELD_BACK if all(file.suffix != ".npz" for file in files) else _MOST_HELD_BACK
-        loaded = load_mixed(files, inputs, path, samples=wanted + held_back, length=length, seed=options.seed)
+        loaded = load_mixed(files, inputs, path, samples=asked, length=length, seed=options.seed)
     else:
-        feeds = cast("Iterable[Sample]", calibration)
-        loaded = load_samples(feeds, inputs, path, samples=wanted + _MOST_HELD_BACK, length=length)
+        loaded = load_samples(cast("Iterable[Sample]", calibration), inputs, path, samples=asked, length=length)
     held_back = min(max(HELD_BACK, len(loaded) - wanted), len(loaded) - 1)
     return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
 

@@ -16,12 +16,13 @@ COARSE = "weights: lut2g16\nquantizer: rtn\nsamples: 5\n"
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipes_that_come_along(name):
-    find_quantizer(load_recipe(name)["quantizer"])
+    find_quantizer(load_recipe(name).options["quantizer"])
 
 
 def test_they_spend_more_and_more():
     assert recipe_names() == ["balanced", "best", "fast"]
-    assert load_recipe("fast")["tune"] == 0 < load_recipe("balanced")["tune"] < load_recipe("best")["tune"]
+    fast, balanced, best = (load_recipe(name).options["tune"] for name in ("fast", "balanced", "best"))
+    assert fast == 0 < balanced < best
 
 
 def test_what_is_given_goes_before_the_recipe_and_the_recipe_before_the_file(tiny, tmp_path, qxc):
@@ -58,7 +59,7 @@ def test_a_configuration_names_a_recipe(tiny, tmp_path, qxc):
 def test_a_recipe_lets_a_language_model_write(tiny, tmp_path, qxc):
     options = {"weights": "int4g16", "length": 12}
     fast = qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "fast", recipe="fast", **options)
-    assert fast.samples == load_recipe("fast")["samples"]
+    assert fast.samples == load_recipe("fast").options["samples"]
     assert {site.quantizer for site in fast.sites} == {"rtn"}
     assert written(tmp_path / "fast")["calibration"] == "self"
     given = qxcompiler.compile(

@@ -187,11 +187,15 @@ def fixed_past(model: onnx.ModelProto) -> None:
     model.graph.input[1].type.tensor_type.shape.dim[2].dim_value = 8
 
 
+def of_no_rank(model: onnx.ModelProto) -> None:
+    del model.graph.input[0].type.tensor_type.shape.dim[:]
+
+
 def another_input(model: onnx.ModelProto) -> None:
     model.graph.input.append(onnx.helper.make_tensor_value_info("encoder_hidden_states", 1, ["b", "n", 4]))
 
 
-@pytest.mark.parametrize("change", [free, fixed_batch, fixed_length, fixed_past, another_input])
+@pytest.mark.parametrize("change", [free, fixed_batch, fixed_length, fixed_past, of_no_rank, another_input])
 def test_models_that_cannot_write_are_known(tmp_path: Path, change) -> None:
     path = bigram(tmp_path)
     model = onnx.load(path)

@@ -22,7 +22,7 @@ import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from qxcompiler.calibration.samples import derive, encode, input_specs, load_tokenizer
+from qxcompiler.calibration.samples import InputSpec, derive, encode, input_specs, load_tokenizer
 from qxcompiler.errors import CalibrationError, ModelError
 from qxcompiler.evaluation.generation import Decoder, end_of_sequence
 from qxcompiler.evaluation.running import Runner
@@ -67,13 +67,16 @@ def can_write(model: ir.Model, path: Path) -> bool:
         spec not in ids and derive(spec, sample, 0) is None for spec in inputs
     ):
         return False
-    # a batch leads, and what grows comes somewhere after it
-    free = all(
-        spec.shape is None or not (isinstance(spec.shape[0], int) or all(isinstance(n, int) for n in spec.shape[1:]))
-        for spec in inputs
-        if spec in ids or is_past(spec.name)
-    )
-    return free and (path.parent / "tokenizer.json").is_file()
+    grows = all(_grows(spec) for spec in inputs if spec in ids or is_past(spec.name))
+    return grows and (path.parent / "tokenizer.json").is_file()
+
+
+def _grows(spec: InputSpec) -> bool:
+    """Whether an input is of any batch, which leads, and free along another axis as well."""
+    if spec.shape is None:
+        return True
+    batch, *others = spec.shape or (0,)
+    return not isinstance(batch, int) and not all(isinstance(size, int) for size in others)
 
 
 def write_texts(model: Path, *, texts: int, length: int, seed: int, track: Track) -> list[str]:
@@ -168,7 +171,7 @@ def _openings(tokenizer: Tokenizer, folder: Path, end: Set[int], random: np.rand
 
 
 def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """None, where the tokenizer has none for it: one of molecules, or of another script."""
+    """Empty where the tokenizer has none for it: one of molecules, or of another script."""
     try:
         ids: list[int] = encode(tokenizer, text, "an opening", add_special_tokens=False).ids
     except CalibrationError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,22 @@ from qxcompiler.errors import UsageError, first_invalid
 from qxcompiler.options import Options
 from qxcompiler.yaml_files import read_yaml
 
-__all__ = ["load_recipe", "recipe_names"]
+__all__ = ["Recipe", "load_recipe", "recipe_names"]
 
 _BUILT_IN = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe says.
+
+    Attributes:
+        options: fields of `Options`; others keep their defaults.
+        writes: whether a language model writes samples where none are given (`calibration: self`).
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    writes: bool = False
 
 
 def recipe_names() -> list[str]:
@@ -21,10 +35,8 @@ def recipe_names() -> list[str]:
     return list(_BUILT_IN)
 
 
-def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """The options that a recipe sets, by its name or by its file; others keep their defaults.
-
-    One more field, `calibration: self`, lets a language model write samples where none are given.
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe, by its name or by its file.
 
     Raises:
         UsageError: there is none, or it has a field that is no option, or a value out of range.
@@ -35,8 +47,8 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         problem = "no such recipe"
         raise UsageError(name_or_path, problem, f"name one of {', '.join(_BUILT_IN)}, or a YAML file")
     fields = read_yaml(path, "a recipe", "see docs/tutorial.md for its fields")
-    writes = {"calibration": fields.pop("calibration")} if "calibration" in fields else {}
-    if writes and writes["calibration"] != "self":
+    calibration = fields.pop("calibration", None)
+    if calibration not in (None, "self"):
         raise UsageError(path, "field calibration: can only be `self`", "give --calibration beside the recipe")
     try:
         recipe = Options.model_validate(fields)
@@ -47,4 +59,4 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         ) from error
     if recipe.plan is not None:
         raise UsageError(path, "field plan: a plan belongs to one model", "give --plan beside the recipe")
-    return {name: getattr(recipe, name) for name in recipe.model_fields_set} | writes
+    return Recipe({name: getattr(recipe, name) for name in recipe.model_fields_set}, writes=calibration == "self")
