@@ -137,13 +137,22 @@ def compile(  # noqa: A001
         str | None, typer.Option(help="Format of embeddings, or float. [default: the target's]")
     ] = None,
     allocation: Annotated[
-        str, typer.Option(help="How schemes are chosen: uniform, or one that a package adds.")
+        str | None,
+        typer.Option(help="How schemes are chosen: uniform, budget, or one that a package adds. [default: by --bpw]"),
     ] = _DEFAULTS.allocation,
+    bits_per_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--bpw", min=0, help="Bits a weight of the linear layers, at most, spent where the model needs them."
+        ),
+    ] = _DEFAULTS.bits_per_weight,
     recipe: Annotated[
         str | None,
         typer.Option(help="fast, balanced or best, or a YAML file of options; the others given here go before it."),
     ] = None,
-    quantizer: Annotated[str, typer.Option(help="rtn, gptq, or one that a package adds.")] = _DEFAULTS.quantizer,
+    quantizer: Annotated[
+        str, typer.Option(help="rtn, gptq, guided, or one that a package adds.")
+    ] = _DEFAULTS.quantizer,
     calibration: Annotated[
         list[Path] | None,
         typer.Option(

@@ -21,8 +21,10 @@ from qxcompiler.calibration import walk
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.parts import FrugalModel
 from qxcompiler.calibration.samples import Sample, load_mixed
+from qxcompiler.calibration.segment_runner import TokenWeights
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
 from qxcompiler.config import CONFIG, SELF, Config, made_with, save_config
+from qxcompiler.derivatives import TorchModel, compared_output, token_weights
 from qxcompiler.errors import CalibrationError, ModelError, UsageError
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
@@ -63,7 +65,8 @@ __all__ = ["compile", "compile_folder"]
 
 _log = logging.getLogger(__name__)
 
-_WISHES = ("weights", "activations", "head", "embedding", "keep", "allocation")  # what a plan leaves nothing of
+# What a plan leaves nothing of.
+_WISHES = ("weights", "activations", "head", "embedding", "keep", "allocation", "bits_per_weight")
 _SUSPECTS = 3  # sites named where verification fails
 
 
@@ -182,7 +185,7 @@ class _Compiler:
     def __init__(self, target: Target, options: Options, track: Track, *, several: bool = False) -> None:
         torch.manual_seed(options.seed)
         find_quantizer(options.quantizer)
-        find_allocation(options.allocation)
+        find_allocation(_allocation(options))
         if several and options.tune:
             raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
         self.target, self.options, self.track = target, options, track
@@ -216,7 +219,8 @@ class _Compiler:
         written = stage / f"{prefix}{WRITTEN}"
         samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
         calibrating = _spaced(samples, options.samples)
-        plan = self._plan(graph, sites, calibrating)
+        counts = self._token_weights(graph, sites, calibrating)
+        plan = self._plan(graph, sites, walk.Calibration(sites, calibrating, self.device, self.track, counts))
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
@@ -238,7 +242,7 @@ class _Compiler:
         work = WorkFolder(stage.parent / WORK / name, manifest)
         formats: dict[Weight, Format] = {site.weight: scheme.format for site, scheme in schemes.items()}
         tuner = Tuner(graph, sites, formats, _spaced(samples, options.tune), self.device) if options.tune else None
-        results = self._quantize(graph, sites, formats, calibrating, work)
+        results = self._quantize(graph, sites, formats, calibrating, counts, work)
         tuning = None
         if tuner:
             reference = Runner(FrugalModel(_runnable(original)))
@@ -303,11 +307,19 @@ class _Compiler:
             parts.get(DECODER_WITH_PAST, [])[: -HELD_BACK - 1] = []
         return parts
 
-    def _plan(self, graph: ir.Model, sites: Sequence[Site], samples: Sequence[Sample]) -> Plan:
+    def _token_weights(self, graph: ir.Model, sites: Sequence[Site], samples: Sequence[Sample]) -> TokenWeights:
+        """How much each token counts, where the allocation or the quantizer asks for it."""
+        options = self.options
+        if options.bits_per_weight is None and "token weights" not in find_quantizer(options.quantizer).needs:
+            return {}
+        model = TorchModel(graph, sites, compared_output(graph), self.device)
+        return token_weights(model, samples, options.seed, self.track)
+
+    def _plan(self, graph: ir.Model, sites: Sequence[Site], calibration: walk.Calibration) -> Plan:
         options = self.options
         if options.plan is None:
-            calibration = walk.Calibration(sites, samples, self.device, self.track)
-            plan = find_allocation(options.allocation)(Question(graph, sites, self.target, options, calibration))
+            allocate = find_allocation(_allocation(options))
+            plan = allocate(Question(graph, sites, self.target, options, calibration))
             infinite = not_finite(sites)
             plan.leave((site for site in sites if site.weight in infinite), "holds infinities")
             if not any(plan.values()):
@@ -366,6 +378,7 @@ class _Compiler:
         sites: Sequence[Site],
         formats: Mapping[Weight, Format],
         samples: Sequence[Sample],
+        token_weights: TokenWeights,
         work: WorkFolder,
     ) -> dict[Weight, QuantizationResult]:
         names = _file_names(formats)
@@ -386,7 +399,11 @@ class _Compiler:
 
         method = self.options.quantizer
         if samples:
-            results = quantize_segmentwise(graph, sites, formats, method, samples, self.device, self.track, known, keep)
+            if "token weights" not in find_quantizer(method).needs:
+                token_weights = {}
+            results = quantize_segmentwise(
+                graph, sites, formats, method, samples, self.device, self.track, token_weights, known, keep
+            )
         else:
             looked_up = {site.weight for site in sites if site.kind == "embedding"}
 
@@ -414,6 +431,15 @@ class _Compiler:
         bits = min((scheme.format.bits for scheme in plan.values() if scheme), default=32)
         suspects = [site.name for site in worst[:_SUSPECTS]]
         return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
+
+
+def _allocation(options: Options) -> str:
+    """The name of the allocation that the options ask for."""
+    if options.allocation == "budget" and options.bits_per_weight is None:
+        raise UsageError("--allocation budget", "has no budget", "give --bpw")
+    if options.allocation == "uniform" and options.bits_per_weight is not None:
+        raise UsageError("--allocation uniform", "keeps no budget", "leave out --allocation, or --bpw")
+    return options.allocation or ("uniform" if options.bits_per_weight is None else "budget")
 
 
 def _file_names(formats: Mapping[Weight, Format]) -> dict[Weight, str]:

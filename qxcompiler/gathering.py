@@ -46,8 +46,11 @@ def default_calibration(
         options: of the compile.
         writes: whether it shall write although the options need no samples.
     """
-    needed = writes or options.tune or "statistics" in find_quantizer(options.quantizer).needs
-    return SELF if needed and isinstance(original, Path) and can_write(graph, original) else None
+    return (
+        SELF
+        if (writes or _needs_samples(options)) and isinstance(original, Path) and can_write(graph, original)
+        else None
+    )
 
 
 def gather_samples(
@@ -75,11 +78,9 @@ def gather_samples(
     inputs, path, length = input_specs(graph), original if isinstance(original, Path) else None, options.length
     files = files_of(calibration)
     if calibration is None:
-        if "statistics" in find_quantizer(options.quantizer).needs:
-            remedy = "give --calibration FILE, or choose --quantizer rtn"
-            raise UsageError(f"--quantizer {options.quantizer}", "needs samples", remedy)
-        if options.tune:
-            raise UsageError("--tune", "needs samples", "give --calibration FILE")
+        if needs := _needs_samples(options):
+            remedy = ", or choose --quantizer rtn" if needs.startswith("--quantizer") else ""
+            raise UsageError(needs, "needs samples", f"give --calibration FILE{remedy}")
         return [], []
     wanted = max(options.samples, options.tune)
     is_text = files and all(file.suffix != ".npz" for file in files)
@@ -119,6 +120,15 @@ def _write(graph: ir.Model, path: Path | None, count: int, written: Path, option
         partial.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         partial.replace(kept)
     shutil.copyfile(kept, written)
+
+
+def _needs_samples(options: Options) -> str | None:
+    """The option that cannot do without samples, if there is one."""
+    if "statistics" in find_quantizer(options.quantizer).needs:
+        return f"--quantizer {options.quantizer}"
+    if options.tune:
+        return "--tune"
+    return None if options.bits_per_weight is None else "--bpw"
 
 
 def files_of(calibration: object) -> list[Path]:

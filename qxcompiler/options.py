@@ -20,7 +20,10 @@ class Options(BaseModel):
         activations: precision of activations; by default what the target prefers.
         head: format of the head, or `float`; by default what the target prefers.
         embedding: format of embeddings, or `float`; by default what the target prefers.
-        allocation: how schemes are chosen: `uniform`, or what a package adds.
+        allocation: how schemes are chosen: `uniform`, `budget`, or what a package adds; by default `budget` where
+            there is one, else `uniform`.
+        bits_per_weight: at most so many for the linear layers other than the head, everything counted. Of the format
+            of `weights` every layer gets those bits that serve the model best.
         quantizer: the algorithm that chooses the codes.
         samples: how many samples to calibrate on, at most.
         tune: how many samples, at most, to tune the scales and tables of the quantized weights on, so that the whole
@@ -41,7 +44,8 @@ class Options(BaseModel):
     activations: Literal["a32", "a16", "a8"] | None = None
     head: str | None = None
     embedding: str | None = None
-    allocation: str = "uniform"
+    allocation: str | None = None
+    bits_per_weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     quantizer: str = "gptq"
     samples: int = Field(default=48, ge=1)
     tune: int = Field(default=0, ge=0)

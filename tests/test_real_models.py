@@ -13,8 +13,8 @@ import torch
 
 import qxcompiler
 from qxcompiler.calibration.samples import input_specs, load_samples
+from qxcompiler.derivatives.executor import TorchModel
 from qxcompiler.graph import find_sites, load_model, normalize, raise_opset
-from qxcompiler.tuning.executor import TorchModel
 
 pytestmark = pytest.mark.slow
 

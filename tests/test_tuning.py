@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto
 
 import qxcompiler
+from qxcompiler.derivatives.executor import TorchModel, UndifferentiableError
 from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import parse_format
 from qxcompiler.graph import find_sites
@@ -20,7 +21,6 @@ from qxcompiler.progress import silent
 from qxcompiler.quantizers.rtn import rtn
 from qxcompiler.tuning import Tuner
 from qxcompiler.tuning.distillation import distil, divergence
-from qxcompiler.tuning.executor import TorchModel, UndifferentiableError
 from qxcompiler.tuning.tunable import TunableWeight
 
 CPU = torch.device("cpu")
@@ -258,7 +258,7 @@ def test_the_output_that_is_compared_holds_floats():
     formats = {site.weight: parse_format("int3g32") for site in sites}
     assert Tuner(model, sites, formats, [{}, {}], CPU).output == y
     del model.graph.outputs[1]
-    with pytest.raises(ModelError, match="finds no output of floats among"):
+    with pytest.raises(ModelError, match="has no output of floats among"):
         Tuner(model, sites, formats, [{}, {}], CPU)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from qxcompiler.tuning.operators import OPERATORS
+from qxcompiler.derivatives.operators import OPERATORS
 
 RNG = np.random.default_rng(0)
 ELEMENT = helper.np_dtype_to_tensor_dtype

@@ -23,10 +23,12 @@ class Plan(dict[str, Scheme | None]):
 
     Attributes:
         reasons: why sites were left in floating point, by their names.
+        errors: where formats were compared, the error of each, by the names of sites and formats.
     """
 
     def __init__(self, schemes: Mapping[str, Scheme | None] | None = None) -> None:
         super().__init__(schemes or {})
+        self.errors: dict[str, dict[str, float]] = {}
         self.reasons = {name: "float in the plan" for name, scheme in self.items() if scheme is None}
 
     def leave(self, sites: Iterable[Site], reason: str) -> None:

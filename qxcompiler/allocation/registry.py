@@ -5,13 +5,14 @@ A package adds its own by an entry point of the group `qxcompiler.allocations`.
 
 from __future__ import annotations
 
+from qxcompiler.allocation.budget import budget
 from qxcompiler.allocation.question import Allocation
 from qxcompiler.allocation.uniform import uniform
 from qxcompiler.extensions import named
 
 __all__ = ["ALLOCATIONS", "find_allocation"]
 
-ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform}
+ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform, "budget": budget}
 
 
 def find_allocation(name: str) -> Allocation:

@@ -26,6 +26,8 @@ _NOT_IN_NUMPY = ("bfloat16", "float8", "float4", "int4", "int2")
 _AT_ONCE = 2
 
 Operands = Mapping[Weight, torch.Tensor]
+TokenWeights = Mapping[Site, Sequence[torch.Tensor]]
+"""How often each token of each sample counts in the statistics of a site's input: float32 [tokens] a sample."""
 
 
 class UnrunnableError(ModelError):
@@ -45,7 +47,12 @@ class SegmentRunner:
         self._segment = segment
 
     def collect(
-        self, streams: Sequence[Sample], operands: Operands, wanted: Collection[Weight], device: torch.device
+        self,
+        streams: Sequence[Sample],
+        operands: Operands,
+        wanted: Collection[Weight],
+        device: torch.device,
+        token_weights: TokenWeights,
     ) -> dict[Weight, InputStatistics]:
         """Statistics of the inputs of linear sites; weights that share an input share the statistics.
 
@@ -54,6 +61,7 @@ class SegmentRunner:
             operands: float32 [N, K] for every weight of the segment.
             wanted: the weights whose statistics are asked for.
             device: where to keep them.
+            token_weights: how often a token counts, where not once.
 
         Raises:
             UnrunnableError: onnxruntime cannot load the segment.
@@ -61,12 +69,15 @@ class SegmentRunner:
         """
         readers = [site for site in self._segment.sites if site.weight in wanted]
         sources = inputs_of_weights(readers)
-        statistics = {source: InputStatistics.empty(weight.in_features, device) for weight, source in sources.items()}
+        counts = {site: token_weights[site] for site in readers if site in token_weights}
+        counted = {site.weight for site in counts}
+        keys = {weight: (source, weight if weight in counted else None) for weight, source in sources.items()}
+        statistics = {key: InputStatistics.empty(weight.in_features, device) for weight, key in keys.items()}
         given = {*streams[0]}
         missing = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
-        for stream, computed in zip(streams, self._run(missing, streams, operands), strict=True):
+        for index, (stream, computed) in enumerate(zip(streams, self._run(missing, streams, operands), strict=True)):
             values = stream | computed
-            for source, collected in statistics.items():
+            for (source, weight), collected in statistics.items():
                 for value, axis in sorted(source, key=lambda each: (each.value.name, each.axis)):
                     X = values[value.name or ""]
                     K = len(collected.mean)
@@ -75,8 +86,13 @@ class SegmentRunner:
                     X = np.moveaxis(X, axis, -1)
                     with np.errstate(over="ignore"):  # beyond float32 is infinity, which statistics leave out
                         tokens = X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)
-                    collected.add(torch.from_numpy(tokens))
-        return {weight: statistics[source] for weight, source in sources.items()}
+                    here = [
+                        counts[site][index]
+                        for site in counts
+                        if site.weight is weight and (site.input, site.activation_axis) == (value, axis)
+                    ]
+                    collected.add(torch.from_numpy(tokens), torch.stack(here).sum(0) if here else None)
+        return {weight: statistics[key] for weight, key in keys.items()}
 
     def _misfit(self, value: ir.Value, axis: int, shape: tuple[int, ...], K: int) -> ModelError:
         layer = next(site.name for site in self._segment.sites if site.input is value)

@@ -22,7 +22,7 @@ class InputStatistics:
     Attributes:
         mean: float32 [K], divided by the unit.
         largest: float32 [K]: the largest magnitude in every channel, divided by the unit.
-        tokens: how many rows were seen.
+        tokens: how many rows were seen, or what they weigh in all.
         skipped: how many more were left out, since they hold NaN or infinity.
         unit: a power of two: 1, unless the largest magnitude is so large or small that its square has no float32.
     """
@@ -31,7 +31,7 @@ class InputStatistics:
     mean: torch.Tensor
     largest: torch.Tensor
     _symmetric: bool = True
-    tokens: int = 0
+    tokens: float = 0
     skipped: int = 0
     unit: float = 1.0
 
@@ -41,8 +41,8 @@ class InputStatistics:
         zeros = torch.zeros(in_features, device=device)
         return cls(torch.zeros(in_features, in_features, device=device), zeros, zeros.clone())
 
-    def add(self, X: torch.Tensor) -> None:
-        """Take in more tokens: X is [tokens, K]."""
+    def add(self, X: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Take in more tokens: X is [tokens, K], and each counts as often as its weight says, [tokens], or once."""
         X = X.to(self.mean)
         if not X.shape[0]:
             return
@@ -50,17 +50,22 @@ class InputStatistics:
         if not bool(largest.isfinite().all()):
             finite = X.isfinite().all(1)
             self.skipped += int((~finite).sum())
-            self.add(X[finite])
+            self.add(X[finite], None if weights is None else weights.to(X)[finite])
             return
         self._choose_unit(float(largest.max()))
         if self.unit != 1:
             X, largest = X / self.unit, largest / self.unit
-        total = self.tokens + X.shape[0]
+        weighted = X if weights is None else X * weights.to(X).unsqueeze(1)
+        total = self.tokens + (X.shape[0] if weights is None else float(weights.sum()))
+        if not total:
+            return
         for start in range(0, X.shape[1], _PANEL):
             rows = slice(start, start + _PANEL)
-            self._moment[rows, start:].addmm_(X[:, rows].T, X[:, start:], beta=self.tokens / total, alpha=1 / total)
+            self._moment[rows, start:].addmm_(
+                weighted[:, rows].T, X[:, start:], beta=self.tokens / total, alpha=1 / total
+            )
         self._symmetric = False
-        self.mean.mul_(self.tokens / total).add_(X.sum(0), alpha=1 / total)
+        self.mean.mul_(self.tokens / total).add_(weighted.sum(0), alpha=1 / total)
         torch.maximum(self.largest, largest, out=self.largest)
         self.tokens = total
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import onnx_ir as ir
 import torch
 
 from qxcompiler.calibration.samples import Sample
-from qxcompiler.calibration.segment_runner import SegmentRunner
+from qxcompiler.calibration.segment_runner import SegmentRunner, TokenWeights
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.graph import Segment, Site, Weight, find_segments
 from qxcompiler.progress import Track, silent
@@ -34,6 +35,7 @@ class Stop:
     _streams: list[Sample]
     _float_streams: list[Sample] | None
     _device: torch.device
+    _token_weights: TokenWeights
 
     def statistics(self, wanted: Collection[Weight]) -> dict[Weight, InputStatistics]:
         """Of the inputs of some weights' linear sites, computed with the weights that earlier segments were left with.
@@ -42,13 +44,13 @@ class Stop:
             UnrunnableError: onnxruntime cannot load the segment.
             ModelError: it fails on the samples.
         """
-        return self._runner.collect(self._streams, self.weights, wanted, self._device)
+        return self._runner.collect(self._streams, self.weights, wanted, self._device, self._token_weights)
 
     def float_statistics(self, wanted: Collection[Weight]) -> dict[Weight, InputStatistics]:
         """The same in the original model; only on a walk with `float_too`."""
         if self._float_streams is None:
             raise ValueError("the walk does not run the original model")
-        return self._runner.collect(self._float_streams, self._originals, wanted, self._device)
+        return self._runner.collect(self._float_streams, self._originals, wanted, self._device, self._token_weights)
 
     def _advance(self, still_read: Collection[str | None]) -> None:
         self._runner.advance(self._streams, self.weights, still_read)
@@ -66,6 +68,7 @@ def walk(
     description: str = "calibrate",
     weight: Callable[[Weight], torch.Tensor] = Weight.matrix,
     float_too: bool = False,
+    token_weights: TokenWeights = MappingProxyType({}),
 ) -> Iterator[Stop]:
     """Stop at every segment of a model, with what the samples become on the way there.
 
@@ -80,6 +83,7 @@ def walk(
         description: what for.
         weight: the matrix, float32 [N, K], that a weight is when the walk comes to it.
         float_too: run the original weights beside, for `Stop.float_statistics`.
+        token_weights: how often each token counts in the statistics, where not once.
 
     Raises:
         UnrunnableError: onnxruntime cannot load a segment by itself.
@@ -91,7 +95,8 @@ def walk(
         used = dict.fromkeys(site.weight for site in [*segment.embeddings, *segment.sites])
         originals = {each: each.matrix() for each in used} if float_too else {}
         weights = {each: weight(each) for each in used}
-        stop = Stop(segment, weights, SegmentRunner(model, segment), originals, streams, float_streams, device)
+        runner = SegmentRunner(model, segment)
+        stop = Stop(segment, weights, runner, originals, streams, float_streams, device, token_weights)
         yield stop
         if index + 1 < len(segments):
             stop._advance({value.name for later in segments[index + 1 :] for value in later.inputs})
@@ -107,14 +112,24 @@ class Calibration:
         samples: inputs of the model; none where there is no calibration.
         device: where to keep statistics.
         track: shows progress.
+        token_weights: how often each token counts in the statistics, where not once.
     """
 
     sites: Sequence[Site]
     samples: Sequence[Sample]
     device: torch.device
     track: Track = silent
+    token_weights: TokenWeights = field(default_factory=dict)
 
     def walk(self, model: ir.Model, description: str) -> Iterator[Stop]:
         """Stop at every segment of the model as it is now, with statistics of what its sites read."""
         segments = find_segments(model, self.sites)
-        return walk(model, segments, self.samples, self.device, track=self.track, description=description)
+        return walk(
+            model,
+            segments,
+            self.samples,
+            self.device,
+            track=self.track,
+            description=description,
+            token_weights=self.token_weights,
+        )

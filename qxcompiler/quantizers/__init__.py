@@ -7,6 +7,7 @@ from qxcompiler.quantizers.segmentwise import (
     Keep,
     QuantizationResult,
     quantize_segmentwise,
+    quantize_weight,
     quantize_without_statistics,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "Quantizer",
     "find_quantizer",
     "quantize_segmentwise",
+    "quantize_weight",
     "quantize_without_statistics",
 ]

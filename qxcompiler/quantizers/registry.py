@@ -20,7 +20,7 @@ from qxcompiler.quantizers.rtn import rtn
 __all__ = ["QUANTIZERS", "Quantizer", "find_quantizer"]
 
 
-Need: TypeAlias = Literal["statistics"]
+Need: TypeAlias = Literal["statistics", "token weights"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,11 @@ class Quantizer:
     needs: frozenset[Need] = frozenset({"statistics"})
 
 
-QUANTIZERS: dict[str, Quantizer] = {"rtn": Quantizer(rtn, needs=frozenset()), "gptq": Quantizer(gptq)}
+QUANTIZERS: dict[str, Quantizer] = {
+    "rtn": Quantizer(rtn, needs=frozenset()),
+    "gptq": Quantizer(gptq),
+    "guided": Quantizer(gptq, needs=frozenset({"statistics", "token weights"})),  # GuidedQuant (Kim et al. 2025)
+}
 
 
 def find_quantizer(name: str) -> Quantizer:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 
 from qxcompiler.calibration.samples import Sample
-from qxcompiler.calibration.segment_runner import UnrunnableError
+from qxcompiler.calibration.segment_runner import TokenWeights, UnrunnableError
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.calibration.walk import walk
 from qxcompiler.errors import ModelError
@@ -20,7 +20,7 @@ from qxcompiler.packing import PackedWeight, pack, unpack
 from qxcompiler.progress import Track
 from qxcompiler.quantizers.registry import find_quantizer
 
-__all__ = ["Keep", "QuantizationResult", "quantize_segmentwise", "quantize_without_statistics"]
+__all__ = ["Keep", "QuantizationResult", "quantize_segmentwise", "quantize_weight", "quantize_without_statistics"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def quantize_without_statistics(
     Raises:
         ModelError: the weight does not fit the format.
     """
-    return _quantize(weight, fmt, quantizer, None, device)
+    return quantize_weight(weight, fmt, quantizer, None, device)
 
 
 def quantize_segmentwise(
@@ -69,6 +69,7 @@ def quantize_segmentwise(
     samples: Sequence[Sample],
     device: torch.device,
     track: Track,
+    token_weights: TokenWeights,
     known: Mapping[Weight, QuantizationResult],
     keep: Keep,
 ) -> dict[Weight, QuantizationResult]:
@@ -87,6 +88,7 @@ def quantize_segmentwise(
         samples: inputs of the model.
         device: where the algebra on weights runs.
         track: shows progress.
+        token_weights: how often each token counts in the statistics, where not once.
         known: results for some of the weights, which are taken as they are.
         keep: what becomes of the others' results.
 
@@ -111,11 +113,21 @@ def quantize_segmentwise(
         return results[weight].decode() if weight in results else weight.matrix()
 
     try:
-        for stop in walk(model, segments, samples, device, track=track, description="quantize", weight=current):
+        stops = walk(
+            model,
+            segments,
+            samples,
+            device,
+            track=track,
+            description="quantize",
+            weight=current,
+            token_weights=token_weights,
+        )
+        for stop in stops:
             todo = [weight for weight in stop.weights if weight in formats and weight not in results]
             statistics = stop.statistics(todo) if todo else {}
             for weight in todo:
-                result = _quantize(weight, formats[weight], quantizer, statistics[weight], device)
+                result = quantize_weight(weight, formats[weight], quantizer, statistics[weight], device)
                 results[weight] = keep(weight, result)
                 stop.weights[weight] = result.decode()
             if not left():
@@ -130,12 +142,17 @@ def quantize_segmentwise(
 def _round(
     weight: Weight, fmt: Format, device: torch.device, reason: str | None = None, skipped: int = 0
 ) -> QuantizationResult:
-    return replace(_quantize(weight, fmt, "rtn", None, device), reason=reason, skipped_tokens=skipped)
+    return replace(quantize_weight(weight, fmt, "rtn", None, device), reason=reason, skipped_tokens=skipped)
 
 
-def _quantize(
+def quantize_weight(
     weight: Weight, fmt: Format, quantizer: str, statistics: InputStatistics | None, device: torch.device
 ) -> QuantizationResult:
+    """Quantize a weight by an algorithm; round it to nearest, and say why, where that cannot be applied.
+
+    Raises:
+        ModelError: the weight does not fit the format.
+    """
     skipped = 0 if statistics is None else statistics.skipped
     if statistics is not None and not statistics.tokens:
         reason = "its input is never finite" if skipped else "no sample reaches it"

@@ -35,6 +35,8 @@ class SiteReport(BaseModel):
         bytes: what the weight takes; 0 where an earlier site has the same weight.
         error: relative error of the layer's output over the calibration samples (of the weight itself where the
             quantizer had no statistics), before tuning; None where left in float.
+        considered: where formats were compared, what each would cost: the divergence of the model's predictions, in
+            nats a position, that this layer alone would cause.
     """
 
     name: str
@@ -48,6 +50,7 @@ class SiteReport(BaseModel):
     bits_per_weight: float
     bytes: int
     error: float | None
+    considered: dict[str, float] | None
 
 
 class Report(BaseModel):
@@ -121,6 +124,7 @@ def report_sites(
                 bits_per_weight=8 * size / (N * K),
                 bytes=size if site in first else 0,
                 error=result.error if result else None,
+                considered=plan.errors.get(site.name),
             )
         )
     values = {site.weight.value for site in sites if plan[site.name]}

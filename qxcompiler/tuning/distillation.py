@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from qxcompiler.calibration.samples import Sample
+from qxcompiler.derivatives import TorchModel
 from qxcompiler.errors import ModelError
 from qxcompiler.evaluation.language import ROWS, kl_divergence
 from qxcompiler.graph import Site, Weight
 from qxcompiler.progress import Track
-from qxcompiler.tuning.executor import TorchModel
 from qxcompiler.tuning.tunable import TunableWeight
 
 _log = logging.getLogger(__name__)

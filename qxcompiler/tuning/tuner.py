@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel
 
 from qxcompiler.calibration.samples import Sample
+from qxcompiler.derivatives import LOGITS, TorchModel, compared_output
 from qxcompiler.errors import CalibrationError, ModelError
 from qxcompiler.formats import Format
 from qxcompiler.graph import Site, Weight
@@ -20,12 +21,10 @@ from qxcompiler.packing import pack, unpack
 from qxcompiler.progress import Track
 from qxcompiler.quantizers import Keep, QuantizationResult
 from qxcompiler.tuning.distillation import distil
-from qxcompiler.tuning.executor import TorchModel
 from qxcompiler.tuning.tunable import TunableWeight
 
 # Of so many samples one is held back, to choose the best state by; of many samples, so many.
 _ONE_IN, _MOST_HELD_BACK = 16, 8
-LOGITS = "logits"
 
 
 class Tuning(BaseModel):
@@ -82,7 +81,7 @@ class Tuner:
         ]
         if not self._learned:
             raise ModelError("--tune", "finds no weight whose scales can be learned", "leave it out")
-        self.output = _output(model)
+        self.output = compared_output(model)
         self._samples, self._device = samples, device
         self._model = TorchModel(model, sites, self.output, device)
 
@@ -138,14 +137,3 @@ class Tuner:
             tuned[weight] = keep(weight, replace(results[weight], packed=pack(learned.quantized())))
         counts = {"samples": len(learned_from), "held_back": len(held_back)}
         return tuned, Tuning(**counts, output=self.output, loss_before=before, loss_after=after)
-
-
-def _output(model: ir.Model) -> str:
-    """The logits, or else the first output that holds floats."""
-    outputs = {value.name or "": value.dtype for value in model.graph.outputs}
-    if LOGITS in outputs:
-        return LOGITS
-    floats = [name for name, dtype in outputs.items() if dtype is None or dtype.is_floating_point()]
-    if not floats:
-        raise ModelError("--tune", f"finds no output of floats among {', '.join(outputs)}", "leave it out")
-    return floats[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TorchModel", "UndifferentiableError"]
+__all__ = ["LOGITS", "TorchModel", "UndifferentiableError", "compared_output"]
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,12 +14,32 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from qxcompiler.derivatives.operators import OPERATORS
 from qxcompiler.errors import ModelError
 from qxcompiler.graph import Segment, Site, extract_segment, find_segments
-from qxcompiler.tuning.operators import OPERATORS
 
 # From a site to its weight as a matrix [N, K].
 Weights = Callable[[Site], Tensor]
+# Takes a linear site and its output, and gives the output to go on with.
+Observe = Callable[[Site, Tensor], Tensor]
+
+LOGITS = "logits"
+_REMEDY = "compile without what needs derivatives: --tune, --bpw, --quantizer guided"
+
+
+def compared_output(model: ir.Model) -> str:
+    """The output that a model is judged by: the logits, or else the first that holds floats.
+
+    Raises:
+        UndifferentiableError: there is none.
+    """
+    outputs = {value.name or "": value.dtype for value in model.graph.outputs}
+    if LOGITS in outputs:
+        return LOGITS
+    floats = [name for name, dtype in outputs.items() if dtype is None or dtype.is_floating_point()]
+    if not floats:
+        raise UndifferentiableError("the model", f"has no output of floats among {', '.join(outputs)}", _REMEDY)
+    return floats[0]
 
 
 class UndifferentiableError(ModelError):
@@ -44,7 +64,7 @@ class TorchModel:
 
     def __init__(self, model: ir.Model, sites: Sequence[Site], output: str, device: torch.device) -> None:
         self.device = device
-        self._output = output
+        self.output = output
         segments = find_segments(model, sites)
         fed = {value.name or "" for value in model.graph.inputs}
         self._stages = []
@@ -57,20 +77,20 @@ class TorchModel:
                 self._stages.append(_Stage(extract_segment(model, segment, outputs), segment, fed | later, device))
         operands = {site.operand.name for site in sites if site.kind == "linear"}
         if operands & self._stages[-1].constants.keys():
-            problem, remedy = "comes before the last layers", "tune on another output"
-            raise UndifferentiableError(f"output {output}", problem, remedy)
+            raise UndifferentiableError(f"output {output}", "comes before the last layers", _REMEDY)
 
-    def __call__(self, inputs: Mapping[str, np.ndarray], weights: Weights) -> Tensor:
+    def __call__(self, inputs: Mapping[str, np.ndarray], weights: Weights, observe: Observe | None = None) -> Tensor:
         """The output for one sample.
 
         Args:
             inputs: of the model.
             weights: gives the matrix of a site; asked again for the derivative.
+            observe: called with every linear site's output; called again for the derivative.
         """
         values = {name: torch.from_numpy(_plain(array)).to(self.device) for name, array in inputs.items()}
         for stage in self._stages:
             names = sorted(stage.reads & values.keys())
-            run = partial(stage, names, weights)
+            run = partial(stage, names, weights, observe)
             tensors = [values[name] for name in names]
             if torch.is_grad_enabled():
                 computed = checkpoint(run, *tensors, use_reentrant=False, preserve_rng_state=False)
@@ -78,7 +98,7 @@ class TorchModel:
                 computed = run(*tensors)
             values = {name: value for name, value in values.items() if name in stage.read_later}
             values |= dict(zip(stage.gives, computed, strict=True))
-        return values[self._output]
+        return values[self.output]
 
 
 class _Stage:
@@ -87,6 +107,7 @@ class _Stage:
     def __init__(self, extracted: ir.Model, segment: Segment, read_later: set[str], device: torch.device) -> None:
         graph = extracted.graph
         self._sites = {site.operand.name or "": site for site in (*segment.embeddings, *segment.sites)}
+        self._computed = {site.node.outputs[0].name or "": site for site in segment.sites}
         self.reads = {value.name or "" for value in graph.inputs} - set(self._sites)
         self.gives = [value.name or "" for value in graph.outputs]
         self.read_later = read_later
@@ -104,7 +125,9 @@ class _Stage:
             if name and name not in self.constants and name not in self.gives:
                 node.forgets.append(name)
 
-    def __call__(self, names: Sequence[str], weights: Weights, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def __call__(
+        self, names: Sequence[str], weights: Weights, observe: Observe | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         values = dict(self.constants) | dict(zip(names, tensors, strict=True))
         for node in self._nodes:
             for name in node.inputs:
@@ -112,6 +135,8 @@ class _Stage:
                     values[name] = _as_operand(self._sites[name], weights(self._sites[name]))
             computed = node.function(*[values[name] if name else None for name in node.inputs])
             results = computed if isinstance(computed, tuple) else (computed,)
+            if observe and (site := self._computed.get(node.outputs[0])):
+                results = (observe(site, results[0]),)
             values.update(zip(node.outputs, results, strict=False))  # optional outputs may be left out
             for name in node.forgets:
                 del values[name]
@@ -122,9 +147,7 @@ class _Node:
     def __init__(self, node: ir.Node) -> None:
         if node.domain != "" or node.op_type not in OPERATORS:
             name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            raise UndifferentiableError(
-                f"node '{node.name}'", f"is a {name}, of which no derivative is known", "compile without tuning"
-            )
+            raise UndifferentiableError(f"node '{node.name}'", f"is a {name}, of which no derivative is known", _REMEDY)
         self.inputs = [value.name or "" if value is not None else "" for value in node.inputs]  # "" for none
         self.outputs = [value.name or "" for value in node.outputs]
         attributes: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}

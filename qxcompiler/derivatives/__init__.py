@@ -1,0 +1,8 @@
+"""A model in torch, with derivatives through the whole of it."""
+
+from __future__ import annotations
+
+from qxcompiler.derivatives.executor import LOGITS, TorchModel, UndifferentiableError, compared_output
+from qxcompiler.derivatives.guidance import token_weights
+
+__all__ = ["LOGITS", "TorchModel", "UndifferentiableError", "compared_output", "token_weights"]
