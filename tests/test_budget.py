@@ -53,7 +53,7 @@ class TestTokenWeights:
     def test_of_logits_they_are_the_fisher_matrix_of_a_softmax(self):
         """Its diagonal is p(1 - p)."""
         proto = head_alone()
-        model, sites, torch_model = loaded(proto)
+        _, sites, torch_model = loaded(proto)
         x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
         drawn = token_weights(torch_model, [{"x": x}] * 1500, 0, silent)[sites[0]]
         p = torch.from_numpy(graph_models.run(proto, {"x": x})["logits"]).softmax(-1)
@@ -223,7 +223,9 @@ def test_a_budget_is_spent_where_it_helps(decoder, tmp_path):
 def test_guided_rounding_differs_from_plain(decoder, tmp_path):
     for name in ("guided", "gptq"):
         options = BUDGET | {"quantizer": name}
-        report = qxcompiler.compile(decoder.model, "cpu-x86", tmp_path / name, calibration=decoder.calibration, **options)
+        report = qxcompiler.compile(
+            decoder.model, "cpu-x86", tmp_path / name, calibration=decoder.calibration, **options
+        )
         assert {site.quantizer for site in report.sites if site.role == "query"} == {name}
     data = [next((tmp_path / name).glob("*.data")).read_bytes() for name in ("guided", "gptq")]
     assert data[0] != data[1]
@@ -254,7 +256,8 @@ def test_a_budget_needs_samples(tmp_path):
 
 def test_the_command_line_takes_a_budget(decoder, tmp_path, qxc):
     out = tmp_path / "out"
-    ran = qxc("compile", decoder.model, "--target", "cpu-x86", "--calibration", decoder.calibration, "--weights", "int3g16",
-              "--samples", 4, "--length", 32, "--head", "float", "--embedding", "float", "--bpw", 4, "-o", out)  # fmt: skip
+    options = "--weights int3g16 --samples 4 --length 32 --head float --embedding float --bpw 4".split()
+    text = ("--calibration", decoder.calibration)
+    ran = qxc("compile", decoder.model, "--target", "cpu-x86", *text, *options, "-o", out)
     assert ran.returncode == 0, ran.stderr
     assert yaml.safe_load((out / "compile.yaml").read_text())["bits_per_weight"] == 4

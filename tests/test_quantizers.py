@@ -213,7 +213,9 @@ def quantized_on(proto, samples, quantizer="gptq"):
     normalize(model)
     sites = find_sites(model)
     formats = {site.weight: parse_format("int4g16") for site in sites}
-    results = quantize_segmentwise(model, sites, formats, quantizer, samples, CPU, silent, {}, lambda _, result: result)
+    results = quantize_segmentwise(
+        model, sites, formats, quantizer, samples, CPU, silent, {}, {}, lambda _, result: result
+    )
     return [results[site.weight] for site in sites]
 
 
