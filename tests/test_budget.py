@@ -256,8 +256,8 @@ def test_a_budget_needs_samples(tmp_path):
 
 def test_the_command_line_takes_a_budget(decoder, tmp_path, qxc):
     out = tmp_path / "out"
-    options = "--weights int3g16 --samples 4 --length 32 --head float --embedding float --bpw 4".split()
+    options = ["--weights", "int3g16", "--samples", 4, "--length", 32, "--head", "float", "--embedding", "float"]
     text = ("--calibration", decoder.calibration)
-    ran = qxc("compile", decoder.model, "--target", "cpu-x86", *text, *options, "-o", out)
+    ran = qxc("compile", decoder.model, "--target", "cpu-x86", *text, *options, "--bpw", 4, "-o", out)
     assert ran.returncode == 0, ran.stderr
     assert yaml.safe_load((out / "compile.yaml").read_text())["bits_per_weight"] == 4
