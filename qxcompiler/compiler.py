@@ -231,7 +231,8 @@ class _Compiler:
 
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
-        preparing = pipelines.before_calibration(walk.Calibration(list(schemes), calibrating, self.device, self.track))
+        planned = walk.Calibration(list(schemes), calibrating, self.device, self.track, schemes)
+        preparing = pipelines.before_calibration(planned)
         pipelines.run(preparing, graph)
         passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]
         manifest = self._manifest(graph, original, plan, samples, passes, config)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ import onnxruntime
 import torch
 
 from qxcompiler.calibration.samples import Sample
-from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.graph import Segment, Site, Weight, extract_segment, inputs_of_weights
 
@@ -26,6 +25,16 @@ _NOT_IN_NUMPY = ("bfloat16", "float8", "float4", "int4", "int2")
 _AT_ONCE = 2
 
 Operands = Mapping[Weight, torch.Tensor]
+
+
+class Collected(Protocol):
+    """What is made of an activation, a part of it at a time."""
+
+    def add(self, X: torch.Tensor) -> None:
+        """Take in more tokens: X is float32 [tokens, K]."""
+
+
+C = TypeVar("C", bound=Collected)
 
 
 class UnrunnableError(ModelError):
@@ -45,15 +54,15 @@ class SegmentRunner:
         self._segment = segment
 
     def collect(
-        self, streams: Sequence[Sample], operands: Operands, wanted: Collection[Weight], device: torch.device
-    ) -> dict[Weight, InputStatistics]:
-        """Statistics of the inputs of linear sites; weights that share an input share the statistics.
+        self, streams: Sequence[Sample], operands: Operands, wanted: Collection[Weight], empty: Callable[[int], C]
+    ) -> dict[Weight, C]:
+        """What is made of the inputs of linear sites; weights that share an input share it.
 
         Args:
             streams: for every sample, the graph's inputs and the values that earlier segments passed on.
             operands: float32 [N, K] for every weight of the segment.
-            wanted: the weights whose statistics are asked for.
-            device: where to keep them.
+            wanted: the weights whose inputs are asked for.
+            empty: what is made of no tokens, for K channels.
 
         Raises:
             UnrunnableError: onnxruntime cannot load the segment.
@@ -61,22 +70,22 @@ class SegmentRunner:
         """
         readers = [site for site in self._segment.sites if site.weight in wanted]
         sources = inputs_of_weights(readers)
-        statistics = {source: InputStatistics.empty(weight.in_features, device) for weight, source in sources.items()}
+        features = {source: weight.in_features for weight, source in sources.items()}
+        made = {source: empty(K) for source, K in features.items()}
         given = {*streams[0]}
         missing = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
         for stream, computed in zip(streams, self._run(missing, streams, operands), strict=True):
             values = stream | computed
-            for source, collected in statistics.items():
+            for source, K in features.items():
                 for value, axis in sorted(source, key=lambda each: (each.value.name, each.axis)):
                     X = values[value.name or ""]
-                    K = len(collected.mean)
                     if X.ndim < -axis or X.ndim <= axis or X.shape[axis] != K:  # no runtime multiplies these
                         raise self._misfit(value, axis, X.shape, K)
                     X = np.moveaxis(X, axis, -1)
                     with np.errstate(over="ignore"):  # beyond float32 is infinity, which statistics leave out
                         tokens = X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)
-                    collected.add(torch.from_numpy(tokens))
-        return {weight: statistics[source] for weight, source in sources.items()}
+                    made[source].add(torch.from_numpy(tokens))
+        return {weight: made[source] for weight, source in sources.items()}
 
     def _misfit(self, value: ir.Value, axis: int, shape: tuple[int, ...], K: int) -> ModelError:
         layer = next(site.name for site in self._segment.sites if site.input is value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import onnx_ir as ir
 import torch
 
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.segment_runner import SegmentRunner
-from qxcompiler.calibration.statistics import InputStatistics
+from qxcompiler.calibration.statistics import InputRows, InputStatistics
+from qxcompiler.formats import Scheme
 from qxcompiler.graph import Segment, Site, Weight, find_segments
 from qxcompiler.progress import Track, silent
 
@@ -42,13 +44,19 @@ class Stop:
             UnrunnableError: onnxruntime cannot load the segment.
             ModelError: it fails on the samples.
         """
-        return self._runner.collect(self._streams, self.weights, wanted, self._device)
+        empty = partial(InputStatistics.empty, device=self._device)
+        return self._runner.collect(self._streams, self.weights, wanted, empty)
+
+    def rows(self, wanted: Collection[Weight]) -> dict[Weight, InputRows]:
+        """Some rows of the same inputs, for what depends on more than statistics say."""
+        return self._runner.collect(self._streams, self.weights, wanted, partial(InputRows.empty, device=self._device))
 
     def float_statistics(self, wanted: Collection[Weight]) -> dict[Weight, InputStatistics]:
         """The same in the original model; only on a walk with `float_too`."""
         if self._float_streams is None:
             raise ValueError("the walk does not run the original model")
-        return self._runner.collect(self._float_streams, self._originals, wanted, self._device)
+        empty = partial(InputStatistics.empty, device=self._device)
+        return self._runner.collect(self._float_streams, self._originals, wanted, empty)
 
     def _advance(self, still_read: Collection[str | None]) -> None:
         self._runner.advance(self._streams, self.weights, still_read)
@@ -107,12 +115,14 @@ class Calibration:
         samples: inputs of the model; none where there is no calibration.
         device: where to keep statistics.
         track: shows progress.
+        schemes: what the plan says of the sites; empty before there is one.
     """
 
     sites: Sequence[Site]
     samples: Sequence[Sample]
     device: torch.device
     track: Track = silent
+    schemes: Mapping[Site, Scheme] = field(default_factory=dict)
 
     def walk(self, model: ir.Model, description: str) -> Iterator[Stop]:
         """Stop at every segment of the model as it is now, with statistics of what its sites read."""

@@ -1,0 +1,202 @@
+"""Move the range of activations into the weights that read them, where activations are rounded to 8 bits."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+
+from qxcompiler.calibration.segment_runner import UnrunnableError
+from qxcompiler.calibration.statistics import InputRows
+from qxcompiler.calibration.walk import Calibration, Stop
+from qxcompiler.formats import Scheme
+from qxcompiler.graph import Exchange, Site, by_value, find_exchange, has_own_weights, shape_of_channels
+from qxcompiler.passes.rewriting import Additions
+
+__all__ = ["Smooth", "factors", "rounded"]
+
+_log = logging.getLogger(__name__)
+
+# The paper's migration strengths alpha that are tried.
+_STRENGTHS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+# Rows of each weight, spaced evenly, whose outputs are compared.
+_OUTPUTS = 64
+# A Mul takes a few percent of its layers' time, as 0.15 bits more a weight would: these take a tenth off the error.
+_WORTH_A_MUL = 0.9
+# Beyond these factors, constants in float16 lose digits.
+_SMALLEST, _LARGEST = 2.0**-10, 2.0**10
+
+
+class Smooth(ir.passes.InPlacePass):
+    """Divide activations by a factor a channel, and multiply the weights that read them by it: `(X / s)(W s)ᵀ = XWᵀ`.
+
+    SmoothQuant (Xiao et al. 2023, equations 3 and 4), where X is rounded to 8 bits (a8). The factors even out the
+    channels of X, which share a scale a token.
+
+    - Layers that read one value have the same factors. Their strength is the one that leaves the smallest error in
+      the layers' outputs, measured on some rows of X, with X and weights rounded as planned, or none.
+    - The division goes into constants and weights that X is made of (`graph/exchange.py`). Where there are none, or
+      something else reads X, it becomes a `Mul`, if the error falls by a tenth at least.
+    - A weight that anything else reads stays as it is, and so do those that read the same value.
+    - Nothing is done without samples, where no layer has 8-bit activations, and after a part of the model that
+      onnxruntime cannot run by itself.
+    """
+
+    def __init__(self, calibration: Calibration) -> None:
+        super().__init__()
+        self._calibration = calibration
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the model in place."""
+        calibration = self._calibration
+        found: list[_Smoothing] = []
+        if calibration.samples and any(scheme.activation == "a8" for scheme in calibration.schemes.values()):
+            try:
+                for stop in calibration.walk(model, "smooth"):
+                    found += self._smoothings(stop)
+            except UnrunnableError as error:
+                _log.info("nothing more is smoothed: %s", error)
+        additions = Additions(model)
+        for smoothing in found:
+            smoothing.apply(additions)
+        if found:
+            ir.passes.common.RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified=bool(found))
+
+    def _smoothings(self, stop: Stop) -> Iterator[_Smoothing]:
+        """What is worth changing of the layers of a segment."""
+        schemes = self._calibration.schemes
+        groups = [
+            sites
+            for sites in by_value(stop.segment.sites).values()
+            if any(schemes[site].activation == "a8" for site in sites) and has_own_weights(sites)
+        ]
+        seen = stop.rows([sites[0].weight for sites in groups]) if groups else {}
+        for sites in groups:
+            X = seen[sites[0].weight]
+            exchange = find_exchange(sites, self._calibration.sites)
+            weights = {site.weight: schemes[site] for site in sites}
+            layers = [_Layer(stop.weights[weight].to(X.rows), scheme) for weight, scheme in weights.items()]
+            alpha, s, gain = _best(X, layers, exchange)
+            if gain < (1 if exchange else _WORTH_A_MUL):
+                names, where = ", ".join(site.name for site in sites), "folded" if exchange else "by a Mul"
+                _log.info("%s: strength %s, %.2f of the error, %s", names, alpha, gain, where)
+                yield _Smoothing(sites, s.cpu(), exchange)
+
+
+@dataclass(frozen=True)
+class _Smoothing:
+    """Factors s, float32 [K], for the layers that read one value."""
+
+    sites: Sequence[Site]
+    s: torch.Tensor
+    exchange: Exchange | None
+
+    def apply(self, additions: Additions) -> None:
+        """Multiply the weights by s, and what they read by its inverse."""
+        if self.exchange is None:
+            self._insert(additions)
+        else:
+            self._fold(self.exchange, additions)
+        for weight in dict.fromkeys(site.weight for site in self.sites):
+            weight.change(partial(torch.mul, self.s))
+
+    def _fold(self, exchange: Exchange, additions: Additions) -> None:
+        inverse = torch.cat([1 / self.s, torch.ones(1)]).numpy()  # the last is that of channel -1, which is none
+        for (node, index), channels in exchange.constants.items():
+            old = node.inputs[index]
+            assert old is not None and old.const_value is not None
+            product = old.const_value.numpy() * inverse[channels]
+            node.replace_input_with(index, additions.constant(_tensor(f"{old.name}.smooth", product, old.dtype)))
+        for site, channels in exchange.rows.items():
+            site.weight.change(partial(torch.mul, torch.from_numpy(inverse[channels])[:, None]))
+
+    def _insert(self, additions: Additions) -> None:
+        site = self.sites[0]
+        X, shape = site.input, shape_of_channels(site, site.in_features)
+        inverse = (1 / self.s).numpy().reshape(shape)
+        factor = additions.constant(_tensor(f"{X.name}.smooth", inverse, site.operand_dtype))
+        node = additions.node("Mul", [X, factor], name=f"{X.name}.smooth.Mul")
+        node.outputs[0].type, node.outputs[0].shape = X.type, X.shape
+        assert site.node.graph is not None
+        site.node.graph.insert_before(site.node, node)
+        for each in self.sites:
+            each.node.replace_input_with(1 - each.operand_index, node.outputs[0])
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A weight, float32 [N, K], and how it is planned to compute."""
+
+    W: torch.Tensor
+    scheme: Scheme
+
+
+def _best(X: InputRows, layers: Sequence[_Layer], exchange: Exchange | None) -> tuple[float, torch.Tensor, float]:
+    """alpha and s that leave the smallest error, and this error over the one without smoothing."""
+    classes = torch.from_numpy((exchange or Exchange()).classes(len(X.largest))).to(X.rows.device)
+    largest_X = _of_classes(X.largest, classes)
+    largest_W = _of_classes(torch.cat([layer.W for layer in layers]).abs().amax(0), classes)
+    is_free = classes[:-1] != classes[-1]
+    found = [(alpha, factors(largest_X, largest_W, alpha).where(is_free, 1)) for alpha in _STRENGTHS]
+    before = _error(X.rows, layers, torch.ones_like(X.largest))
+    errors = [_error(X.rows, layers, s) for _, s in found]
+    smallest = min(range(len(found)), key=errors.__getitem__)
+    return *found[smallest], errors[smallest] / before if before else 1.0
+
+
+def factors(X: torch.Tensor, W: torch.Tensor, alpha: float) -> torch.Tensor:
+    """`s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)` (equation 4), over their geometric mean: only ratios matter.
+
+    Args:
+        X: the largest magnitude of every channel of the activations, float32 [K].
+        W: the same of every column of the weights that read them.
+        alpha: the migration strength, between 0 and 1.
+
+    Returns:
+        float32 [K], between 2^-10 and 2^10, which float16 holds; 1 where a channel is zero.
+    """
+    log_s = alpha * X.log() - (1 - alpha) * W.log()
+    known = log_s.isfinite()
+    s = (log_s - log_s[known].mean()).exp().clamp(_SMALLEST, _LARGEST)
+    return s.where(known, 1)
+
+
+def rounded(X: torch.Tensor) -> torch.Tensor:
+    """What a8 keeps of an activation [tokens, K]: 8-bit integers times `max|x| / 127` a token."""
+    scale = X.abs().amax(1, keepdim=True) / 127
+    return (X / scale.where(scale > 0, 1)).round().clamp(-127, 127) * scale
+
+
+def _error(X: torch.Tensor, layers: Sequence[_Layer], s: torch.Tensor) -> float:
+    """`|(X / s)(W s)ᵀ - XWᵀ| / |XWᵀ|`, with activations and weights rounded as planned: the mean over layers."""
+    X_s = X / s
+    total = 0.0
+    for layer in layers:
+        W = layer.W[:: -(-len(layer.W) // _OUTPUTS)]
+        try:
+            grid = layer.scheme.format.fit(W * s, X_s.square().mean(0))
+        except OverflowError:  # the weight does not fit the format
+            return math.inf
+        W_q = grid.decode(grid.encode(W * s, slice(None)), slice(None))
+        Y, Y_q = X @ W.T, (rounded(X_s) if layer.scheme.activation == "a8" else X_s) @ W_q.T
+        total += float((Y_q - Y).square().sum() / Y.square().sum())
+    return math.sqrt(total / len(layers)) if math.isfinite(total) else math.inf
+
+
+def _of_classes(largest: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The largest number of its class for every channel."""
+    of_class = torch.zeros_like(classes, dtype=largest.dtype).scatter_reduce(0, classes[:-1], largest, "amax")
+    return of_class[classes[:-1]]
+
+
+def _tensor(name: str, numbers: npt.NDArray[Any], dtype: ir.DataType | None) -> ir.TensorProtocol:
+    assert dtype is not None
+    return ir.Tensor(numbers.astype(dtype.numpy()), dtype=dtype, name=name)
