@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import onnx_ir as ir
@@ -24,8 +25,9 @@ __all__ = ["Smooth", "factors", "rounded"]
 
 _log = logging.getLogger(__name__)
 
-# The paper's migration strengths alpha that are tried.
-_STRENGTHS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+# The migration strengths and the thresholds that are tried; threshold 0 changes every channel, as the paper does.
+_STRENGTHS = (0.5, 0.75, 1.0)
+_THRESHOLDS = (0.0, 1.25, 2.0)
 # Rows of each weight, spaced evenly, whose outputs are compared.
 _OUTPUTS = 64
 # A Mul takes a few percent of its layers' time, as 0.15 bits more a weight would: these take a tenth off the error.
@@ -84,11 +86,11 @@ class Smooth(ir.passes.InPlacePass):
             exchange = find_exchange(sites, self._calibration.sites)
             weights = {site.weight: schemes[site] for site in sites}
             layers = [_Layer(stop.weights[weight].to(X.rows), scheme) for weight, scheme in weights.items()]
-            alpha, s, gain = _best(X, layers, exchange)
-            if gain < (1 if exchange else _WORTH_A_MUL):
+            best = _best(X, layers, exchange)
+            if best.gain < (1 if exchange else _WORTH_A_MUL):
                 names, where = ", ".join(site.name for site in sites), "folded" if exchange else "by a Mul"
-                _log.info("%s: strength %s, %.2f of the error, %s", names, alpha, gain, where)
-                yield _Smoothing(sites, s.cpu(), exchange)
+                _log.info("%s: strength %s above %s, %.2f of the error, %s", names, *best.how, best.gain, where)
+                yield _Smoothing(sites, best.s.cpu(), exchange)
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class _Smoothing:
         for (node, index), channels in exchange.constants.items():
             old = node.inputs[index]
             assert old is not None and old.const_value is not None
-            product = old.const_value.numpy() * inverse[channels]
-            node.replace_input_with(index, additions.constant(_tensor(f"{old.name}.smooth", product, old.dtype)))
+            divided = old.const_value.numpy() * inverse[channels]
+            node.replace_input_with(index, additions.constant(_tensor(f"{old.name}.smooth", divided, old.dtype)))
         for site, channels in exchange.rows.items():
             site.weight.change(partial(torch.mul, torch.from_numpy(inverse[channels])[:, None]))
 
@@ -139,34 +141,50 @@ class _Layer:
     scheme: Scheme
 
 
-def _best(X: InputRows, layers: Sequence[_Layer], exchange: Exchange | None) -> tuple[float, torch.Tensor, float]:
-    """alpha and s that leave the smallest error, and this error over the one without smoothing."""
+class _Choice(NamedTuple):
+    """How factors are chosen, by (alpha, threshold), the factors, and the error with them over the one without."""
+
+    how: tuple[float, float]
+    s: torch.Tensor
+    gain: float
+
+
+def _best(X: InputRows, layers: Sequence[_Layer], exchange: Exchange | None) -> _Choice:
+    """The factors that leave the smallest error."""
     classes = torch.from_numpy((exchange or Exchange()).classes(len(X.largest))).to(X.rows.device)
     largest_X = _of_classes(X.largest, classes)
     largest_W = _of_classes(torch.cat([layer.W for layer in layers]).abs().amax(0), classes)
     is_free = classes[:-1] != classes[-1]
-    found = [(alpha, factors(largest_X, largest_W, alpha).where(is_free, 1)) for alpha in _STRENGTHS]
+    found = {
+        (alpha, threshold): factors(largest_X, largest_W, alpha, threshold).where(is_free, 1)
+        for alpha, threshold in product(_STRENGTHS, _THRESHOLDS)
+    }
     before = _error(X.rows, layers, torch.ones_like(X.largest))
-    errors = [_error(X.rows, layers, s) for _, s in found]
-    smallest = min(range(len(found)), key=errors.__getitem__)
-    return *found[smallest], errors[smallest] / before if before else 1.0
+    errors = {how: _error(X.rows, layers, s) for how, s in found.items()}
+    best = min(errors, key=errors.__getitem__)
+    return _Choice(best, found[best], errors[best] / before if before else 1.0)
 
 
-def factors(X: torch.Tensor, W: torch.Tensor, alpha: float) -> torch.Tensor:
-    """`s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)` (equation 4), over their geometric mean: only ratios matter.
+def factors(X: torch.Tensor, W: torch.Tensor, alpha: float, threshold: float = 0) -> torch.Tensor:
+    """`s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)` (equation 4), over their median: only ratios matter.
+
+    With a threshold t it is `max(1, s_j / t)`, so that ordinary channels stay as they are: with alpha = 1 that is
+    Outlier Suppression+ (Wei et al. 2023, section 4.2).
 
     Args:
         X: the largest magnitude of every channel of the activations, float32 [K].
         W: the same of every column of the weights that read them.
         alpha: the migration strength, between 0 and 1.
+        threshold: t, or 0.
 
     Returns:
         float32 [K], between 2^-10 and 2^10, which float16 holds; 1 where a channel is zero.
     """
     log_s = alpha * X.log() - (1 - alpha) * W.log()
-    known = log_s.isfinite()
-    s = (log_s - log_s[known].mean()).exp().clamp(_SMALLEST, _LARGEST)
-    return s.where(known, 1)
+    known = (X > 0) & (W > 0)
+    s = (log_s - log_s[known].median()).exp() if bool(known.any()) else torch.ones_like(X)
+    s = (s / threshold).clamp(min=1) if threshold else s
+    return s.clamp(_SMALLEST, _LARGEST).where(known, 1)
 
 
 def rounded(X: torch.Tensor) -> torch.Tensor:
