@@ -10,6 +10,7 @@ from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
@@ -34,6 +35,7 @@ _OUTPUTS = 64
 _WORTH_A_MUL = 0.9
 # Beyond these factors, constants in float16 lose digits.
 _SMALLEST, _LARGEST = 2.0**-10, 2.0**10
+_LARGEST_FLOAT16 = 65504.0
 
 
 class Smooth(ir.passes.InPlacePass):
@@ -83,14 +85,17 @@ class Smooth(ir.passes.InPlacePass):
         seen = stop.rows([sites[0].weight for sites in groups]) if groups else {}
         for sites in groups:
             X = seen[sites[0].weight]
+            if not bool(X.largest.any()):  # no sample reaches them, or with zeros alone
+                continue
             exchange = find_exchange(sites, self._calibration.sites)
             weights = {site.weight: schemes[site] for site in sites}
             layers = [_Layer(stop.weights[weight].to(X.rows), scheme) for weight, scheme in weights.items()]
             best = _best(X, layers, exchange)
-            if best.gain < (1 if exchange else _WORTH_A_MUL):
+            smoothing = _Smoothing(sites, best.s.cpu(), exchange)
+            if best.gain < (1 if exchange else _WORTH_A_MUL) and smoothing.fits(X.largest.cpu()):
                 names, where = ", ".join(site.name for site in sites), "folded" if exchange else "by a Mul"
                 _log.info("%s: strength %s above %s, %.2f of the error, %s", names, *best.how, best.gain, where)
-                yield _Smoothing(sites, best.s.cpu(), exchange)
+                yield smoothing
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,22 @@ class _Smoothing:
     sites: Sequence[Site]
     s: torch.Tensor
     exchange: Exchange | None
+
+    def fits(self, largest: torch.Tensor) -> bool:
+        """Whether float16 holds what is that now and becomes larger.
+
+        Args:
+            largest: the largest magnitude of every channel of the value, float32 [K].
+        """
+        exchange, site = self.exchange or Exchange(), self.sites[0]
+        changed: list[tuple[float, ir.Value | None]] = []
+        changed += [(float(self.s.max()), each.weight.value) for each in self.sites]
+        changed += [(1 / float(self.s.min()), each.weight.value) for each in exchange.rows]
+        changed += [(1 / float(self.s.min()), node.inputs[index]) for node, index in exchange.constants]
+        magnitudes = [factor * _largest_float16(value) for factor, value in changed]
+        if site.operand_dtype == ir.DataType.FLOAT16:
+            magnitudes.append(float((largest / self.s).max()))
+        return max(magnitudes) < _LARGEST_FLOAT16
 
     def apply(self, additions: Additions) -> None:
         """Multiply the weights by s, and what they read by its inverse."""
@@ -159,8 +180,9 @@ def _best(X: InputRows, layers: Sequence[_Layer], exchange: Exchange | None) -> 
         (alpha, threshold): factors(largest_X, largest_W, alpha, threshold).where(is_free, 1)
         for alpha, threshold in product(_STRENGTHS, _THRESHOLDS)
     }
-    before = _error(X.rows, layers, torch.ones_like(X.largest))
-    errors = {how: _error(X.rows, layers, s) for how, s in found.items()}
+    rows = X.rows / X.largest.max()  # whose squares are numbers
+    before = _error(rows, layers, torch.ones_like(X.largest))
+    errors = {how: _error(rows, layers, s) for how, s in found.items()}
     best = min(errors, key=errors.__getitem__)
     return _Choice(best, found[best], errors[best] / before if before else 1.0)
 
@@ -169,7 +191,7 @@ def factors(X: torch.Tensor, W: torch.Tensor, alpha: float, threshold: float = 0
     """`s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)` (equation 4), over their median: only ratios matter.
 
     With a threshold t it is `max(1, s_j / t)`, so that ordinary channels stay as they are: with alpha = 1 that is
-    Outlier Suppression+ (Wei et al. 2023, section 4.2).
+    Outlier Suppression+ (Wei et al. 2023).
 
     Args:
         X: the largest magnitude of every channel of the activations, float32 [K].
@@ -199,14 +221,24 @@ def _error(X: torch.Tensor, layers: Sequence[_Layer], s: torch.Tensor) -> float:
     total = 0.0
     for layer in layers:
         W = layer.W[:: -(-len(layer.W) // _OUTPUTS)]
+        W_s = W * s
         try:
-            grid = layer.scheme.format.fit(W * s, X_s.square().mean(0))
+            grid = layer.scheme.format.fit(W_s, X_s.square().mean(0))
         except OverflowError:  # the weight does not fit the format
             return math.inf
-        W_q = grid.decode(grid.encode(W * s, slice(None)), slice(None))
-        Y, Y_q = X @ W.T, (rounded(X_s) if layer.scheme.activation == "a8" else X_s) @ W_q.T
-        total += float((Y_q - Y).square().sum() / Y.square().sum())
+        X_q = rounded(X_s) if layer.scheme.activation == "a8" else X_s
+        W_q = grid.decode(grid.encode(W_s, slice(None)), slice(None))
+        Y = X @ W.T
+        total += float((X_q @ W_q.T - Y).square().sum() / Y.square().sum())
     return math.sqrt(total / len(layers)) if math.isfinite(total) else math.inf
+
+
+def _largest_float16(value: ir.Value | None) -> float:
+    """The largest magnitude of a constant in float16; 0 for other types, which hold far larger ones."""
+    constant = None if value is None else value.const_value
+    if constant is None or constant.dtype != ir.DataType.FLOAT16:
+        return 0.0
+    return float(np.abs(constant.numpy()).max(initial=0))
 
 
 def _of_classes(largest: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

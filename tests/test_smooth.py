@@ -259,6 +259,17 @@ def test_float16(always, norm):
         assert value.dtype == value.const_value.dtype != ir.DataType.FLOAT
 
 
+def test_what_float16_does_not_hold_stays(always):
+    """Factors that would make a number of the model larger than it can be are not used."""
+    b = Builder()
+    W, scales = b.random.standard_normal((K, 8)), np.ones(K)
+    W[2], scales[4] = 30000, 1000
+    y = b.op("MatMul", b.op("Mul", "x", b.constant(scales.astype("f2"))), b.constant(W.astype("f2")), name="last")
+    proto = b.model({"x": (TensorProto.FLOAT16, [5, K])}, [y])
+    x = {"x": feed(5, K)["x"].astype(np.float16) / 64}
+    assert not changed_weights(proto, check_same(proto, x))
+
+
 def test_constants_keep_their_type_behind_a_cast(always):
     b = Builder()
     gamma = b.weight(K)
@@ -340,10 +351,13 @@ def test_rows_are_drawn_alike_and_always_the_same():
     assert found[0].largest.tolist() == [4999, 4999]
 
 
+WIDTH = 128
+
+
 def mlp(outliers: bool) -> onnx.ModelProto:
     """Norm, gate and up, down, twice; some channels are 50 times as large, and smaller again in what reads them."""
     b = Builder(seed=3)
-    width, hidden = 64, 96
+    width, hidden = WIDTH, 3 * WIDTH // 2
     draws = np.random.default_rng(7)
 
     def large(size: int) -> np.ndarray:
@@ -367,34 +381,34 @@ def mlp(outliers: bool) -> onnx.ModelProto:
 
 
 def error_of_w4a8(proto: onnx.ModelProto, folder: Path) -> float:
-    calibration = [feed(64, 64, seed=seed) for seed in range(4)]
+    """Of what the layers add to the model's input, relative to it."""
+    calibration = [feed(64, WIDTH, seed=seed) for seed in range(4)]
     options = {"weights": "int4g32", "head": "int4g32", "activations": "a8", "quantizer": "rtn"}
     qxcompiler.compile(proto, "cpu-x86", folder, calibration=calibration, **options)
-    x = feed(256, 64, seed=99)
+    x = feed(256, WIDTH, seed=99)
     y, wanted = qxcompiler.session(folder / "model.onnx").run(None, x)[0], run(proto, x).popitem()[1]
     return float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted - x["x"]))
 
 
 def test_planted_outliers(tmp_path, monkeypatch):
-    """A channel that is 50 times as large costs nothing with smoothing, and much without."""
+    """Channels that are 50 times as large cost less than a hundredth of the output with smoothing, and much without."""
     clean, planted = mlp(outliers=False), mlp(outliers=True)
-    x = feed(8, 64)
+    x = feed(8, WIDTH)
     np.testing.assert_allclose(*(run(proto, x).popitem()[1] for proto in (clean, planted)), rtol=1e-3, atol=1e-4)
     with_smoothing = error_of_w4a8(planted, tmp_path / "smooth")
-    assert with_smoothing <= 1.01 * error_of_w4a8(clean, tmp_path / "clean smooth")
     monkeypatch.setattr(pipelines, "_BEFORE_CALIBRATION", ())
-    assert with_smoothing <= 1.01 * error_of_w4a8(clean, tmp_path / "clean")
-    assert 2 * with_smoothing < error_of_w4a8(planted, tmp_path / "plain")
+    without_outliers = error_of_w4a8(clean, tmp_path / "clean")
+    assert with_smoothing < without_outliers + 0.01
+    assert error_of_w4a8(planted, tmp_path / "plain") > 3 * with_smoothing
 
 
-def test_it_is_always_the_same(tmp_path):
-    for name in ("first", "second"):
-        error_of_w4a8(mlp(outliers=True), tmp_path / name)
-    first, second = ((tmp_path / name / "model.onnx").read_bytes() for name in ("first", "second"))
-    assert first == second
+def test_it_is_always_the_same():
+    samples = [feed(300, WIDTH, seed=seed) for seed in range(3)]
+    first, second = (ir.to_proto(smoothed(mlp(outliers=True), *samples)).SerializeToString() for _ in range(2))
+    assert first == second != mlp(outliers=True).SerializeToString()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from(["int4g32", "int8", "lut3g128"]), st.floats(0, 4))
 def test_no_error_becomes_larger(seed, spec, spread):
     """What is chosen is measured; without outliers it may be nothing."""
@@ -404,7 +418,8 @@ def test_no_error_becomes_larger(seed, spec, spread):
     layers = [smooth._Layer(torch.randn(16, 32, generator=draws), Scheme(parse_format(spec), "a8"))]
     _, s, gain = smooth._best(X, layers, None)
     event(f"gain below {np.ceil(10 * gain) / 10:.1f}")
-    before, after = (smooth._error(X.rows, layers, each) for each in (torch.ones(32), s))
+    rows = X.rows / X.largest.max()
+    before, after = (smooth._error(rows, layers, each) for each in (torch.ones(32), s))
     assert gain == pytest.approx(after / before)
     b = Builder()
     y = b.op("MatMul", "x", b.constant(layers[0].W.T.numpy()), name="one")
