@@ -73,8 +73,6 @@ class Smooth(ir.passes.InPlacePass):
         additions = Additions(model)
         for smoothing in found:
             smoothing.apply(additions)
-        if found:
-            ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(found))
 
     def _smoothings(self, stop: Stop) -> Iterator[_Smoothing]:
@@ -141,6 +139,8 @@ class _Smoothing:
             assert old is not None and old.const_value is not None
             divided = old.const_value.numpy() * inverse[channels]
             node.replace_input_with(index, additions.constant(_tensor(f"{old.name}.smooth", divided, old.dtype)))
+            if not old.uses() and not old.is_graph_output():
+                additions.remove(old)
         for site, channels in exchange.rows.items():
             site.weight.change(partial(torch.mul, torch.from_numpy(inverse[channels])[:, None]))
 

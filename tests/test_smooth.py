@@ -149,7 +149,6 @@ def test_what_a_value_is_made_of_takes_its_factors(always, name):
     assert changed_weights(proto, model) == changed
     before = ir.from_proto(proto)
     normalize(before)
-    ir.passes.common.RemoveUnusedNodesPass()(before)
     assert operators(model) == operators(before)  # no Mul
 
 
@@ -192,6 +191,30 @@ def test_what_else_reads_a_value_sees_it_as_it_was(always, reader):
     assert changed_weights(proto, model) == {"one", "two"}
     names = [node.name for node in model.graph]
     assert (f"{normed}.smooth.Mul" in names) == (reader != "its shape alone")
+
+
+def test_what_looks_like_values_and_is_not(always):
+    """Channels along the rows of a product; a vector at its right; a sum that a row of one number is part of."""
+    b = Builder()
+    layer = b.linear("x", K, K, bias=True, name="one")
+    rows = b.op("Transpose", b.op("MatMul", "p", layer), perm=[1, 0])
+    vector = b.op("MatMul", "p", b.op("Reshape", b.linear("z", K, K, name="two"), b.ints(K)))
+    outputs = [b.linear(b.op("Sinh", rows), K, 8, name="three"), b.linear(rows, K, 8, name="four")]
+    outputs.append(b.linear(b.op("Reshape", vector, b.ints(1, K)), K, 8, name="five"))
+    outputs.append(b.linear(b.op("Add", "z", b.linear("z", K, 1, name="six")), K, 8, name="seven"))
+    proto = b.model({"x": (FLOAT, [K, K]), "p": (FLOAT, [K, K]), "z": (FLOAT, [1, K])}, outputs)
+    x, p, z = (feed(*shape, seed=seed)["x"] for seed, shape in enumerate([(K, K), (K, K), (1, K)]))
+    assert len(changed_weights(proto, check_same(proto, {"x": x, "p": p, "z": z}))) == 7
+
+
+def test_a_layer_that_nothing_reads_stays_in_the_graph(always, tmp_path):
+    b = Builder()
+    y = b.linear(b.rms_norm("x", K), K, 32, name="one")
+    b.linear(b.op("Relu", y), 32, 32, name="dead")
+    proto = b.model({"x": (FLOAT, ["n", K])}, [y])
+    assert operators(check_same(proto, feed(5, K)))["MatMul"] == 2
+    options = {"weights": "int8g16", "head": "int8g16", "activations": "a8"}
+    qxcompiler.compile(proto, "cpu-x86", tmp_path / "out", calibration=[feed(5, K)] * 3, **options)
 
 
 def test_norms_that_share_a_constant_get_constants_of_their_own(always):

@@ -215,7 +215,7 @@ def _norm(search: _Search, node: ir.Node, value: ir.Value, channels: Channels, d
 
 def _matmul(search: _Search, node: ir.Node, value: ir.Value, channels: Channels, depth: int) -> Exchange | None:
     """A sum over the rows of the right matrix, such as attention's values: none of its columns is mixed with others."""
-    if channels.ndim > 1 and channels.shape[-2] != 1:
+    if min(len(_shape(operand)) for operand in node.inputs) < 2 or (channels.ndim > 1 and channels.shape[-2] != 1):
         return None
     return search.operand(node, 1, channels, depth, spreads=True)
 
