@@ -18,13 +18,14 @@ from qxcompiler.extensions import extensions
 from qxcompiler.passes.fuse_bias import FuseBias
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
+from qxcompiler.passes.smooth import Smooth
 
 __all__ = ["after_packing", "before_calibration", "run"]
 
 _log = logging.getLogger(__name__)
 
 # Each leaves what the model computes unchanged, and makes it easier to quantize.
-_BEFORE_CALIBRATION: tuple[Callable[[Calibration], ir.passes.InPlacePass], ...] = ()
+_BEFORE_CALIBRATION: tuple[Callable[[Calibration], ir.passes.InPlacePass], ...] = (Smooth,)
 _AFTER_PACKING: tuple[Callable[[], ir.passes.InPlacePass], ...] = (FuseBias, FuseSwiGlu, FuseSharedInput)
 
 

@@ -15,7 +15,7 @@ __all__ = ["Additions", "add_functions", "bias_input"]
 
 
 class Additions:
-    """What a pass adds to a model, under names that nothing else in it has.
+    """What a pass puts into a model, under names that nothing else in it has.
 
     Constants that are alike are added once; those that the model brings along are never taken for ours.
     """
@@ -61,6 +61,10 @@ class Additions:
         value = ir.Value(name=constant.name, type=ir.TensorType(constant.dtype), shape=shape, const_value=constant)
         self._graph.register_initializer(value)
         return value
+
+    def remove(self, constant: ir.Value) -> None:
+        """Take an initializer that nothing reads any more out of the main graph."""
+        del self._graph.initializers[constant.name or ""]
 
 
 def bias_input(added: ir.Value, N: int, additions: Additions, factor: float = 1.0) -> ir.Value | None:

@@ -220,7 +220,9 @@ class _Compiler:
         samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
         calibrating = _spaced(samples, options.samples)
         counts = self._token_weights(graph, sites, calibrating)
-        plan = self._plan(graph, sites, walk.Calibration(sites, calibrating, self.device, self.track, counts))
+        plan = self._plan(
+            graph, sites, walk.Calibration(sites, calibrating, self.device, self.track, token_weights=counts)
+        )
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
@@ -235,7 +237,8 @@ class _Compiler:
 
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
-        preparing = pipelines.before_calibration(walk.Calibration(list(schemes), calibrating, self.device, self.track))
+        planned = walk.Calibration(list(schemes), calibrating, self.device, self.track, schemes)
+        preparing = pipelines.before_calibration(planned)
         pipelines.run(preparing, graph)
         passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]
         manifest = self._manifest(graph, original, plan, samples, passes, config)

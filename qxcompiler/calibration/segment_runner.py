@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ import onnxruntime
 import torch
 
 from qxcompiler.calibration.samples import Sample
-from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.graph import Segment, Site, Weight, extract_segment, inputs_of_weights
 
@@ -28,6 +27,16 @@ _AT_ONCE = 2
 Operands = Mapping[Weight, torch.Tensor]
 TokenWeights = Mapping[Site, Sequence[torch.Tensor]]
 """How often each token of each sample counts in the statistics of a site's input: float32 [tokens] a sample."""
+
+
+class Collected(Protocol):
+    """What is made of an activation, a part of it at a time."""
+
+    def add(self, X: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Take in more tokens: X is float32 [tokens, K], and each counts as often as its weight says, or once."""
+
+
+C = TypeVar("C", bound=Collected)
 
 
 class UnrunnableError(ModelError):
@@ -51,16 +60,16 @@ class SegmentRunner:
         streams: Sequence[Sample],
         operands: Operands,
         wanted: Collection[Weight],
-        device: torch.device,
+        empty: Callable[[int], C],
         token_weights: TokenWeights,
-    ) -> dict[Weight, InputStatistics]:
-        """Statistics of the inputs of linear sites; weights that share an input share the statistics.
+    ) -> dict[Weight, C]:
+        """What is made of the inputs of linear sites; weights that share an input and no token weights share it.
 
         Args:
             streams: for every sample, the graph's inputs and the values that earlier segments passed on.
             operands: float32 [N, K] for every weight of the segment.
-            wanted: the weights whose statistics are asked for.
-            device: where to keep them.
+            wanted: the weights whose inputs are asked for.
+            empty: what is made of no tokens, for K channels.
             token_weights: how often a token counts, where not once.
 
         Raises:
@@ -72,15 +81,15 @@ class SegmentRunner:
         counts = {site: token_weights[site] for site in readers if site in token_weights}
         counted = {site.weight for site in counts}
         keys = {weight: (source, weight if weight in counted else None) for weight, source in sources.items()}
-        statistics = {key: InputStatistics.empty(weight.in_features, device) for weight, key in keys.items()}
+        features = {key: weight.in_features for weight, key in keys.items()}
+        made = {key: empty(K) for key, K in features.items()}
         given = {*streams[0]}
         missing = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
         for index, (stream, computed) in enumerate(zip(streams, self._run(missing, streams, operands), strict=True)):
             values = stream | computed
-            for (source, weight), collected in statistics.items():
+            for (source, weight), K in features.items():
                 for value, axis in sorted(source, key=lambda each: (each.value.name, each.axis)):
                     X = values[value.name or ""]
-                    K = len(collected.mean)
                     if X.ndim < -axis or X.ndim <= axis or X.shape[axis] != K:  # no runtime multiplies these
                         raise self._misfit(value, axis, X.shape, K)
                     X = np.moveaxis(X, axis, -1)
@@ -91,8 +100,9 @@ class SegmentRunner:
                         for site in counts
                         if site.weight is weight and (site.input, site.activation_axis) == (value, axis)
                     ]
-                    collected.add(torch.from_numpy(tokens), torch.stack(here).sum(0) if here else None)
-        return {weight: statistics[key] for weight, key in keys.items()}
+                    weights = torch.stack(here).sum(0) if here else None
+                    made[source, weight].add(torch.from_numpy(tokens), weights)
+        return {weight: made[key] for weight, key in keys.items()}
 
     def _misfit(self, value: ir.Value, axis: int, shape: tuple[int, ...], K: int) -> ModelError:
         layer = next(site.name for site in self._segment.sites if site.input is value)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["InputStatistics"]
+__all__ = ["InputRows", "InputStatistics"]
 
 # The squares of magnitudes in between, and sums of a billion of them, are well within float32.
 _SMALLEST, _LARGEST = 2.0**-32, 2.0**32
 # Rows of XᵀX that are computed together, from the diagonal on: few enough to save nearly half the work.
 _PANEL = 256
+# Rows of X that are kept where some are asked for.
+_ROWS = 256
 
 
 @dataclass
@@ -96,3 +98,35 @@ class InputStatistics:
     def importance(self) -> torch.Tensor:
         """The diagonal of the second moment, float32 [K]: how much an error in each input weighs."""
         return self._moment.diagonal()
+
+
+@dataclass
+class InputRows:
+    """Some rows of an activation X of shape [tokens, K], drawn from all seen so far that hold numbers only.
+
+    Attributes:
+        rows: float32 [R, K], R at most 256; every row seen is as likely as any other.
+        largest: float32 [K]: the largest magnitude in every channel, over all rows seen.
+    """
+
+    rows: torch.Tensor
+    largest: torch.Tensor
+    _draws: torch.Generator
+    _lots: torch.Tensor  # [R]: the largest that were drawn
+
+    @classmethod
+    def empty(cls, in_features: int, device: torch.device) -> InputRows:
+        """No rows, for K = in_features."""
+        rows = torch.zeros(0, in_features, device=device)
+        return cls(rows, torch.zeros(in_features, device=device), torch.Generator().manual_seed(0), torch.zeros(0))
+
+    def add(self, X: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Take in more tokens: X is [tokens, K]. How often they count makes no difference."""
+        X = X.to(self.rows)
+        X = X[X.isfinite().all(1)]
+        if not X.shape[0]:
+            return
+        torch.maximum(self.largest, X.abs().amax(0), out=self.largest)
+        lots = torch.cat([self._lots, torch.rand(X.shape[0], generator=self._draws)])
+        self._lots, kept = lots.topk(min(_ROWS, len(lots)))
+        self.rows = torch.cat([self.rows, X])[kept.to(X.device)]

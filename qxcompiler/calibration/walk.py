@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 
 import onnx_ir as ir
@@ -11,7 +12,8 @@ import torch
 
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.segment_runner import SegmentRunner, TokenWeights
-from qxcompiler.calibration.statistics import InputStatistics
+from qxcompiler.calibration.statistics import InputRows, InputStatistics
+from qxcompiler.formats import Scheme
 from qxcompiler.graph import Segment, Site, Weight, find_segments
 from qxcompiler.progress import Track, silent
 
@@ -44,13 +46,20 @@ class Stop:
             UnrunnableError: onnxruntime cannot load the segment.
             ModelError: it fails on the samples.
         """
-        return self._runner.collect(self._streams, self.weights, wanted, self._device, self._token_weights)
+        empty = partial(InputStatistics.empty, device=self._device)
+        return self._runner.collect(self._streams, self.weights, wanted, empty, self._token_weights)
+
+    def rows(self, wanted: Collection[Weight]) -> dict[Weight, InputRows]:
+        """Some rows of the same inputs, for what depends on more than statistics say."""
+        empty = partial(InputRows.empty, device=self._device)
+        return self._runner.collect(self._streams, self.weights, wanted, empty, {})
 
     def float_statistics(self, wanted: Collection[Weight]) -> dict[Weight, InputStatistics]:
         """The same in the original model; only on a walk with `float_too`."""
         if self._float_streams is None:
             raise ValueError("the walk does not run the original model")
-        return self._runner.collect(self._float_streams, self._originals, wanted, self._device, self._token_weights)
+        empty = partial(InputStatistics.empty, device=self._device)
+        return self._runner.collect(self._float_streams, self._originals, wanted, empty, self._token_weights)
 
     def _advance(self, still_read: Collection[str | None]) -> None:
         self._runner.advance(self._streams, self.weights, still_read)
@@ -112,6 +121,7 @@ class Calibration:
         samples: inputs of the model; none where there is no calibration.
         device: where to keep statistics.
         track: shows progress.
+        schemes: what the plan says of the sites; empty before there is one.
         token_weights: how often each token counts in the statistics, where not once.
     """
 
@@ -119,6 +129,7 @@ class Calibration:
     samples: Sequence[Sample]
     device: torch.device
     track: Track = silent
+    schemes: Mapping[Site, Scheme] = field(default_factory=dict)
     token_weights: TokenWeights = field(default_factory=dict)
 
     def walk(self, model: ir.Model, description: str) -> Iterator[Stop]:

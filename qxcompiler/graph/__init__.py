@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "FLOAT_TYPES",
+    "Exchange",
     "FileTensor",
     "Input",
     "Names",
@@ -15,8 +16,10 @@ __all__ = [
     "by_value",
     "check_unchanged",
     "extract_segment",
+    "find_exchange",
     "find_segments",
     "find_sites",
+    "has_own_weights",
     "inputs_of_weights",
     "load_model",
     "make_names_unique",
@@ -27,8 +30,10 @@ __all__ = [
     "raise_opset",
     "readers",
     "save_model",
+    "shape_of_channels",
 ]
 
+from qxcompiler.graph.exchange import Exchange, find_exchange, has_own_weights, shape_of_channels
 from qxcompiler.graph.external_data import FileTensor, check_unchanged
 from qxcompiler.graph.groups import Input, by_operator, by_value, inputs_of_weights
 from qxcompiler.graph.model_file import load_model, model_files, save_model
