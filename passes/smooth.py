@@ -95,7 +95,7 @@ class Smooth(ir.passes.InPlacePass):
             smoothing = _Smoothing(sites, best.s.cpu(), exchange)
             if best.gain < (1 if exchange else _WORTH_A_MUL) and smoothing.fits(X.largest.cpu()):
                 names, where = ", ".join(site.name for site in sites), "folded" if exchange else "by a Mul"
-                _log.info("%s: strength %s above %s, %.2f of the error, %s", names, *best.how, best.gain, where)
+                _log.info("%s: strength %s, threshold %s, %.2f of the error, %s", names, *best.how, best.gain, where)
                 yield smoothing
 
 
