@@ -18,7 +18,6 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -52,23 +51,20 @@ def auto_round(folder: Path, ids: torch.Tensor, bits: int, group: int, **options
 
 
 def gptqmodel(folder: Path, ids: torch.Tensor, bits: int, group: int, *, gptaq: bool = False) -> Weights:
-    """GPTQ (arXiv 2210.17323), or GPTAQ (arXiv 2504.02692), by GPTQModel: written and read back, as its zero points
-    change their meaning then."""
+    """GPTQ (arXiv 2210.17323), or GPTAQ (arXiv 2504.02692), by GPTQModel. Its older format stores zero points
+    less one, and so would be read wrong here."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # with fewer cores than three it stops otherwise
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
     from gptqmodel.quantization.config import GPTAQConfig
 
     config = QuantizeConfig(
-        bits=bits, group_size=group, sym=False, device="cpu", offload_to_disk=False,
+        bits=bits, group_size=group, sym=False, device="cpu", offload_to_disk=False, format="gptq_v2",
         gptaq=GPTAQConfig() if gptaq else None,
     )  # fmt: skip
     model = GPTQModel.load(str(folder), config, dtype=torch.float32)
     samples = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids.tolist()]
     model.quantize(samples, batch_size=1, backend=BACKEND.TORCH)
-    with TemporaryDirectory() as saved:
-        model.save(saved)
-        model = GPTQModel.load(saved, backend=BACKEND.TORCH, device="cpu")
-        return weights(model.model, lambda layer: layer.dequantize_weight()[: layer.in_features].T)
+    return weights(model.model, lambda layer: layer.dequantize_weight()[: layer.in_features].T)
 
 
 class Both(torch.nn.Module):

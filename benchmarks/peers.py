@@ -6,12 +6,14 @@ A method is one of `benchmarks/peer_quantizers.py`, `qxc-` and a quantizer of ou
 a recipe (`qxc-balanced:lut3g128`); a peer's format is `int3g128a` with other bits and groups. Each package of a peer is
 in a virtual environment of its name in the folder of environments; `make bench-peers` makes them. The peers get the
 weights of the ONNX file, by the names of a Llama export, and the windows of text that a compile of ours would
-calibrate on. What they return is written into that same ONNX file, and measured by `qxc eval`; head and embedding stay
-as they are. Weights already in the folder are not made again.
+calibrate on. What they return is written into that same ONNX file, and measured as `qxc eval` does; head and embedding
+stay as they are. A folder keeps the peers' weights and the original's logits (100 MB a window), which are not made
+again: another model needs another folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,10 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 import typer
@@ -35,14 +38,12 @@ import qxcompiler
 from demo import smollm2
 from qxcompiler.calibration.samples import input_specs, load_samples
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
+from qxcompiler.evaluation.language import evaluate_language
+from qxcompiler.evaluation.running import Runner
 
-ROWS = [
-    "qxc-gptq:int3g128a", "auto-round-light:int3g128a", "auto-round:int3g128a", "gptqmodel-gptq:int3g128a",
-    "gptqmodel-gptaq:int3g128a", "brevitas-gptq:int3g128a", "brevitas-qronos:int3g128a",
-    "qxc-gptq:lut3g128", "qxc-balanced:lut3g128",
-    "qxc-gptq:int4g128a", "auto-round-light:int4g128a", "auto-round:int4g128a", "gptqmodel-gptq:int4g128a",
-    "gptqmodel-gptaq:int4g128a", "brevitas-gptq:int4g128a", "brevitas-qronos:int4g128a",
-]  # fmt: skip
+METHODS = ("qxc-gptq", "auto-round-light", "auto-round", "gptqmodel-gptq", "gptqmodel-gptaq", "brevitas-qronos")
+ROWS = [f"{method}:int{bits}g128a" for bits in (3, 4) for method in METHODS]
+ROWS += ["qxc-gptq:lut3g128", "qxc-balanced:lut3g128"]
 PACKAGES = ("auto-round", "gptqmodel", "brevitas")
 RECIPES = ("fast", "balanced", "best")
 SCALE_BITS = 16
@@ -57,17 +58,12 @@ def products(graph: ir.Graph) -> Iterator[tuple[str, ir.Value]]:
             yield node.name.strip("/").rpartition("/")[0].replace("/", ".") + ".weight", weight
 
 
-def values(weight: ir.Value) -> torch.Tensor:
-    """The numbers of an initializer."""
-    assert weight.const_value is not None
-    return torch.from_numpy(weight.const_value.numpy().copy())
-
-
 def hugging_face_folder(path: Path, calibration: Path, samples: int, folder: Path) -> None:
     """Write the weights of an ONNX file and its calibration samples for transformers."""
     model = ir.load(path)
-    weights = {name: values(value) for name, value in model.graph.initializers.items() if name.startswith("model.")}
-    weights |= {name: values(value).T.contiguous() for name, value in products(model.graph)}
+    initializers = {name: value for name, value in model.graph.initializers.items() if name.startswith("model.")}
+    weights = {name: torch.from_numpy(value.const_value.numpy().copy()) for name, value in initializers.items()}
+    weights |= {name: torch.from_numpy(value.const_value.numpy().T.copy()) for name, value in products(model.graph)}
     folder.mkdir(parents=True, exist_ok=True)
     copy_files(path.parent, folder, (*CONFIGURATIONS, *COMPANIONS))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -91,11 +87,38 @@ def replace_weights(path: Path, quantized: dict[str, torch.Tensor], folder: Path
     return folder / path.name
 
 
+class Remembered(Runner):
+    """A model that computes the logits of a window once, and keeps them in a folder."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        super().__init__(model)
+        self.folder = folder
+
+    def run(self, sample: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        file = self.folder / f"{hashlib.sha256(sample['input_ids'].tobytes()).hexdigest()[:16]}.npy"
+        if not file.exists():
+            partial = file.with_suffix(".partial.npy")
+            np.save(partial, super().run(sample, outputs)[0])
+            partial.replace(file)
+        return [np.load(file)]
+
+
+def measure(path: Path, reference: Runner, text: Path, windows: int) -> str:
+    """Perplexity over the reference's, divergence, and how often both find the same token most likely."""
+    model = Runner(path)
+    samples = load_samples(text, model.inputs, path, samples=windows)
+    found = evaluate_language(model, reference, [(sample, sample) for sample in samples])
+    assert found.reference_perplexity is not None
+    ratio = found.perplexity / found.reference_perplexity
+    return f"{ratio:.3f}, {found.kl_divergence:.3f}, {found.top1_agreement:.3f}"
+
+
 def bits_per_weight(quantized: dict[str, torch.Tensor], bits: int, group: int) -> float:
-    """Codes, and a scale and a zero point a group, over the weights; each group has no more values than that allows."""
+    """Codes, and a scale and a zero point a group, over the weights; in every 16th row it is seen that a group has no
+    more values than these bits allow."""
     stored = numbers = 0
     for name, weight in quantized.items():
-        groups = weight.split(group, dim=1)
+        groups = weight[::16].split(group, dim=1)
         most = max(int((part.sort(dim=1).values.diff(dim=1) != 0).sum(1).max()) + 1 for part in groups)
         assert most <= 2**bits, f"{name}: {most} values in a group"
         stored += weight.numel() * bits + len(weight) * len(groups) * (SCALE_BITS + bits)
@@ -118,11 +141,8 @@ def peer(method: str, weights: str, environments: Path, source: Path, folder: Pa
             environment = os.environ | {"HF_HUB_OFFLINE": "1"}
             environment.pop("PYTHONPATH", None)
             subprocess.run(list(map(str, command)), stdout=log, stderr=log, check=True, env=environment)
-    quantized = load_file(file)
-    return json.loads(file.with_suffix(".json").read_text()) | {
-        "bits": bits_per_weight(quantized, bits, group),
-        "weights": quantized,
-    }
+    figures, quantized = json.loads(file.with_suffix(".json").read_text()), load_file(file)
+    return figures | {"bits": bits_per_weight(quantized, bits, group), "weights": quantized}
 
 
 def ours(method: str, weights: str, model: Path, calibration: Path, samples: int, out: Path) -> dict[str, Any]:
@@ -134,12 +154,8 @@ def ours(method: str, weights: str, model: Path, calibration: Path, samples: int
         "--recipe" if name in RECIPES else "--quantizer", name, "--keep", "^(head|embedding)$",
         *(() if name in RECIPES else ("--samples", samples)), "--calibration", calibration,
     )  # fmt: skip
-    return {
-        "bits": report["quantized_bits_per_weight"],
-        "seconds": time.perf_counter() - start,
-        "memory": report["peak_memory_bytes"],
-        "version": "",
-    }
+    bits, memory = report["quantized_bits_per_weight"], report["peak_memory_bytes"]
+    return {"bits": bits, "seconds": time.perf_counter() - start, "memory": memory, "version": ""}
 
 
 def main(
@@ -148,7 +164,7 @@ def main(
     rows: Annotated[list[str], typer.Argument()] = ROWS,
     model: Path = SMOLLM2,
     environments: Annotated[Path, typer.Option(help="Holds a virtual environment a package.")] = Path(".cache/peers"),
-    folder: Annotated[Path, typer.Option(help="Keeps the peers' weights.")] = Path(".cache/peers/quantized"),
+    folder: Annotated[Path, typer.Option(help="Keeps what is not made again.")] = Path(".cache/peers/quantized"),
     samples: int = 48,
     windows: int = 40,
 ) -> None:
@@ -156,6 +172,7 @@ def main(
     if model == SMOLLM2 and not model.exists():
         qxcompiler.export(smollm2(), model.parent)
     hugging_face_folder(model, calibration, samples, folder / "original")
+    reference = Remembered(model, folder / "original")
     with tempfile.TemporaryDirectory() as scratch:
         texts = {evaluation.stem: evaluation, "Python's reference": other_kinds(Path(scratch))["Python's reference"]}
         table = Table("method", "bits per weight", *(f"{name}: ratio, KL, top-1" for name in texts), "s", "memory GB")
@@ -172,11 +189,7 @@ def main(
                 except (subprocess.CalledProcessError, FileNotFoundError) as error:
                     table.add_row(row, "", f"failed: {error}")
                     continue
-                cells = []
-                for text in texts.values():
-                    found = qxc("eval", changed, "--text", text, "--reference", model, "--windows", windows)
-                    ratio = found["perplexity"] / found["reference_perplexity"]
-                    cells.append(f"{ratio:.3f}, {found['kl_divergence']:.3f}, {found['top1_agreement']:.3f}")
+                cells = [measure(changed, reference, text, windows) for text in texts.values()]
             seconds, memory = f"{figures['seconds']:.0f}", f"{figures['memory'] / 1e9:.1f}"
             table.add_row(f"{row} {figures['version']}", f"{figures['bits']:.3f}", *cells, seconds, memory)
             print(row, *cells, seconds, memory, file=sys.stderr)
