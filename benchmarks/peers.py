@@ -8,7 +8,7 @@ in a virtual environment of its name in the folder of environments; `make bench-
 weights of the ONNX file, by the names of a Llama export, and the windows of text that a compile of ours would
 calibrate on. What they return is written into that same ONNX file, and measured as `qxc eval` does; head and embedding
 stay as they are. A folder keeps the peers' weights and the original's logits (100 MB a window), which are not made
-again: another model needs another folder.
+again: another model or calibration needs another folder.
 """
 
 from __future__ import annotations
