@@ -80,7 +80,7 @@ class Smooth(ir.passes.InPlacePass):
         schemes = self._calibration.schemes
         groups = [
             sites
-            for sites in by_value(stop.segment.sites).values()
+            for sites in by_value(site for site in stop.segment.sites if site in schemes).values()
             if any(schemes[site].activation == "a8" for site in sites) and has_own_weights(sites)
         ]
         seen = stop.rows([sites[0].weight for sites in groups]) if groups else {}
@@ -88,7 +88,7 @@ class Smooth(ir.passes.InPlacePass):
             X = seen[sites[0].weight]
             if not bool(X.largest.any()):  # no sample reaches them, or with zeros alone
                 continue
-            exchange = find_exchange(sites, self._calibration.sites)
+            exchange = find_exchange(sites, list(schemes))
             weights = {site.weight: schemes[site] for site in sites}
             layers = [_Layer(stop.weights[weight].to(X.rows), scheme) for weight, scheme in weights.items()]
             best = _best(X, layers, exchange)

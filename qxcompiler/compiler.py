@@ -237,7 +237,7 @@ class _Compiler:
 
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
-        planned = walk.Calibration(list(schemes), calibrating, self.device, self.track, schemes)
+        planned = walk.Calibration(sites, calibrating, self.device, self.track, schemes)
         preparing = pipelines.before_calibration(planned)
         pipelines.run(preparing, graph)
         passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]

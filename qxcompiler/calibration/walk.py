@@ -116,12 +116,12 @@ class Calibration:
     """What a pass or an allocation that asks for statistics is given.
 
     Attributes:
-        sites: those that may be quantized. A pass changes their weights by `Weight.change`, and may put nodes before
-            or after them.
+        sites: all of the model.
         samples: inputs of the model; none where there is no calibration.
         device: where to keep statistics.
         track: shows progress.
-        schemes: what the plan says of the sites; empty before there is one.
+        schemes: what the plan says of the sites that will be quantized; empty before there is one. A pass changes the
+            weights of these alone, by `Weight.change`, and may put nodes before or after them.
         token_weights: how often each token counts in the statistics, where not once.
     """
 
