@@ -48,6 +48,7 @@ def token_weights(model: TorchModel, samples: Sequence[Sample], seed: int, track
     def keep(site: Site, slope: Tensor) -> None:
         found[site] = slope.square().mean(site.activation_axis).reshape(-1)
 
+    blocks: list[Tensor] = []
     positions = 0
     for sample in track(samples, "guide"):
         found: dict[Site, Tensor] = {}
@@ -56,10 +57,17 @@ def token_weights(model: TorchModel, samples: Sequence[Sample], seed: int, track
         if y.requires_grad:
             torch.autograd.backward(y, _drawn(y.detach(), generator, is_logits=model.output == LOGITS))
         positions += math.prod(y.shape[:-1])
-        finite = all(bool(each.isfinite().all()) for each in (y, *found.values()))
-        for site, each in found.items():
-            weights.setdefault(site, []).append(each if finite else torch.zeros_like(each))
-    return {site: [each / positions for each in counted] for site, counted in weights.items()}
+        finite = bool(y.isfinite().all())
+        del y
+        if found:
+            # one block of memory: many small ones, between what a sample needs on the way, would keep that apart
+            block = torch.cat([*found.values()])
+            blocks.append(block if finite and bool(block.isfinite().all()) else block.zero_())
+            for site, each in zip(found, torch.split(block, [len(each) for each in found.values()]), strict=True):
+                weights.setdefault(site, []).append(each)
+    for block in blocks:
+        block /= positions
+    return weights
 
 
 def _drawn(y: Tensor, generator: torch.Generator, *, is_logits: bool) -> Tensor:
