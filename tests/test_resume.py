@@ -53,13 +53,13 @@ def compiled(tiny, out: Path, **options: object) -> dict[str, bytes]:
 def count(monkeypatch) -> list[str]:
     """The weights that were quantized, as they are."""
     names: list[str] = []
-    original = segmentwise._quantize
+    original = segmentwise.quantize_weight
 
     def counted(weight, *arguments):
         names.append(weight.name)
         return original(weight, *arguments)
 
-    monkeypatch.setattr(segmentwise, "_quantize", counted)
+    monkeypatch.setattr(segmentwise, "quantize_weight", counted)
     return names
 
 
