@@ -19,6 +19,7 @@ from qxcompiler.calibration.segment_runner import UnrunnableError
 from qxcompiler.calibration.statistics import InputRows
 from qxcompiler.calibration.walk import Calibration, Stop
 from qxcompiler.formats import Scheme
+from qxcompiler.formats.scales import LARGEST_HALF
 from qxcompiler.graph import Exchange, Site, by_value, find_exchange, has_own_weights, shape_of_channels
 from qxcompiler.passes.rewriting import Additions
 
@@ -37,7 +38,6 @@ _OUTPUTS = 64
 _WORTH_A_MUL = 0.9
 # Beyond these factors, constants in float16 lose digits.
 _SMALLEST, _LARGEST = 2.0**-10, 2.0**10
-_LARGEST_FLOAT16 = 65504.0
 
 
 class Smooth(ir.passes.InPlacePass):
@@ -121,7 +121,7 @@ class _Smoothing:
         magnitudes = [factor * _largest_float16(value) for factor, value in changed]
         if site.operand_dtype == ir.DataType.FLOAT16:
             magnitudes.append(float((largest / self.s).max()))
-        return max(magnitudes) < _LARGEST_FLOAT16
+        return max(magnitudes) < LARGEST_HALF
 
     def apply(self, additions: Additions) -> None:
         """Multiply the weights by s, and what they read by its inverse."""

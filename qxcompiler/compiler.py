@@ -66,7 +66,8 @@ __all__ = ["compile", "compile_folder"]
 _log = logging.getLogger(__name__)
 
 # What a plan leaves nothing of.
-_WISHES = ("weights", "activations", "head", "embedding", "keep", "allocation", "bits_per_weight")
+_WISHES = {name: f"--{name}" for name in ("weights", "activations", "head", "embedding", "keep", "allocation")}
+_WISHES["bits_per_weight"] = "--bpw"
 _SUSPECTS = 3  # sites named where verification fails
 
 
@@ -185,7 +186,9 @@ class _Compiler:
     def __init__(self, target: Target, options: Options, track: Track, *, several: bool = False) -> None:
         torch.manual_seed(options.seed)
         find_quantizer(options.quantizer)
-        find_allocation(_allocation(options))
+        self.allocate = find_allocation(_allocation(options))
+        if options.plan and (given := [name for field, name in _WISHES.items() if _is_chosen(options, field)]):
+            raise UsageError("--plan", "says every site's scheme already", f"leave out {' and '.join(given)}")
         if several and options.tune:
             raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
         self.target, self.options, self.track = target, options, track
@@ -321,17 +324,13 @@ class _Compiler:
     def _plan(self, graph: ir.Model, sites: Sequence[Site], calibration: walk.Calibration) -> Plan:
         options = self.options
         if options.plan is None:
-            allocate = find_allocation(_allocation(options))
-            plan = allocate(Question(graph, sites, self.target, options, calibration))
+            plan = self.allocate(Question(graph, sites, self.target, options, calibration))
             infinite = not_finite(sites)
             plan.leave((site for site in sites if site.weight in infinite), "holds infinities")
             if not any(plan.values()):
                 reason = next(iter(plan.reasons.values()))
                 problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
                 raise ModelError(_subject(graph), problem, "choose other --weights, or keep the model as it is")
-        elif given := [f"--{name}" for name in _WISHES if getattr(options, name) != Options.model_fields[name].default]:
-            remedy = f"leave out {' and '.join(given)}"
-            raise UsageError("--plan", "says every site's scheme already", remedy)
         else:
             plan = load_plan(options.plan, self.target, sites)
             if infinite := not_finite(site for site in sites if plan[site.name]):
@@ -434,6 +433,10 @@ class _Compiler:
         bits = min((scheme.format.bits for scheme in plan.values() if scheme), default=32)
         suspects = [site.name for site in worst[:_SUSPECTS]]
         return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
+
+
+def _is_chosen(options: Options, field: str) -> bool:
+    return bool(getattr(options, field) != Options.model_fields[field].default)
 
 
 def _allocation(options: Options) -> str:

@@ -46,11 +46,8 @@ def default_calibration(
         options: of the compile.
         writes: whether it shall write although the options need no samples.
     """
-    return (
-        SELF
-        if (writes or _needs_samples(options)) and isinstance(original, Path) and can_write(graph, original)
-        else None
-    )
+    needed = writes or _needs_samples(options)
+    return SELF if needed and isinstance(original, Path) and can_write(graph, original) else None
 
 
 def gather_samples(

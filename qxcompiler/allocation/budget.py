@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
@@ -96,8 +95,7 @@ def _errors(question: Question, formats: Mapping[Weight, Sequence[Format]]) -> E
             W, errors[weight] = stop.weights[weight].to(device), {}
             for fmt in formats[weight]:
                 dW = W - quantize_weight(weight, fmt, quantizer, statistics, device).decode().to(device)
-                square = float(((dW @ statistics.second_moment) * dW).sum(dtype=torch.float64))
-                errors[weight][fmt] = 0.5 * statistics.tokens * statistics.unit**2 * max(square, 0.0)
+                errors[weight][fmt] = 0.5 * statistics.tokens * statistics.unit**2 * statistics.squared_norm(dW)
     return errors
 
 

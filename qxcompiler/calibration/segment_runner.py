@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -15,7 +15,7 @@ import torch
 
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.errors import ModelError, QxcError
-from qxcompiler.graph import Segment, Site, Weight, extract_segment, inputs_of_weights
+from qxcompiler.graph import Input, Segment, Site, Weight, extract_segment, inputs_of_weights
 
 __all__ = ["SegmentRunner", "UnrunnableError", "type_of"]
 
@@ -78,9 +78,12 @@ class SegmentRunner:
         """
         readers = [site for site in self._segment.sites if site.weight in wanted]
         sources = inputs_of_weights(readers)
-        counts = {site: token_weights[site] for site in readers if site in token_weights}
-        counted = {site.weight for site in counts}
-        keys = {weight: (source, weight if weight in counted else None) for weight, source in sources.items()}
+        counted: defaultdict[tuple[Weight | None, Input], list[Site]] = defaultdict(list)
+        for site in readers:
+            if site in token_weights:
+                counted[site.weight, Input(site.input, site.activation_axis)].append(site)
+        apart = {weight for weight, _ in counted}
+        keys = {weight: (source, weight if weight in apart else None) for weight, source in sources.items()}
         features = {key: weight.in_features for weight, key in keys.items()}
         made = {key: empty(K) for key, K in features.items()}
         given = {*streams[0]}
@@ -88,18 +91,15 @@ class SegmentRunner:
         for index, (stream, computed) in enumerate(zip(streams, self._run(missing, streams, operands), strict=True)):
             values = stream | computed
             for (source, weight), K in features.items():
-                for value, axis in sorted(source, key=lambda each: (each.value.name, each.axis)):
+                for read in sorted(source, key=lambda each: (each.value.name, each.axis)):
+                    value, axis = read
                     X = values[value.name or ""]
                     if X.ndim < -axis or X.ndim <= axis or X.shape[axis] != K:  # no runtime multiplies these
                         raise self._misfit(value, axis, X.shape, K)
                     X = np.moveaxis(X, axis, -1)
                     with np.errstate(over="ignore"):  # beyond float32 is infinity, which statistics leave out
                         tokens = X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)
-                    here = [
-                        counts[site][index]
-                        for site in counts
-                        if site.weight is weight and (site.input, site.activation_axis) == (value, axis)
-                    ]
+                    here = [token_weights[site][index] for site in counted.get((weight, read), ())]
                     weights = torch.stack(here).sum(0) if here else None
                     made[source, weight].add(torch.from_numpy(tokens), weights)
         return {weight: made[key] for weight, key in keys.items()}

@@ -94,6 +94,10 @@ class InputStatistics:
             self._symmetric = True
         return self._moment
 
+    def squared_norm(self, matrix: torch.Tensor) -> float:
+        """The mean over tokens of |x matrixᵀ|², divided by unit²: matrix is [N, K]."""
+        return max(float(((matrix @ self.second_moment) * matrix).sum(dtype=torch.float64)), 0.0)
+
     @property
     def importance(self) -> torch.Tensor:
         """The diagonal of the second moment, float32 [K]: how much an error in each input weighs."""

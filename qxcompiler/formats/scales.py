@@ -10,7 +10,7 @@ import torch
 
 __all__ = ["E8M0", "E8M0_VALUES", "FLOAT16", "ROW_SCALE_STEPS", "SCALE_TYPES", "TWO_LEVEL", "ScaleType"]
 
-_LARGEST_HALF = 65504.0
+LARGEST_HALF = 65504.0
 _SMALLEST_HALF = 2.0**-24
 _BIAS = 127
 # codes times these are finite, and no half of them is subnormal, in float32
@@ -119,7 +119,7 @@ SCALE_TYPES = {scale_type.suffix: scale_type for scale_type in (FLOAT16, E8M0, T
 
 
 def _as_halves(scales: torch.Tensor) -> torch.Tensor:
-    _check_below(scales, _LARGEST_HALF)
+    _check_below(scales, LARGEST_HALF)
     return scales.clamp(min=_SMALLEST_HALF).half().float()
 
 

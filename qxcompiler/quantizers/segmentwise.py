@@ -176,8 +176,9 @@ def _relative_error(W: torch.Tensor, quantized: torch.Tensor, statistics: InputS
     """|X(W - Ŵ)ᵀ| / |XWᵀ|, from XᵀX; every input alike without it."""
 
     def squared_norm(matrix: torch.Tensor) -> float:
-        image = matrix if statistics is None else matrix @ statistics.second_moment
-        return max(float((image * matrix).sum(dtype=torch.float64)), 0.0)
+        if statistics is None:
+            return float(matrix.square().sum(dtype=torch.float64))
+        return statistics.squared_norm(matrix)
 
     norm = squared_norm(W)
     return (squared_norm(W - quantized) / norm) ** 0.5 if norm else 0.0
