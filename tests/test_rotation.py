@@ -1,6 +1,8 @@
 """Rotated inputs: the matrix, the operator, and weights that are stored for it."""
 
+import graph_models
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -9,9 +11,14 @@ from hypothesis import strategies as st
 from operator_models import available_isas, random_rows, relative_error, session_of
 from scipy.linalg import hadamard as sylvester
 
-from qxcompiler.formats import block_size, hadamard, parse_format, rotate, rotate_back, signs
+import qxcompiler
+from qxcompiler.calibration.statistics import InputStatistics
+from qxcompiler.errors import TargetError, UnsupportedByTargetError
+from qxcompiler.formats import Scheme, block_size, hadamard, parse_format, rotate, rotate_back, signs
 
+from qxcompiler.quantizers import find_quantizer
 from qxcompiler.runtime_ops.operators import DOMAIN, HADAMARD, VERSION, function_for
+from qxcompiler.targets import load_target
 
 PI = "14159265358979323846264338327950288419716939937510"
 
@@ -96,3 +103,69 @@ def test_columns_that_blocks_do_not_divide():
     session = session_of(rotation_model(16), available_isas()[-1])
     with pytest.raises(Exception, match=r"input 'X' is float32 \[2, 24\] instead of .* blocks of 16"):
         session.run(None, {"data": np.zeros((2, 24), np.float32)})
+
+
+def compiled(folder, model, **options):
+    onnx.save(model, folder / "model.onnx")
+    qxcompiler.compile(folder / "model.onnx", "cpu-x86", folder / "out", quantizer="rtn", **options)
+    return onnx.load(folder / "out" / "model.onnx").graph.node
+
+
+def test_layers_of_one_input_share_a_rotation_and_are_fused(tmp_path):
+    model, _ = graph_models.llama(width=32, hidden=48)
+    nodes = compiled(tmp_path, model, weights="int8g16h", head="float", embedding="float")
+    rotations = [node for node in nodes if node.op_type == HADAMARD]
+    sizes = [onnx.helper.get_node_attr_value(node, "block_size") for node in rotations]
+    assert sizes == [32, 32, 32, 16] * 2  # query, key and value; attention output; gate and up; down
+    operators = [node.op_type for node in nodes if node.domain == DOMAIN and node.op_type != HADAMARD]
+    assert operators == ["MatMulInt8", "MatMulInt8", "SwiGluInt8", "MatMulInt8"] * 2
+
+
+def test_inputs_that_no_block_divides_stay_as_they_are(tmp_path):
+    model, _ = graph_models.mlp((12, 24, 10, 6))
+    nodes = compiled(tmp_path, model, weights="int8g16h")
+    assert [node.op_type for node in nodes if node.op_type == HADAMARD] == [HADAMARD]
+
+
+def test_what_is_looked_up_is_not_rotated(tmp_path):
+    model, _ = graph_models.llama(tied=False)
+    with pytest.raises(TargetError, match=r"has scheme int8g16h, but its rows are looked up"):
+        compiled(tmp_path, model, weights="int8g16", head="float", embedding="int8g16h")
+
+
+def test_a_target_says_whether_it_rotates():
+    load_target("cpu-x86").check(Scheme.parse("int4g32h/a8"))
+    with pytest.raises(UnsupportedByTargetError, match="cannot rotate activations, as int4g32h needs it: leave out"):
+        load_target("npu-int8").check(Scheme.parse("int4g32h/a8"))
+
+
+@pytest.mark.parametrize("quantizer", ["rtn", "gptq"])
+def test_statistics_are_rotated_along(quantizer):
+    """A rotated weight is quantized as the rotated matrix beside rotated inputs would be."""
+    torch.manual_seed(0)
+    X, W, quantize = torch.randn(400, 96) * torch.rand(96), torch.randn(8, 96), find_quantizer(quantizer).quantize
+    plain, rotated = (InputStatistics.empty(96, torch.device("cpu")) for _ in range(2))
+    plain.add(X)
+    rotated.add(rotate(X))
+    torch.testing.assert_close(plain.rotated().second_moment, rotated.second_moment, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(plain.rotated().mean, rotated.mean, atol=1e-5, rtol=1e-4)
+    assert bool((plain.rotated().largest >= rotated.largest).all())
+    fmt = parse_format("lut3g32h")
+    ours = quantize(rotate(W), fmt, plain.rotated())
+    expected = quantize(rotate(W), parse_format("lut3g32"), rotated).decode()
+    torch.testing.assert_close(ours.decode(), rotate_back(expected), atol=1e-3, rtol=1e-3)
+
+
+def test_outliers_cost_less_rotated():
+    torch.manual_seed(0)
+    W = torch.randn(32, 256)
+    W[:, ::61] *= 20
+
+    def error(name: str) -> float:
+        return float((find_quantizer("rtn").quantize(W, parse_format(name), None).decode() - W).norm() / W.norm())
+
+    def rotated_error(name: str) -> float:
+        quantized = find_quantizer("rtn").quantize(rotate(W), parse_format(name), None)
+        return float((quantized.decode() - W).norm() / W.norm())
+
+    assert rotated_error("int4g64h") < 0.8 * error("int4g64")
