@@ -15,7 +15,6 @@ import qxcompiler
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import TargetError, UnsupportedByTargetError
 from qxcompiler.formats import Scheme, block_size, hadamard, parse_format, rotate, rotate_back, signs
-
 from qxcompiler.quantizers import find_quantizer
 from qxcompiler.runtime_ops.operators import DOMAIN, HADAMARD, VERSION, function_for
 from qxcompiler.targets import load_target
