@@ -358,16 +358,22 @@ def inspect(model: _Model, json: _Json = False) -> None:
 
 
 @app.command()
-def targets(name: Annotated[str | None, typer.Argument(help="Name or file of one target.")] = None) -> None:
-    """List the targets, or show one."""
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Name or file of one target.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a descriptor instead.")] = False,
+) -> None:
+    """List the targets, or show one with all that it inherits."""
     import yaml
 
-    from qxcompiler.targets import load_target, target_names
+    from qxcompiler.targets import load_target, target_json_schema, target_names
 
-    if name is None:
+    if schema:
+        _out.out(dumps(target_json_schema(), indent=2))
+    elif name is None:
         _print_rows({known: load_target(known).description for known in target_names()})
     else:
-        _out.out(yaml.safe_dump(load_target(name).model_dump(), sort_keys=False), end="")
+        fields = load_target(name).model_dump(exclude_none=True, exclude={"inherit"})
+        _out.out(yaml.safe_dump(fields, sort_keys=False), end="")
 
 
 @app.command()
