@@ -57,7 +57,7 @@ from qxcompiler.recipes import Recipe, load_recipe
 from qxcompiler.report import Report, coverage, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
-from qxcompiler.targets import Target, find_target, load_target
+from qxcompiler.targets import Target, descriptor_files, find_target, load_target
 from qxcompiler.tuning import Tuner
 from qxcompiler.work_folder import WorkFolder, fingerprint
 
@@ -469,7 +469,7 @@ def _config(
 ) -> Config:
     """The compile as its `compile.yaml` says it."""
     samples = files_of(calibration)
-    described = [Path(target)] if find_target(str(target)) is None else []
+    described = descriptor_files(target) if find_target(str(target)) is None else []
     read = [*files, *described, *samples, *([options.plan] if options.plan else [])]
     return Config(
         **options.model_dump(),

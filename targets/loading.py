@@ -58,7 +58,7 @@ def load_target(name_or_path: str | Path) -> Target:
 
 
 def descriptor_files(name_or_path: str | Path) -> list[Path]:
-    """The files that a descriptor is read from: its own first, then what it inherits.
+    """The files that a descriptor is read from: its own, then those that it inherits by their paths, not by name.
 
     Raises:
         TargetError: one of them cannot be read.
@@ -113,6 +113,7 @@ def _read(path: Path, heirs: tuple[Path, ...]) -> _Descriptor:
     if not isinstance(base, str):
         raise TargetError(subject, "field inherit: must be a target's name, or a file beside this one", _REMEDY)
     place = find_target(base)
+    named = place is not None
     if place is None:
         place = (path.parent / base).resolve()
         if not place.is_relative_to(path.parent.resolve()):
@@ -125,7 +126,8 @@ def _read(path: Path, heirs: tuple[Path, ...]) -> _Descriptor:
     if len(heirs) + 1 >= _DEEPEST:
         raise TargetError(subject, f"field inherit: more than {_DEEPEST} descriptors in a row", "inherit fewer")
     inherited = _read(place, (*heirs, here))
-    return _Descriptor(_merged(inherited.fields, fields), inherited.origins | origins, [path, *inherited.files])
+    files = [path, *([] if named else inherited.files)]
+    return _Descriptor(_merged(inherited.fields, fields), inherited.origins | origins, files)
 
 
 def _merged(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:

@@ -280,7 +280,7 @@ def test_a_descriptor_inherits_key_by_key(tmp_path):
     assert target.memory["sram"] == base.memory["sram"].model_copy(update={"size_bytes": 4096})
     assert target.memory["dram"] == base.memory["dram"]
     assert (target.description, target.preferred) == (base.description, base.preferred)
-    assert [file.name for file in descriptor_files(path)] == ["mine.yaml", "base.yaml", "npu-int8.yaml"]
+    assert [file.name for file in descriptor_files(path)] == ["mine.yaml", "base.yaml"]
 
 
 def test_an_inherited_mistake_is_named_where_it_stands(tmp_path):

@@ -217,7 +217,7 @@ class _Sizes:
             return phase.rows
         which = f"size {symbol!r}" if symbol else f"size without a name (axis {axis})"
         problem = f"has a {which} that the phase does not tell"
-        raise ModelError(f"input '{value.name}'", problem, "give its size, such as `--size height=224`")
+        raise ModelError(f"input '{value.name}'", problem, "name it with --size, such as --size height=224")
 
 
 def _own_shapes(node: ir.Node, found: Shapes) -> list[Shape] | None:
