@@ -391,6 +391,19 @@ def targets(
 
 
 @app.command()
+def profile(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The descriptor to write.", metavar="HOST.yaml")],
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, max=1024, help="Numbers of threads; predictions are for the last.")
+    ] = None,
+) -> None:
+    """Measure this machine, and write a target descriptor of it."""
+    from qxcompiler.profiling import profile as run
+
+    run(output, list(dict.fromkeys(threads or (1, os.cpu_count() or 1))), track_on_terminal)
+
+
+@app.command()
 def doctor(json: _Json = False) -> None:
     """Say what is installed and which kernels run, and test each of them."""
     from qxcompiler.doctor import diagnose
