@@ -57,9 +57,9 @@ def profile(path: Path, threads: Sequence[int], track: Track) -> None:
     """
     if not path.parent.is_dir():
         raise OutputError(path, "its folder does not exist", "make it first")
-    base_name = _BASES.get(instruction_sets()[0], "x86-avx512")
-    base = load_target(base_name)
-    assert base.core_clock_hz is not None and base.memory_mode is not None
+    base = load_target(_BASES.get(instruction_sets()[0], "x86-avx512"))
+    clock = base.core_clock_hz
+    assert clock is not None and base.memory_mode is not None
     schemes = [f"{name}/{activation}" for name in FORMATS for activation in ACTIVATIONS]
     bandwidths = {count: _bandwidth(count) for count in threads}
     overhead = _seconds(_session([Scheme.parse("int8g32/a8")] * _ALIKE, 16, 32, threads[-1], one=True), 1) / _ALIKE
@@ -67,19 +67,15 @@ def profile(path: Path, threads: Sequence[int], track: Track) -> None:
     for scheme in track([*schemes, "float"], "measuring"):
         for count in threads:
             kernels.append({"scheme": scheme, "threads": count, "weights_per_second": _rates(scheme, count, overhead)})
-    weights = base.memory_mode.weights
-    fields: dict[str, Any] = {
-        "name": path.stem,
-        "description": f"measured with the {instruction_sets()[0]} kernels and onnxruntime {onnxruntime.__version__}",
-        "inherit": base_name,
-        "memory": {weights: {"bandwidth_bytes_per_second": bandwidths[threads[-1]]}},
-        "operator_overhead_cycles": _digits(overhead * base.core_clock_hz),
-        "measured": {
-            "threads": threads[-1],
-            "read_bandwidth_bytes_per_second": bandwidths,
-            "operator_overhead_seconds": _digits(overhead),
-            "kernels": kernels,
-        },
+    described = f"measured with the {instruction_sets()[0]} kernels and onnxruntime {onnxruntime.__version__}"
+    fields: dict[str, Any] = base.model_dump(exclude_none=True, exclude={"inherit"})  # nothing measured is inherited
+    fields |= {"name": path.stem, "description": described, "operator_overhead_cycles": _digits(overhead * clock)}
+    fields["memory"][base.memory_mode.weights]["bandwidth_bytes_per_second"] = bandwidths[threads[-1]]
+    fields["measured"] = {
+        "threads": threads[-1],
+        "read_bandwidth_bytes_per_second": bandwidths,
+        "operator_overhead_seconds": _digits(overhead),
+        "kernels": kernels,
     }
     text = yaml.safe_dump(fields, sort_keys=False, default_flow_style=None, width=120)
     try:

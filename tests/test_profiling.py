@@ -42,6 +42,13 @@ def test_a_machine_is_described(quick, tmp_path):
     assert cost.seconds == max(cost.busy["kernel"], memory)
 
 
+def test_what_others_measured_is_not_inherited(quick, tmp_path):
+    profiling.profile(tmp_path / "host.yaml", [1], silent)
+    measured = load_target(tmp_path / "host.yaml").measured
+    assert set(measured.read_bandwidth_bytes_per_second) == {1}
+    assert {kernel.threads for kernel in measured.kernels} == {1}
+
+
 def test_what_is_timed_is_a_product(quick):
     """Random weights give finite outputs that differ: no kernel is measured on its way around NaN."""
     for name in ("int4g128/a8", "lut3g128/a16", "mxfp4/a32", "int8g128a/a8", "int3g32s8/a16"):
