@@ -178,8 +178,6 @@ class VectorUnit(Section):
     """Entries of a look-up table; 0 for none. A codebook of b bits needs `2**b`."""
     table_width_bits: Annotated[int, Field(ge=0, le=64), _PLAIN] = 0
     """Bits of an entry."""
-    hadamard: bool = False
-    """Whether it computes Hadamard transforms."""
 
     @model_validator(mode="after")
     def _tables(self) -> Self:

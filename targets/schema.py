@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -62,6 +63,8 @@ class Target(Section):
     """The microscaling formats it decodes, if any."""
     others: list[str] | None = None
     """Formats of other kinds, which packages add, by name."""
+    hadamard: bool = False
+    """Whether it rotates activations by Hadamard matrices, for weights with rotated inputs (`lut3g128h`)."""
     preferred: Preferred
     """The schemes chosen where the user asks for none."""
 
@@ -135,6 +138,10 @@ class Target(Section):
             raise UnsupportedByTargetError(
                 f"target {self.name}", f"cannot hold weights as {scheme.format.name}", f"choose from: {held}"
             )
+        if scheme.format.rotated and not self.hadamard:
+            raise UnsupportedByTargetError(
+                f"target {self.name}", f"cannot rotate activations, as {scheme.format.name} needs it", "leave out the h"
+            )
         if scheme.activation is not None and scheme.activation not in self.activations:
             raise UnsupportedByTargetError(
                 f"target {self.name}",
@@ -159,8 +166,8 @@ class Target(Section):
         if isinstance(fmt, CodebookFormat):
             return self.codebook is not None and self.codebook.holds(fmt)
         if isinstance(fmt, MxFormat):
-            return self.mx is not None and fmt.name in self.mx
-        return fmt.name in (self.others or [])
+            return self.mx is not None and replace(fmt, rotated=False).name in self.mx
+        return replace(fmt, rotated=False).name in (self.others or [])
 
 
 def _wrong(field: str, problem: str) -> PydanticCustomError:

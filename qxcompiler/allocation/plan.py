@@ -56,6 +56,9 @@ class Plan(dict[str, Scheme | None]):
             if (scheme.activation is None) != (site.kind == "embedding"):
                 wanted = "a format only" if site.kind == "embedding" else "a format and an activation precision"
                 raise TargetError(subject, f"site {site.name} has scheme {scheme}", f"give {wanted}")
+            if site.kind == "embedding" and scheme.format.rotated:
+                problem = f"site {site.name} has scheme {scheme}, but its rows are looked up, not multiplied"
+                raise TargetError(subject, problem, "leave out the h")
             target.check(scheme)
         for weight, users in sites_by_weight(sites).items():
             formats = {scheme.format.name if (scheme := self[site.name]) else FLOAT for site in users}

@@ -11,7 +11,7 @@ from qxcompiler.cost.arrays import Folds, folds
 from qxcompiler.cost.operands import VECTOR_UNIT, Way, ways, ways_between_activations
 from qxcompiler.cost.tiling import ACCUMULATOR_BYTES, Operands, best_tiling
 from qxcompiler.errors import TargetError, UnsupportedByTargetError
-from qxcompiler.formats import Scheme
+from qxcompiler.formats import Scheme, block_size
 from qxcompiler.packing.tile16 import BLOCK_COLUMNS, TILE_ROWS, packed_bytes
 from qxcompiler.targets import Target
 from qxcompiler.targets.hardware import ACTIVATION_OPERANDS, MeasuredKernel
@@ -106,11 +106,23 @@ def cost_of_product(target: Target, rows: int, out_features: int, in_features: i
     target.check_cost()
     N, K = out_features, in_features
     size = packed_bytes(scheme.format, N, K) if scheme else N * K * _FLOAT_BYTES
-    measured = _measured(target, rows, N, K, scheme, size)
-    if measured is not None:
-        return measured
-    rounds = 0 if scheme is None or scheme.activation == "a32" else rows * K
-    return _fastest(target, ways(target, scheme), rows, N, K, size, rounds, scheme)
+    cost = _measured(target, rows, N, K, scheme, size)
+    if cost is None:
+        rounds = 0 if scheme is None or scheme.activation == "a32" else rows * K
+        cost = _fastest(target, ways(target, scheme), rows, N, K, size, rounds, scheme)
+    if scheme is None or not scheme.format.rotated:
+        return cost
+    return total([_rotation(target, rows, K), cost])
+
+
+def _rotation(target: Target, rows: int, in_features: int) -> Cost:
+    """What it costs to multiply X with Hadamard matrices: additions by halves, and the signs."""
+    mode, block = target.memory_mode, block_size(in_features)
+    assert mode is not None
+    values = rows * in_features
+    size = values * value_bytes(target)
+    home = mode.cache if 2 * size <= cache_bytes(target) // 2 else mode.activations
+    return elementwise_cost(target, {home: size}, {home: size}, values * block.bit_length())
 
 
 def cost_of_attention_product(target: Target, rows: int, out_features: int, in_features: int, *, cached: bool) -> Cost:

@@ -84,7 +84,7 @@ def best_tiling(operands: Operands, capacity: int) -> Tiling | None:
         return None
     n, k, m = n[fits], k[fits], m[fits]
     trips = {"m": np.ceil(o.M / m), "n": np.ceil(o.N / n), "k": np.ceil(o.K / k)}
-    once = _moved_once(o, trips, m, n, k)
+    once = _moved_once(o, trips, n, k)
     best: tuple[tuple[float, float], int, str, dict[str, np.ndarray]] | None = None
     for order in permutations("mnk"):
         again = {name: _reloads(order, depends, trips) for name, depends in _DEPENDS.items()}
@@ -137,34 +137,32 @@ def _reloads(order: tuple[str, ...], depends: str, trips: dict[str, np.ndarray])
     return np.where(turns, trips[other], 1.0)
 
 
-def _moved_once(
-    o: Operands, trips: dict[str, np.ndarray], m: np.ndarray, n: np.ndarray, k: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Bytes of each operand if every tile moved once. A tile that spans whole rows is one run, else each row is."""
+def _moved_once(o: Operands, trips: dict[str, np.ndarray], n: np.ndarray, k: np.ndarray) -> dict[str, np.ndarray]:
+    """Bytes of each operand if every tile moved once.
 
-    def split(total: float, size: int, tile: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """`total` bytes along an axis of `size`, in `count` runs, of which the last may be shorter."""
-        each = total / size
+    Tiles of whole rows follow each other, so the matrix is one run. Otherwise each row of a tile is a run.
+    """
+
+    def pieces(row: float, size: int, tile: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """A row of `size` units and `row` bytes, in `count` runs, of which the last may be shorter."""
         last = size - (count - 1) * tile
+        each = row / size
         return np.asarray((count - 1) * _aligned(tile * each, o.burst_bytes) + _aligned(last * each, o.burst_bytes))
 
     def matrix(columns: int, tile: np.ndarray, count: np.ndarray) -> np.ndarray:
         row = columns * o.value_bytes
-        return np.where(count == 1, split(o.M * row, o.M, m, trips["m"]), o.M * split(row, columns, tile, count))
+        return np.where(count == 1, _aligned(o.M * row, o.burst_bytes), o.M * pieces(row, columns, tile, count))
 
     units_n, units_k = -(-o.N // o.unit_n), -(-o.K // o.unit_k)
-    whole = split(o.weight_bytes, units_n, n // o.unit_n, trips["n"])
-    pieces = units_n * split(o.weight_bytes / units_n, units_k, k // o.unit_k, trips["k"])
+    in_pieces = units_n * pieces(o.weight_bytes / units_n, units_k, k // o.unit_k, trips["k"])
     outputs = matrix(o.N, n, trips["n"])
     return {
         "inputs": matrix(o.K, k, trips["k"]),
         "outputs": outputs,
-        "weights": np.where(trips["k"] == 1, whole, pieces),
+        "weights": np.where(trips["k"] == 1, _aligned(o.weight_bytes, o.burst_bytes), in_pieces),
         "partial": outputs * (ACCUMULATOR_BYTES / o.value_bytes),
     }
 
 
-def _aligned(sizes: np.ndarray, burst: int) -> np.ndarray:
-    if burst == 1:
-        return sizes
-    return np.asarray(np.ceil(sizes / burst - 1e-9) * burst)
+def _aligned(size: float | np.ndarray, burst: int) -> np.ndarray:
+    return np.asarray(size if burst == 1 else np.ceil(size / burst - 1e-9) * burst)

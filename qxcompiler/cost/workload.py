@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site
 from qxcompiler.graph.caches import is_past, is_past_size, is_present
-from qxcompiler.runtime_ops.operators import operator_of
+from qxcompiler.runtime_ops.operators import HADAMARD, operator_of
 
 __all__ = ["Item", "Phase", "Product", "Workload", "workload"]
 
@@ -84,7 +84,7 @@ class Item:
         name: of the node; for a site, the site's.
         operator: what it is.
         is_site: whether its scheme is a plan's to choose.
-        scheme: of a packed operator of a compiled model.
+        scheme: of a packed operator of a compiled model, whose inputs an operator of their own has rotated.
         products: that it computes.
         looked_up: rows that are read from a table [N, K] of embeddings, N and K; None for other nodes.
         read: values that it reads, but for the operands of products: activations, `cached` ones, `constant` ones.
@@ -139,7 +139,7 @@ _RESULTS = {
     "InstanceNormalization": 6, "BatchNormalization": 2, "Gelu": 8, "Erf": 6, "Exp": 4, "Log": 4, "Tanh": 6,
     "Sigmoid": 5, "Swish": 6, "Silu": 6, "Pow": 2, "Sqrt": 2, "Div": 2, "Sin": 6, "Cos": 6, "Mish": 8, "Softplus": 6,
     "SkipLayerNormalization": 7, "SkipSimplifiedLayerNormalization": 5, "SimplifiedLayerNormalization": 4,
-    "RotaryEmbedding": 4, "FastGelu": 8, "BiasGelu": 9, "QuickGelu": 6,
+    "RotaryEmbedding": 4, "FastGelu": 8, "BiasGelu": 9, "QuickGelu": 6, HADAMARD: 7,
 }  # fmt: skip
 _MOVES = {"Transpose", "Concat", "Slice", "Split", "Gather", "Expand", "Tile", "Pad", "GatherElements", "GatherND"}
 _SAME_SHAPE = {
@@ -225,6 +225,8 @@ def _own_shapes(node: ir.Node, found: Shapes) -> list[Shape] | None:
     if first is None:
         return None
     operator = operator_of(node)
+    if operator is not None and operator.name == HADAMARD:
+        return [first]
     if operator is not None and operator.kind is not None:
         N, K = node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
         if operator.kind == "Gather":
@@ -302,7 +304,7 @@ def _site_item(node: ir.Node, name: str, N: int, K: int, x: ir.Value | None, fou
 def _packed(item: Item, node: ir.Node, kind: str) -> Item:
     """An operator of a compiled model, whose scheme stands in its metadata."""
     try:
-        scheme = Scheme.parse(node.metadata_props.get(SCHEME, ""))
+        scheme = _without_rotation(Scheme.parse(node.metadata_props.get(SCHEME, "")))
     except QxcError:
         scheme = None
     gated = item.products[0] if kind == "SwiGlu" else None
@@ -311,6 +313,10 @@ def _packed(item: Item, node: ir.Node, kind: str) -> Item:
         item.name, item.operator, scheme is None, scheme, item.products, item.looked_up, written=item.written,
         results=results,
     )  # fmt: skip
+
+
+def _without_rotation(scheme: Scheme) -> Scheme:
+    return Scheme(replace(scheme.format, rotated=False), scheme.activation)
 
 
 _SCORES = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
