@@ -256,6 +256,25 @@ def test_without_overlap_moving_and_computing_add_up():
     assert b.seconds == pytest.approx(b.busy["dram"] + near + 100e-9)
 
 
+def test_without_overlap_every_tile_waits_and_channels_wait_together():
+    for channels, waits in ((1, 5), (2, 3), (8, 1)):
+        apart = target(dma={"overlaps_compute": False, "channels": channels}, memory_mode={"cache_size_bytes": 1 << 20})
+        found = cost(apart, 1, 4096, 2048)  # 4.7 MB
+        near = max(time for name, time in found.busy.items() if name != "dram")
+        assert found.seconds - found.busy["dram"] - near == pytest.approx(waits * 100e-9)
+
+
+@pytest.mark.parametrize(("entries", "width", "fits"), [(16, 8, True), (8, 8, False), (16, 4, False)])
+def test_a_codebook_is_decoded_where_the_table_holds_it(entries, width, fits):
+    table = {"table_entries": entries, "table_width_bits": width}
+    hardware = target(vector_unit={"dequantization_values_per_cycle": {"lut": 32}, **table})
+    if fits:
+        assert cost(hardware, 1, 64, 64, "lut4g32/a8").seconds > 0
+    else:
+        with pytest.raises(UnsupportedByTargetError):
+            cost(hardware, 1, 64, 64, "lut4g32/a8")
+
+
 def test_energy_is_the_sum_of_its_parts():
     found = cost(target(), 1, 512, 1024)
     macs, around = 512 * 1024, 1024 + 512  # X rounded, Y scaled
@@ -303,9 +322,11 @@ def test_every_preferred_scheme_can_be_multiplied():
 
 
 def test_what_no_unit_multiplies_is_refused():
-    with pytest.raises(UnsupportedByTargetError, match="target npu-int8: has no unit that multiplies lut3g32/a8"):
+    with pytest.raises(
+        UnsupportedByTargetError, match="target npu-int8: has no unit that multiplies weights as lut3g32/a8"
+    ):
         cost(target(), 1, 64, 64, "lut3g32/a8")
-    with pytest.raises(UnsupportedByTargetError, match="multiplies float"):
+    with pytest.raises(UnsupportedByTargetError, match="multiplies weights as float"):
         cost_of_product(load_target("ethos-u85"), 1, 64, 64, None)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from qxcompiler.formats import Format, Scheme
 from qxcompiler.targets import Target
-from qxcompiler.targets.hardware import ACTIVATION_OPERANDS, Array, split_pair
+from qxcompiler.targets.hardware import Array, split_pair
 
 __all__ = ["VECTOR_UNIT", "Way", "ways", "ways_between_activations"]
 
@@ -21,6 +21,7 @@ _FITS = {
 }
 _FLOATS = ("fp32", "fp16", "bf16")
 _LOOK_UP = "look-up-table"
+_ENTRY_BITS = 8  # of a codebook
 
 
 class Way(NamedTuple):
@@ -112,12 +113,16 @@ def _holds(weights: str, fmt: Format) -> bool:
     if weights in _FLOATS:
         return True
     bits = {"int4": 4, "int5": 5, "int6": 6, "int8": 8, "int16": 16}.get(weights, 0)
-    needed = fmt.bits if _is_integer(fmt) or fmt.code_type == "Fp" else ACTIVATION_OPERANDS["int8"]
+    needed = fmt.bits if _is_integer(fmt) or fmt.code_type == "Fp" else _ENTRY_BITS
     return bits >= needed + (fmt.code_type == "Fp")
 
 
 def _decode_rate(target: Target, fmt: Format) -> float | None:
-    rates = target.vector_unit.dequantization_values_per_cycle if target.vector_unit else {}
+    vector = target.vector_unit
+    assert vector is not None
+    if fmt.code_type == "Lut" and (vector.table_entries < 1 << fmt.bits or vector.table_width_bits < _ENTRY_BITS):
+        return None
+    rates = vector.dequantization_values_per_cycle
     family = {"Int": "int", "UInt": "int", "Lut": "lut"}.get(fmt.code_type)
     if family is None:
         family = "mx" if fmt.name.startswith("mx") else "fp" if fmt.name.startswith("fp") else "others"

@@ -108,8 +108,10 @@ def cost_of_product(target: Target, rows: int, out_features: int, in_features: i
     size = packed_bytes(scheme.format, N, K) if scheme else N * K * _FLOAT_BYTES
     cost = _measured(target, rows, N, K, scheme, size)
     if cost is None:
-        rounds = 0 if scheme is None or scheme.activation == "a32" else rows * K
-        cost = _fastest(target, ways(target, scheme), rows, N, K, size, rounds, scheme)
+        assert target.memory_mode is not None
+        rounded = 0 if scheme is None or scheme.activation == "a32" else rows * K
+        problem = _Problem(rows, N, K, size, rounded, target.memory_mode.weights)
+        cost = _fastest(target, ways(target, scheme), problem, f"weights as {scheme or 'float'}")
     if scheme is None or not scheme.format.rotated:
         return cost
     return total([_rotation(target, rows, K), cost])
@@ -136,9 +138,11 @@ def cost_of_attention_product(target: Target, rows: int, out_features: int, in_f
         cached: whether the second comes from where keys and values are kept.
     """
     target.check_cost()
+    assert target.memory_mode is not None
     size = out_features * in_features * value_bytes(target)
-    found = ways_between_activations(target)
-    return _fastest(target, found, rows, out_features, in_features, size, 0, None, between=True, cached=cached)
+    home = target.memory_mode.kv_cache if cached else None
+    problem = _Problem(rows, out_features, in_features, size, 0, home)
+    return _fastest(target, ways_between_activations(target), problem, "activations with activations")
 
 
 def elementwise_cost(target: Target, read: Mapping[str, float], written: Mapping[str, float], values: float) -> Cost:
@@ -163,32 +167,37 @@ def elementwise_cost(target: Target, read: Mapping[str, float], written: Mapping
     return _with_memories(target, busy, traffic, _energy([(values, vector.value_energy_pj)]))
 
 
-def _fastest(
-    target: Target,
-    found: Iterable[Way],
-    M: int,
-    N: int,
-    K: int,
-    size: float,
-    rounds: int,
-    scheme: Scheme | None,
-    *,
-    between: bool = False,
-    cached: bool = False,
-) -> Cost:
-    costs = [_by_way(target, way, M, N, K, size, rounds, between=between, cached=cached) for way in found]
+@dataclass(frozen=True)
+class _Problem:
+    """A product [M, K] x [K, N].
+
+    Attributes:
+        M, N, K: its sizes.
+        size: bytes of the second operand.
+        rounded: activations that are rounded first.
+        home: where the second operand lies; None for where activations do.
+    """
+
+    M: int
+    N: int
+    K: int
+    size: float
+    rounded: int
+    home: str | None
+
+
+def _fastest(target: Target, found: Iterable[Way], problem: _Problem, what: str) -> Cost:
+    costs = [_by_way(target, way, problem) for way in found]
     if not costs:
-        what = "activations with activations" if between else f"{scheme or 'float'}"
         remedy = "choose a scheme that its compute units and its vector unit can"
         raise UnsupportedByTargetError(f"target {target.name}", f"has no unit that multiplies {what}", remedy)
     return min(costs, key=lambda cost: cost.seconds)
 
 
-def _by_way(
-    target: Target, way: Way, M: int, N: int, K: int, size: float, rounds: int, *, between: bool, cached: bool
-) -> Cost:
-    clock, vector, mode = target.core_clock_hz, target.vector_unit, target.memory_mode
-    assert clock is not None and vector is not None and mode is not None
+def _by_way(target: Target, way: Way, problem: _Problem) -> Cost:
+    clock, vector = target.core_clock_hz, target.vector_unit
+    assert clock is not None and vector is not None
+    M, N, K = problem.M, problem.N, problem.K
     share = -(-N // way.copies)
     if way.array is None:
         passed = Folds(0, 1, 1, 1)
@@ -197,65 +206,54 @@ def _by_way(
         passed = folds(way.array, M, share, K)
         cycles = passed.cycles * (way.array.rows * way.array.columns / way.macs_per_cycle)
     decoded = N * K * passed.weight_reads if way.decode_rate else 0
-    around = rounds + M * N  # X is rounded, Y is scaled
+    around = problem.rounded + M * N  # Y is scaled
     busy = {way.unit: cycles / clock}
     vector_cycles = around / vector.values_per_cycle + (decoded / way.decode_rate if way.decode_rate else 0)
     if way.unit == VECTOR_UNIT or not vector.overlaps_compute:
         busy[way.unit] += vector_cycles / clock
     else:
         busy[VECTOR_UNIT] = vector_cycles / clock
-    traffic = _traffic(target, M, N, K, size, passed, home=mode.kv_cache if cached else None, between=between)
+    traffic, transfers = _traffic(target, problem, passed)
     energy = _energy([(M * N * K, way.mac_energy_pj), (decoded + around, vector.value_energy_pj)])
-    return _with_memories(target, busy, traffic, energy)
+    return _with_memories(target, busy, traffic, energy, transfers)
 
 
-def _traffic(
-    target: Target, M: int, N: int, K: int, size: float, passed: Folds, *, home: str | None, between: bool
-) -> dict[str, Traffic]:
-    """What every memory moves, under the best tiling of the cache."""
+def _traffic(target: Target, problem: _Problem, passed: Folds) -> tuple[dict[str, Traffic], int]:
+    """What every memory moves under the best tiling of the cache, and in how many tiles."""
     mode, memory, dma = target.memory_mode, target.memory, target.dma
     assert mode is not None and memory is not None and dma is not None
-    value = value_bytes(target)
+    M, N, K, value = problem.M, problem.N, problem.K, value_bytes(target)
     inputs, outputs = M * K * value, M * N * value
-    capacity = cache_bytes(target)
-    stays = inputs + outputs <= capacity // 2
-    here = mode.cache
-    weights_home = (home or mode.weights) if not between or home else (here if stays else mode.activations)
-    values_home = here if stays else mode.activations
-    traffic = {here: Traffic()}
+    capacity, cache = cache_bytes(target), mode.cache
+    stays = inputs + outputs <= capacity // 2  # beside the tiles, which have the other half
+    values_home = cache if stays else mode.activations
+    weights_home = problem.home or values_home
     room = capacity // 2 if dma.overlaps_compute else capacity  # the next tiles come in while these are computed on
-    if weights_home != here or values_home != here:
-        far = [level for level in {weights_home, values_home} if level != here]
-        burst = max(max(memory[each].burst_length_bytes, memory[each].width_bits // 8) for each in far)
-        # activations that stay take half of the cache, and are no burden to the tiles of the other
-        operands = Operands(M, N, K, int(size), value, TILE_ROWS, BLOCK_COLUMNS, max(burst, dma.alignment_bytes))
-        if stays:
-            read, partial, written, moved = 0.0, 0.0, 0.0, _whole(operands)
-        elif weights_home == here:
-            read, partial, written, moved = inputs, 0.0, outputs, 0.0
-        else:
-            tiling = best_tiling(operands, room)
-            if tiling is None:
-                problem = f"cannot hold the smallest tile of a product [{M}, {K}] x [{K}, {N}] in {mode.cache}"
-                raise TargetError(f"target {target.name}", problem, "make it larger")
-            read, partial, written = tiling.input_bytes, tiling.partial_bytes, tiling.output_bytes
-            moved = tiling.weight_bytes
-        for start, came, went in ((weights_home, moved, 0.0), (values_home, read + partial, written)):
-            for level in target.path(start)[:-1] if start != here else []:
-                level_traffic = traffic.setdefault(level, Traffic())
-                level_traffic.read += came
-                level_traffic.written += went
-        traffic[here].written += moved + read + partial
-        traffic[here].read += written
-    traffic[here].read += size * passed.weight_reads + inputs * passed.input_reads
-    traffic[here].read += M * N * ACCUMULATOR_BYTES * (passed.output_writes - 1)
-    traffic[here].written += M * N * ACCUMULATOR_BYTES * (passed.output_writes - 1) + outputs
-    return traffic
-
-
-def _whole(operands: Operands) -> float:
-    """Weights that pass once, as one run."""
-    return float(-(-operands.weight_bytes // operands.burst_bytes) * operands.burst_bytes)
+    far = [level for level in (weights_home, values_home) if level != cache]
+    burst = max([dma.alignment_bytes, *(max(memory[x].burst_length_bytes, memory[x].width_bits // 8) for x in far)])
+    weights = read = written = 0.0  # that pass the cache's border
+    transfers = 0
+    if weights_home == cache:
+        if values_home != cache:
+            read, written, transfers = inputs, outputs, -(-(inputs + outputs) // room)
+    elif stays:
+        weights = float(-(-problem.size // burst) * burst)
+        transfers = int(-(-weights // room))
+    else:
+        tiling = best_tiling(Operands(M, N, K, int(problem.size), value, TILE_ROWS, BLOCK_COLUMNS, burst), room)
+        if tiling is None:
+            wrong = f"cannot hold the smallest tile of a product [{M}, {K}] x [{K}, {N}] in {cache}"
+            raise TargetError(f"target {target.name}", wrong, "make it larger")
+        weights, transfers = tiling.weight_bytes, tiling.transfers
+        read, written = tiling.input_bytes + tiling.partial_bytes, tiling.output_bytes
+    traffic = {cache: Traffic(written, weights + read)}
+    for home, came, went in ((weights_home, weights, 0.0), (values_home, read, written)):
+        for level in target.path(home)[:-1]:
+            traffic[level] = traffic.get(level, Traffic()) + Traffic(came, went)
+    partial = M * N * ACCUMULATOR_BYTES * (passed.output_writes - 1)
+    taken = problem.size * passed.weight_reads + inputs * passed.input_reads + partial
+    traffic[cache] += Traffic(taken, partial + outputs)
+    return traffic, transfers
 
 
 def cache_bytes(target: Target) -> int:
@@ -270,8 +268,10 @@ def value_bytes(target: Target) -> int:
     return ACTIVATION_OPERANDS[target.vector_unit.operand] // 8
 
 
-def _with_memories(target: Target, busy: dict[str, float], traffic: dict[str, Traffic], energy: float | None) -> Cost:
-    """Add what the memories take, and what does not overlap."""
+def _with_memories(
+    target: Target, busy: dict[str, float], traffic: dict[str, Traffic], energy: float | None, transfers: int = 1
+) -> Cost:
+    """Add what the memories take, and what does not overlap: with the latency of the first tile, or of all."""
     memory, dma, mode, clock = target.memory, target.dma, target.memory_mode, target.core_clock_hz
     assert memory is not None and dma is not None and mode is not None and clock is not None
     latency = 0.0
@@ -283,6 +283,7 @@ def _with_memories(target: Target, busy: dict[str, float], traffic: dict[str, Tr
     if dma.overlaps_compute:
         seconds = max(busy.values())
     else:
+        latency *= max(1, -(-transfers // dma.channels))
         far = sum(busy[name] for name in traffic if name != mode.cache)
         seconds = far + max(time for name, time in busy.items() if name not in traffic or name == mode.cache)
     energies = [(moved.read, memory[name].read_energy_pj_per_byte) for name, moved in traffic.items()]
