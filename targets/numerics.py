@@ -147,3 +147,5 @@ class Preferred(Section):
     """FORMAT/ACTIVATION of the head; its format holds for an embedding that shares its weight."""
     embedding: Annotated[SchemeName, AfterValidator(_looks_up)]
     """FORMAT of embeddings."""
+    recipe: Annotated[str, Field(pattern="^[a-z][a-z0-9-]{0,31}$")] | None = None
+    """The recipe whose options hold where none is given: `fast`, `balanced`, `best`."""
