@@ -20,7 +20,7 @@ from qxcompiler.errors import UsageError
 from qxcompiler.formats import CodebookFormat, Format, IntegerFormat, Scheme
 from qxcompiler.graph import Weight, by_operator, not_finite
 from qxcompiler.packing import packed_bytes
-from qxcompiler.quantizers import quantize_weight
+from qxcompiler.quantizers import quantize_weights
 from qxcompiler.targets import Target
 
 _log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _errors(question: Question, formats: Mapping[Weight, Sequence[Format]]) -> E
         for weight, statistics in stop.statistics(todo).items() if todo else ():
             W, errors[weight] = stop.weights[weight].to(device), {}
             for fmt in formats[weight]:
-                dW = W - quantize_weight(weight, fmt, quantizer, statistics, device).decode().to(device)
+                dW = W - quantize_weights([weight], fmt, quantizer, statistics, device)[0].decode().to(device)
                 errors[weight][fmt] = 0.5 * statistics.tokens * statistics.unit**2 * statistics.squared_norm(dW)
     return errors
 
