@@ -66,6 +66,17 @@ class _Device(StrEnum):
 _DEFAULT_DEVICE = _Device(_DEFAULTS.device)
 
 
+class _ErrorTerm(StrEnum):
+    divergence = "divergence"
+    output = "output"
+    frobenius = "frobenius"
+    curvature = "curvature"
+    measured = "measured"
+
+
+_DEFAULT_ERROR = _ErrorTerm(_DEFAULTS.error)
+
+
 class _Activations(StrEnum):
     a32 = "a32"
     a16 = "a16"
@@ -138,7 +149,9 @@ def compile(  # noqa: A001
     ] = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="How schemes are chosen: uniform, budget, or one that a package adds. [default: by --bpw]"),
+        typer.Option(
+            help="How schemes are chosen: uniform, budget, or one that a package adds. [default: by --bpw, --max-size]"
+        ),
     ] = _DEFAULTS.allocation,
     bits_per_weight: Annotated[
         float | None,
@@ -146,6 +159,15 @@ def compile(  # noqa: A001
             "--bpw", min=0, help="Bits a weight of the linear layers, at most, spent where the model needs them."
         ),
     ] = _DEFAULTS.bits_per_weight,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Size of the compiled model's files, at most, such as 60MB; spent as --bpw is."
+        ),
+    ] = None,
+    error: Annotated[
+        _ErrorTerm, typer.Option(help="What --bpw and --max-size keep small: see docs/allocation.md.")
+    ] = _DEFAULT_ERROR,
     recipe: Annotated[
         str | None,
         typer.Option(help="fast, balanced or best, or a YAML file of options; the others given here go before it."),

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from qxcompiler.allocation import FLOAT, Plan, Question, find_allocation, load_plan
+from qxcompiler.allocation import FLOAT, TERMS, Plan, Question, find_allocation, load_plan
 from qxcompiler.calibration import walk
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.parts import FrugalModel
@@ -67,7 +67,7 @@ _log = logging.getLogger(__name__)
 
 # What a plan leaves nothing of.
 _WISHES = {name: f"--{name}" for name in ("weights", "activations", "head", "embedding", "keep", "allocation")}
-_WISHES["bits_per_weight"] = "--bpw"
+_WISHES |= {"bits_per_weight": "--bpw", "max_size": "--max-size", "error": "--error"}
 _SUSPECTS = 3  # sites named where verification fails
 
 
@@ -191,6 +191,10 @@ class _Compiler:
             raise UsageError("--plan", "says every site's scheme already", f"leave out {' and '.join(given)}")
         if several and options.tune:
             raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
+        if several and options.max_size is not None:
+            raise UsageError("--max-size", "is the size of a single model", "give the ONNX file instead of the folder")
+        if _is_chosen(options, "error") and not (options.has_budget or options.plan):
+            raise UsageError(f"--error {options.error}", "has no budget", "give --bpw or --max-size")
         self.target, self.options, self.track = target, options, track
         self.device = _device(options.device)
         self.several = several
@@ -274,6 +278,9 @@ class _Compiler:
                 warnings.append(f"not verified: {error}")
             check_unchanged(graph)
         bytes_after = _size(stage.glob(f"{name}*"))
+        if options.max_size is not None and bytes_after > options.max_size:
+            problem = f"the files take {bytes_after} bytes"  # what was reckoned with is an upper bound for known passes
+            raise UsageError(f"--max-size {options.max_size}B", problem, "give less than the model may take")
         if bytes_after >= bytes_before:
             warnings.append(f"the compiled model is not smaller: {bytes_before} bytes before, {bytes_after} after")
         report = Report(
@@ -282,6 +289,7 @@ class _Compiler:
             bytes_before=bytes_before,
             bytes_after=bytes_after,
             peak_memory_bytes=_peak_memory(),
+            allocation=plan.account,
             tuning=tuning,
             verification=verification,
             warnings=[*_warnings(sites, plan, results), *warnings],
@@ -316,7 +324,10 @@ class _Compiler:
     def _token_weights(self, graph: ir.Model, sites: Sequence[Site], samples: Sequence[Sample]) -> TokenWeights:
         """How much each token counts, where the allocation or the quantizer asks for it."""
         options = self.options
-        if options.bits_per_weight is None and "token weights" not in find_quantizer(options.quantizer).needs:
+        needs = find_quantizer(options.quantizer).needs
+        if options.has_budget and _allocation(options) == "budget":
+            needs |= TERMS[options.error].needs
+        if "token weights" not in needs:
             return {}
         model = TorchModel(graph, sites, compared_output(graph), self.device)
         return token_weights(model, samples, options.seed, self.track)
@@ -441,11 +452,12 @@ def _is_chosen(options: Options, field: str) -> bool:
 
 def _allocation(options: Options) -> str:
     """The name of the allocation that the options ask for."""
-    if options.allocation == "budget" and options.bits_per_weight is None:
-        raise UsageError("--allocation budget", "has no budget", "give --bpw")
-    if options.allocation == "uniform" and options.bits_per_weight is not None:
-        raise UsageError("--allocation uniform", "keeps no budget", "leave out --allocation, or --bpw")
-    return options.allocation or ("uniform" if options.bits_per_weight is None else "budget")
+    if options.allocation == "budget" and not options.has_budget:
+        raise UsageError("--allocation budget", "has no budget", "give --bpw or --max-size")
+    if options.allocation == "uniform" and options.has_budget:
+        limit = "--max-size" if options.bits_per_weight is None else "--bpw"
+        raise UsageError("--allocation uniform", "keeps no budget", f"leave out --allocation, or {limit}")
+    return options.allocation or ("budget" if options.has_budget else "uniform")
 
 
 def _file_names(formats: Mapping[Weight, Format]) -> dict[Weight, str]:

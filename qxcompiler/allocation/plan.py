@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from qxcompiler.allocation.account import Account
 from qxcompiler.errors import QxcError, TargetError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
@@ -24,11 +25,13 @@ class Plan(dict[str, Scheme | None]):
     Attributes:
         reasons: why sites were left in floating point, by their names.
         errors: where formats were compared, the error of each, by the names of sites and formats.
+        account: what a budget was spent on, None where there was none.
     """
 
     def __init__(self, schemes: Mapping[str, Scheme | None] | None = None) -> None:
         super().__init__(schemes or {})
         self.errors: dict[str, dict[str, float]] = {}
+        self.account: Account | None = None
         self.reasons = {name: "float in the plan" for name, scheme in self.items() if scheme is None}
 
     def leave(self, sites: Iterable[Site], reason: str) -> None:

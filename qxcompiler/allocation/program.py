@@ -118,7 +118,9 @@ class _Problem:
         self.starts = np.cumsum(sizes) - sizes
         self._groups = groups
         columns = np.arange(len(self.errors))
-        self.one_each = csr_array(coo_array((np.ones(len(columns)), (np.repeat(np.arange(len(groups)), sizes), columns))))
+        self.one_each = csr_array(
+            coo_array((np.ones(len(columns)), (np.repeat(np.arange(len(groups)), sizes), columns)))
+        )
 
     def costs(self, name: str) -> Floats:
         return np.concatenate([np.asarray(group.costs[name], float) for group in self._groups])

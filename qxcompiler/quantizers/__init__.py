@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qxcompiler.quantizers.registry import QUANTIZERS, Quantizer, find_quantizer
+from qxcompiler.quantizers.registry import QUANTIZERS, Need, Quantizer, find_quantizer
 from qxcompiler.quantizers.segmentwise import (
     Keep,
     QuantizationResult,
@@ -14,6 +14,7 @@ from qxcompiler.quantizers.segmentwise import (
 __all__ = [
     "QUANTIZERS",
     "Keep",
+    "Need",
     "QuantizationResult",
     "Quantizer",
     "find_quantizer",

@@ -17,7 +17,7 @@ from qxcompiler.formats import Format, QuantizedWeight
 from qxcompiler.quantizers.gptq import gptq
 from qxcompiler.quantizers.rtn import rtn
 
-__all__ = ["QUANTIZERS", "Quantizer", "find_quantizer"]
+__all__ = ["QUANTIZERS", "Need", "Quantizer", "find_quantizer"]
 
 
 Need: TypeAlias = Literal["statistics", "token weights"]
