@@ -344,10 +344,11 @@ class _Compiler:
                 raise ModelError(_subject(graph), problem, "choose other --weights, or keep the model as it is")
         else:
             plan = load_plan(options.plan, self.target, sites)
-            if infinite := not_finite(site for site in sites if plan[site.name]):
-                names = ", ".join(sorted(weight.name for weight in infinite))
-                raise ModelError(options.plan, f"quantizes {names}, which holds infinities", "leave it in float")
-        plan.check(self.target, sites, options.plan or "the plan")
+            infinite = not_finite(site for site in sites if plan[site.name])
+            if found := next((site for site in sites if site.weight in infinite and plan[site.name]), None):
+                problem = f"quantizes {found.weight.name}, which holds infinities"
+                raise ModelError(plan.place(found.name), problem, "leave it in float")
+        plan.check(self.target, sites)
         return plan
 
     def _manifest(

@@ -10,7 +10,7 @@ import yaml
 
 from qxcompiler.errors import TargetError
 
-__all__ = ["parse_yaml", "read_yaml"]
+__all__ = ["line_of", "parse_yaml", "read_yaml"]
 
 LARGEST_FILE = 4 << 20
 DEEPEST = 16
@@ -75,3 +75,22 @@ def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise TargetError(path, "not a mapping of fields", remedy)
     return fields
+
+
+def line_of(path: Path, *keys: str) -> int | None:
+    """The line, counted from 1, where a file that `read_yaml` has read says a field, such as `sites`, `head`.
+
+    None for a field that is not there, or a file that is not what it was.
+    """
+    try:
+        node = yaml.compose(path.read_bytes().decode("utf-8-sig"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    line = None
+    for name in keys:
+        fields = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(key, value) for key, value in fields if key.value == name]
+        if not found:
+            return None
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return line
