@@ -380,6 +380,44 @@ def inspect(model: _Model, json: _Json = False) -> None:
 
 
 @app.command()
+def explain(
+    output: Annotated[Path, typer.Argument(help="The folder of a compile, or a report in it.", metavar="OUT")],
+    site: Annotated[str, typer.Argument(help="A site's name, or a part that no other has.", metavar="SITE")],
+    json: _Json = False,
+) -> None:
+    """Say why a site got its scheme: what was compared, and what the budget's price was."""
+    from qxcompiler.report import explain as run
+
+    found = run(output, site)
+    if json:
+        _print_json(found)
+        return
+    row = found.site
+    weight = f"{row.out_features} x {row.in_features}"
+    size = f"{row.bytes:,}, {found.share:.2%} of all sites" if row.bytes else "shared with an earlier site"
+    rows = {"site": row.name, "role": row.role, "weight": weight, "scheme": row.scheme, "bytes": size}
+    if found.agrees_with:
+        rows["agrees with"] = ", ".join(found.agrees_with)
+    for limit in found.limits:
+        price = f"{1e6 * limit.price:.3g} for a megabyte" if limit.price else "nothing: it is not what binds"
+        rows[limit.option] = f"{limit.used / limit.limit:.3%} used; price: {price}"
+    _print_rows(rows)
+    if found.choices:
+        table = Table("", "format", "bytes", "error", "with its price", title=f"error: {found.unit}")
+        for choice in found.choices:
+            table.add_row(
+                ">" if choice.chosen else "",
+                choice.format,
+                f"{choice.bytes:,}",
+                f"{choice.error:.4g}",
+                f"{choice.priced:.4g}",
+            )
+        _out.print(table)
+    for reason in found.reasons:
+        _out.print(escape(_plain(reason)), highlight=False)
+
+
+@app.command()
 def targets(name: Annotated[str | None, typer.Argument(help="Name or file of one target.")] = None) -> None:
     """List the targets, or show one."""
     import yaml

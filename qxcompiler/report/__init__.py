@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from qxcompiler.report.coverage import Coverage, Unquantized, coverage
+from qxcompiler.report.explanation import ExplainedChoice, Explanation, explain
 from qxcompiler.report.inspection import InspectedSite, Inspection, inspect
 from qxcompiler.report.report import Report, SiteReport, SitesReport, report_sites
 
 __all__ = [
     "Coverage",
+    "ExplainedChoice",
+    "Explanation",
     "InspectedSite",
     "Inspection",
     "Report",
@@ -15,6 +18,7 @@ __all__ = [
     "SitesReport",
     "Unquantized",
     "coverage",
+    "explain",
     "inspect",
     "report_sites",
 ]

@@ -80,7 +80,7 @@ class Report(BaseModel):
     bytes_before: int
     bytes_after: int
     peak_memory_bytes: int
-    allocation: Account | None
+    allocation: Account | None = None
     tuning: Tuning | None
     verification: Verification | None
     warnings: list[str]
