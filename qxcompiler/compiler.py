@@ -54,14 +54,14 @@ from qxcompiler.quantizers import (
     quantize_without_statistics,
 )
 from qxcompiler.recipes import Recipe, load_recipe
-from qxcompiler.report import Report, coverage, report_sites
+from qxcompiler.report import CSV, PICTURE, Front, Report, coverage, find_front, parse_budgets, report_sites
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
 from qxcompiler.targets import Target, find_target, load_target
 from qxcompiler.tuning import Tuner
 from qxcompiler.work_folder import WorkFolder, fingerprint
 
-__all__ = ["compile", "compile_folder"]
+__all__ = ["compile", "compile_folder", "pareto"]
 
 _log = logging.getLogger(__name__)
 
@@ -180,6 +180,54 @@ def compile_folder(
     return reports
 
 
+def pareto(
+    model: str | Path | onnx.ModelProto,
+    target: str | Path,
+    output: str | Path,
+    *,
+    budgets: str | Sequence[float],
+    calibration: Calibration | None = None,
+    recipe: str | Path | None = None,
+    track: Track = silent,
+    **options: Any,
+) -> Front:
+    """Find the best plan for each of several budgets; errors are measured once, and nothing is compiled.
+
+    Args:
+        model, target, calibration, recipe, track, options: as for `compile`; `bits_per_weight` marks a plan.
+        output: the folder to write `pareto.csv` and `pareto.svg` to, and what the model wrote.
+        budgets: bits a weight, one by one or as `2.5:5:0.25`.
+
+    Returns:
+        the plans' sizes and errors, beside those of one format everywhere.
+
+    Raises:
+        QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
+    """
+    output = output_folder(output)
+    chosen = load_recipe(recipe) if recipe else Recipe()
+    bits = parse_budgets(budgets)
+    given = chosen.options | options
+    for name in ("plan", "max_size"):
+        if given.get(name) is not None:
+            raise UsageError(f"option {name}", "is not for several budgets", "leave it out")
+    marked = given.pop("bits_per_weight", None)
+    asked = Options.checked(given | {"bits_per_weight": bits[0] if marked is None else marked, "tune": 0})
+    compiler = _Compiler(load_target(target), asked, track)
+    graph = load_model(model)
+    original = model if isinstance(model, onnx.ModelProto) else Path(model)
+    if calibration is None:
+        calibration = default_calibration(graph, original, asked, writes=chosen.writes)
+    files = model_files(original, graph) if isinstance(original, Path) else []
+    names = [CSV, PICTURE, *([WRITTEN] if SELF in files_of(calibration) else [])]
+    check_sources([*files, *files_of(calibration)], output, names)
+    with staged(output, names) as stage:
+        question, _, _ = compiler.ask(graph, original, calibration, stage / WRITTEN)
+        front = find_front(question, bits, marked)
+        front.write(stage)
+    return front
+
+
 class _Compiler:
     """Compiles models with the same options; weights that several of them have alike get the same codes."""
 
@@ -214,22 +262,11 @@ class _Compiler:
         options = self.options
         bytes_before = _bytes(original, graph)
         fixed = overridable_inputs(graph)
-        normalize(graph)
-        raise_opset(graph, MINIMUM_OPSET)
-        sites = find_sites(graph)
-        _log.info("%d nodes, opset %d", graph.graph.num_nodes(), graph.opset_imports.get("", 0))
-        roles = Counter(site.role for site in sites)
-        _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
-        if not sites:
-            raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
         prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
         written = stage / f"{prefix}{WRITTEN}"
-        samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
-        calibrating = _spaced(samples, options.samples)
-        counts = self._token_weights(graph, sites, calibrating)
-        plan = self._plan(
-            graph, sites, walk.Calibration(sites, calibrating, self.device, self.track, token_weights=counts)
-        )
+        question, samples, held_back = self.ask(graph, original, calibration, written)
+        sites, calibrating, counts = question.sites, question.calibration.samples, question.calibration.token_weights
+        plan = self._plan(question)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
@@ -299,6 +336,25 @@ class _Compiler:
         (stage / f"{prefix}report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return report
 
+    def ask(
+        self, graph: ir.Model, original: Path | onnx.ModelProto, calibration: Calibration | None, written: Path
+    ) -> tuple[Question, list[Sample], list[Sample]]:
+        """Normalize a model and find its sites: what a plan is asked for, all samples, and those held back."""
+        options = self.options
+        normalize(graph)
+        raise_opset(graph, MINIMUM_OPSET)
+        sites = find_sites(graph)
+        _log.info("%d nodes, opset %d", graph.graph.num_nodes(), graph.opset_imports.get("", 0))
+        roles = Counter(site.role for site in sites)
+        _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
+        if not sites:
+            raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
+        samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
+        calibrating = _spaced(samples, options.samples)
+        counts = self._token_weights(graph, sites, calibrating)
+        planning = walk.Calibration(sites, calibrating, self.device, self.track, token_weights=counts)
+        return Question(graph, sites, self.target, options, planning), samples, held_back
+
     def samples_of_parts(self, folder: Path, calibration: str | Path | Sequence[str | Path]) -> dict[str, list[Sample]]:
         """What each file of an encoder-decoder sees on the calibration samples."""
         model = EncoderDecoder(folder)
@@ -332,10 +388,10 @@ class _Compiler:
         model = TorchModel(graph, sites, compared_output(graph), self.device)
         return token_weights(model, samples, options.seed, self.track)
 
-    def _plan(self, graph: ir.Model, sites: Sequence[Site], calibration: walk.Calibration) -> Plan:
-        options = self.options
+    def _plan(self, question: Question) -> Plan:
+        options, graph, sites = self.options, question.model, question.sites
         if options.plan is None:
-            plan = self.allocate(Question(graph, sites, self.target, options, calibration))
+            plan = self.allocate(question)
             infinite = not_finite(sites)
             plan.leave((site for site in sites if site.weight in infinite), "holds infinities")
             if not any(plan.values()):

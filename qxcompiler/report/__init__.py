@@ -5,12 +5,16 @@ from __future__ import annotations
 from qxcompiler.report.coverage import Coverage, Unquantized, coverage
 from qxcompiler.report.explanation import ExplainedChoice, Explanation, explain
 from qxcompiler.report.inspection import InspectedSite, Inspection, inspect
+from qxcompiler.report.pareto import CSV, PICTURE, Front, find_front, parse_budgets
 from qxcompiler.report.report import Report, SiteReport, SitesReport, report_sites
 
 __all__ = [
+    "CSV",
+    "PICTURE",
     "Coverage",
     "ExplainedChoice",
     "Explanation",
+    "Front",
     "InspectedSite",
     "Inspection",
     "Report",
@@ -19,6 +23,8 @@ __all__ = [
     "Unquantized",
     "coverage",
     "explain",
+    "find_front",
     "inspect",
+    "parse_budgets",
     "report_sites",
 ]
