@@ -15,6 +15,7 @@ from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.extensions import named
 from qxcompiler.formats import Format, QuantizedWeight
 from qxcompiler.quantizers.gptq import gptq
+from qxcompiler.quantizers.hqq import hqq
 from qxcompiler.quantizers.rtn import rtn
 
 __all__ = ["QUANTIZERS", "Need", "Quantizer", "find_quantizer"]
@@ -39,6 +40,7 @@ class Quantizer:
 
 QUANTIZERS: dict[str, Quantizer] = {
     "rtn": Quantizer(rtn, needs=frozenset()),
+    "hqq": Quantizer(hqq, needs=frozenset()),
     "gptq": Quantizer(gptq),
     "guided": Quantizer(gptq, needs=frozenset({"statistics", "token weights"})),  # GuidedQuant (Kim et al. 2025)
 }
