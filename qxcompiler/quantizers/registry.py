@@ -40,9 +40,9 @@ class Quantizer:
 
 QUANTIZERS: dict[str, Quantizer] = {
     "rtn": Quantizer(rtn, needs=frozenset()),
-    "hqq": Quantizer(hqq, needs=frozenset()),
     "gptq": Quantizer(gptq),
     "guided": Quantizer(gptq, needs=frozenset({"statistics", "token weights"})),  # GuidedQuant (Kim et al. 2025)
+    "hqq": Quantizer(hqq, needs=frozenset()),
 }
 
 
