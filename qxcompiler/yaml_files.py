@@ -10,7 +10,10 @@ import yaml
 
 from qxcompiler.errors import TargetError
 
-__all__ = ["line_of", "parse_yaml", "read_yaml"]
+__all__ = ["Lines", "parse_yaml", "read_yaml", "read_yaml_with_lines"]
+
+Lines = dict[tuple[str | int, ...], int]
+"""The line of a file, counted from 1, of every value, by the keys and indices that lead to it."""
 
 LARGEST_FILE = 4 << 20
 DEEPEST = 16
@@ -37,6 +40,11 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: it is not valid YAML, nested deeper than 16 levels, has aliases, or a key twice in one mapping.
     """
+    return _parsed(text)[0]
+
+
+def _parsed(text: str) -> tuple[Any, yaml.Node | None]:
+    """The values of a document, and the nodes they were made of."""
     try:
         depth = 0
         for event in yaml.parse(text, _Loader):  # before anything is built, which takes recursion
@@ -45,7 +53,9 @@ def parse_yaml(text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise ValueError(f"nested deeper than {DEEPEST} levels")
-        return yaml.load(text, _Loader)  # noqa: S506  (a safe one)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else loader.construct_document(node), node
     except Exception as error:  # a value that is not what its tag says can raise anything
         raise ValueError(str(error) or type(error).__name__) from error
 
@@ -61,6 +71,28 @@ def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:
     Raises:
         TargetError: it cannot be read, is no mapping of names to values, or as `parse_yaml` says.
     """
+    return _read(path, what, remedy)[0]
+
+
+def read_yaml_with_lines(path: Path, what: str, remedy: str) -> tuple[dict[str, Any], Lines]:
+    """As `read_yaml`, and on which line each value stands."""
+    fields, root = _read(path, what, remedy)
+    lines: Lines = {}
+    waiting: list[tuple[tuple[str | int, ...], yaml.Node]] = [((), root)]
+    while waiting:
+        place, node = waiting.pop()
+        lines.setdefault(place, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                inner = (*place, key.value)
+                lines[inner] = key.start_mark.line + 1
+                waiting.append((inner, value))
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [((*place, index), value) for index, value in enumerate(node.value)]
+    return fields, lines
+
+
+def _read(path: Path, what: str, remedy: str) -> tuple[dict[str, Any], yaml.Node]:
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
@@ -69,28 +101,9 @@ def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:
     if len(data) > LARGEST_FILE:
         raise TargetError(path, f"larger than {LARGEST_FILE >> 20} MiB, too large for {what}", remedy)
     try:
-        fields = parse_yaml(data.decode("utf-8-sig"))
+        fields, root = _parsed(data.decode("utf-8-sig"))
     except ValueError as error:
         raise TargetError(path, f"not readable YAML ({error})", "correct the file") from error
-    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+    if root is None or not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise TargetError(path, "not a mapping of fields", remedy)
-    return fields
-
-
-def line_of(path: Path, *keys: str) -> int | None:
-    """The line, counted from 1, where a file that `read_yaml` has read says a field, such as `sites`, `head`.
-
-    None for a field that is not there, or a file that is not what it was.
-    """
-    try:
-        node = yaml.compose(path.read_bytes().decode("utf-8-sig"), _Loader)
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    line = None
-    for name in keys:
-        fields = node.value if isinstance(node, yaml.MappingNode) else []
-        found = [(key, value) for key, value in fields if key.value == name]
-        if not found:
-            return None
-        line, node = found[0][0].start_mark.line + 1, found[0][1]
-    return line
+    return fields, root

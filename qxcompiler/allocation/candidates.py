@@ -19,37 +19,34 @@ from qxcompiler.formats import (
 )
 from qxcompiler.targets import Target
 
-_SMALL, _LARGE = 32, 128  # of groups: beside the target's own, these two pay most (docs/allocation.md)
+_GROUPS = (128, 32)  # beside the target's own, these pay (docs/allocation.md)
 
 
 def candidates(target: Target) -> list[Format]:
     """What the target holds and is worth comparing, where the user names no format.
 
     In every number of bits a codebook, or integers where the target has none of so many bits; in groups as the target
-    prefers them, of 32 and of 128. Groups of 32 have two-level scales where the target reads those. A target that
-    prefers microscaling formats, or one that a package adds, chooses among these.
+    prefers them, of 128 and of 32; with two-level scales where the target reads those, which are as good in half the
+    bytes. A target that prefers microscaling formats gets these, and one that prefers a package's format gets that.
     """
     preferred = target.preferred.linear.format
     if isinstance(preferred, MxFormat):
         return [parse_format(name) for name in target.mx or []]
     if not isinstance(preferred, (IntegerFormat, CodebookFormat)):
         return [preferred]
-    tables = dict.fromkeys(sorted(target.codebook.bits), True) if target.codebook else {}
-    bits = tables | {
-        each: False for each in sorted(target.integer.bits if target.integer else []) if each not in tables
-    }
-    found: dict[str, Format] = {}
-    for count, is_table in sorted(bits.items()):
-        for size in dict.fromkeys((preferred.group_size, _LARGE, _SMALL)):
-            forms: list[Format] = [
-                CodebookFormat(count, size, per_tensor=per_tensor) if is_table else IntegerFormat(count, size)
-                for per_tensor in ((False, True) if is_table else (False,))
-            ]
-            if size is not None and size <= _SMALL:
-                forms = [*(replace(form, scale_type=TWO_LEVEL) for form in forms), *forms]
-            if held := [form for form in forms if _holds(target, form)]:
-                found.setdefault(held[0].name, held[0])
-    return [*found.values()]
+    tables = set(target.codebook.bits) if target.codebook else set()
+    integers = set(target.integer.bits) if target.integer else set()
+    found: list[Format] = []
+    for bits in sorted(tables | integers):
+        for size in dict.fromkeys((preferred.group_size, *_GROUPS)):
+            forms: list[Format] = (
+                [CodebookFormat(bits, size), CodebookFormat(bits, size, per_tensor=True)]
+                if bits in tables
+                else [IntegerFormat(bits, size)]
+            )
+            forms = [*(replace(form, scale_type=TWO_LEVEL) for form in forms), *forms]
+            found += [form for form in forms if _holds(target, form)][:1]
+    return found
 
 
 def of_other_bits(fmt: Format, target: Target) -> list[Format]:

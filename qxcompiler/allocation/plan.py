@@ -14,7 +14,7 @@ from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import packed_bytes
 from qxcompiler.targets import Target
-from qxcompiler.yaml_files import line_of, read_yaml
+from qxcompiler.yaml_files import Lines, read_yaml_with_lines
 
 __all__ = ["FLOAT", "Plan", "load_plan", "sites_by_weight"]
 
@@ -27,7 +27,7 @@ class Plan(dict[str, Scheme | None]):
     Attributes:
         reasons: why sites were left in floating point, by their names.
         errors: where formats were compared, the error of each, by the names of sites and formats.
-        path: the file it was read from, if it was.
+        path, lines: the file it was read from, if it was, and where in it each value stands.
         account: what a budget was spent on, None where there was none.
     """
 
@@ -36,6 +36,7 @@ class Plan(dict[str, Scheme | None]):
         self.errors: dict[str, dict[str, float]] = {}
         self.account: Account | None = None
         self.path: Path | None = None
+        self.lines: Lines = {}
         self.reasons = {name: "float in the plan" for name, scheme in self.items() if scheme is None}
 
     def leave(self, sites: Iterable[Site], reason: str) -> None:
@@ -111,7 +112,7 @@ class Plan(dict[str, Scheme | None]):
 
     def place(self, site: str) -> str:
         """Where the plan says a site's scheme: a file and a line, if it was read from one."""
-        return "the plan" if self.path is None else _place(self.path, "sites", site)
+        return "the plan" if self.path is None else _place(self.path, self.lines, "sites", site)
 
 
 def sites_by_weight(sites: Sequence[Site]) -> dict[Weight, list[Site]]:
@@ -130,21 +131,21 @@ def load_plan(path: Path, target: Target, sites: Sequence[Site]) -> Plan:
             at fault is named.
     """
     remedy = "give the plan.yaml of an earlier compile"
-    document = read_yaml(path, "a plan", remedy)
+    document, lines = read_yaml_with_lines(path, "a plan", remedy)
     schemes = document.get("sites")
     if not isinstance(schemes, dict):
         raise TargetError(path, "has no field `sites`", remedy)
     if unknown := sorted(set(document) - {"target", "sites"}):
         problem = f"has an unknown field `{unknown[0]}`"
-        raise TargetError(_place(path, unknown[0]), problem, "its fields are `target` and `sites`")
+        raise TargetError(_place(path, lines, unknown[0]), problem, "its fields are `target` and `sites`")
     if document.get("target", target.name) != target.name:
         problem = f"is a plan for target {document['target']}, not {target.name}"
         remedy = "name that target, or correct the plan's field `target`"
-        raise TargetError(_place(path, "target"), problem, remedy)
+        raise TargetError(_place(path, lines, "target"), problem, remedy)
     names = [site.name for site in sites]
     if unknown := sorted(set(map(str, schemes)) - set(names)):
         problem = f"the model has no site {unknown[0]}"
-        raise TargetError(_place(path, "sites", unknown[0]), problem, "see `qxc inspect` for its sites")
+        raise TargetError(_place(path, lines, "sites", unknown[0]), problem, "see `qxc inspect` for its sites")
     if missing := sorted(set(names) - set(schemes)):
         raise TargetError(path, f"has no scheme for site {missing[0]}", f"give one, or {FLOAT}")
     parsed = {}
@@ -152,15 +153,16 @@ def load_plan(path: Path, target: Target, sites: Sequence[Site]) -> Plan:
         try:
             parsed[name] = None if schemes[name] == FLOAT else Scheme.parse(str(schemes[name]))
         except QxcError as error:
-            raise TargetError(_place(path, "sites", name), f"site {name}: {error}", "correct the plan") from error
+            raise TargetError(
+                _place(path, lines, "sites", name), f"site {name}: {error}", "correct the plan"
+            ) from error
     plan = Plan(parsed)
-    plan.path = path
+    plan.path, plan.lines = path, lines
     return plan
 
 
-def _place(path: Path, *keys: str) -> str:
-    line = line_of(path, *keys)
-    return str(path) if line is None else f"{path}:{line}"
+def _place(path: Path, lines: Lines, *keys: str) -> str:
+    return f"{path}:{lines[keys]}" if keys in lines else str(path)
 
 
 def _yaml(fields: Mapping[str, str]) -> str:
