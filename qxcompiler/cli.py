@@ -537,6 +537,9 @@ def _print_report(path: Path, report: Report) -> None:
         "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
         "bits per weight": ", ".join(f"{figure:.3f} {where}" for where, figure in bits.items() if figure is not None),
     }
+    if account := report.allocation:
+        used = ", ".join(f"{limit.option} ({limit.used / limit.limit:.2%} used)" for limit in account.limits)
+        rows["budget"] = f"{used}, expected error {account.expected_error:.4g} ({account.term})"
     rows["memory at most"] = _megabytes(report.peak_memory_bytes)
     if report.verification:
         rows["verified"] = _verified(report.verification)

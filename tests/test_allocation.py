@@ -276,12 +276,14 @@ def test_a_budget_without_samples(tmp_path):
         QxcError, match="--max-size: needs samples: give --calibration FILE, or choose --error frobenius"
     ):
         qxcompiler.compile(proto, "cpu-x86", tmp_path / "out", max_size="70kB", quantizer="rtn")
+    proto, _ = graph_models.llama(width=64, hidden=128)
     report = qxcompiler.compile(
         proto, "cpu-x86", tmp_path / "out", bits_per_weight=5, quantizer="rtn", error="frobenius"
     )
     (limit,) = report.allocation.limits
     assert report.samples == 0
     assert 0.8 * limit.limit < limit.used <= limit.limit
+    assert {len(group.sites) for group in report.allocation.groups} == {1, 2, 3}
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def measure_errors(
     term = TERMS[options.error]
     whole = None if term.of else _WholeModel(question)
     errors: Errors = {}
-    for matrices, statistics in _matrices(question, term, formats):
+    for matrices, statistics in _matrices(question, term, groups):
         for group in groups:
             if group[0] not in matrices:
                 continue
@@ -120,19 +120,19 @@ def measure_errors(
 
 
 def _matrices(
-    question: Question, term: Term, formats: Mapping[Weight, Sequence[Format]]
+    question: Question, term: Term, groups: Sequence[Sequence[Weight]]
 ) -> Iterator[tuple[Mapping[Weight, Tensor], Mapping[Weight, InputStatistics | None]]]:
-    """Weights that have formats, each once, and the statistics of their inputs, if there are samples."""
+    """The weights of all groups, each once and beside those of its group; statistics, if there are samples."""
     calibration = question.calibration
     if not calibration.samples:
-        for weight in formats:
-            yield {weight: weight.matrix()}, {weight: None}
+        for group in calibration.track(groups, "allocate"):
+            yield {weight: weight.matrix() for weight in group}, dict.fromkeys(group)
         return
     if "token weights" not in term.needs:
         calibration = replace(calibration, token_weights={})
-    met: set[Weight] = set()
+    wanted, met = {weight for group in groups for weight in group}, set[Weight]()
     for stop in calibration.walk(question.model, "allocate"):
-        todo = {weight: stop.weights[weight] for weight in stop.weights if weight in formats and weight not in met}
+        todo = {weight: stop.weights[weight] for weight in stop.weights if weight in wanted and weight not in met}
         met |= todo.keys()
         if todo:
             yield todo, stop.statistics(todo)

@@ -12,13 +12,14 @@ import onnx_ir as ir
 from qxcompiler.allocation.plan import Plan, sites_by_weight
 from qxcompiler.formats import Format
 from qxcompiler.graph import Site, Weight
+from qxcompiler.graph.model_file import ALIGNMENT, EXTERNAL_FROM_BYTES, PAGE, PAGE_FROM_BYTES
 from qxcompiler.packing import packed_bytes
 
 # What a tensor is filled up with in the data file: to a page where it is large, perhaps with others as one.
-_PAGE, _LARGE, _FILLED = 4096, 1 << 19, 4 * 64
+_FILLED, _LARGE = 4 * ALIGNMENT, PAGE_FROM_BYTES // 2
 # What the graph's description grows by, at most: for a packed weight, besides names; for the operators of a format.
 _SITE, _BODIES = 1024, 16384
-_TENSOR = 128  # of a tensor, besides its name and data
+_TENSOR, _FIELD = 64, 8  # of a tensor, besides its name and data; of any part
 
 
 def write_size(size: float) -> str:
@@ -31,7 +32,7 @@ def write_size(size: float) -> str:
 def size_of_weight(fmt: Format, weight: Weight) -> int:
     """What a packed weight takes in the data file, filled up to where the next tensor may start."""
     size = packed_bytes(fmt, weight.out_features, weight.in_features)
-    return size + (_PAGE if size >= _LARGE else _FILLED)
+    return size + (PAGE if size >= _LARGE else _FILLED)
 
 
 def size_of_rest(
@@ -52,10 +53,11 @@ def size_of_rest(
     replaced = {weight.value for weight in packed}
     for graph in model.graphs():
         for value in graph.initializers.values():
+            size += 2 * len((value.name or "").encode()) + _TENSOR
             if value not in replaced and value.const_value is not None:
-                size += value.const_value.nbytes + _PAGE * (value.const_value.nbytes >= _LARGE) + _TENSOR
-    for node in model.graph.all_nodes():
-        size += _description(node)
+                nbytes = value.const_value.nbytes
+                size += nbytes + (PAGE if nbytes >= _LARGE else _FILLED if nbytes >= EXTERNAL_FROM_BYTES else 0)
+    size += sum(map(_description, model.graph.all_nodes()))
     for site in sites:
         if scheme := plan[site.name]:
             size += _SITE + 8 * len(site.name.encode())
@@ -66,7 +68,9 @@ def size_of_rest(
 
 
 def _description(node: ir.Node) -> int:
-    """A node and its outputs' types, in bytes; subgraphs' nodes come by themselves."""
-    proto = ir.serde.serialize_node(node)
-    names = sum(len((value.name or "").encode()) for value in node.outputs)
-    return int(proto.ByteSize()) + 2 * names + _TENSOR * len(node.outputs)
+    """A node and its outputs' types, in bytes; the nodes of its subgraphs come by themselves."""
+    size = int(sum(ir.serde.serialize_value(value).ByteSize() + _FIELD for value in node.outputs))
+    if any(each.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for each in node.attributes.values()):
+        names = [node.name, *(value.name for value in (*node.inputs, *node.outputs) if value)]
+        return size + _TENSOR + sum(len((name or "").encode()) + _FIELD for name in names)
+    return size + int(ir.serde.serialize_node(node).ByteSize()) + _FIELD
