@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import graph_models
@@ -64,7 +65,7 @@ class Layers:
 def errors_of(question):
     """By the order of the layers and the formats."""
     weights = [site.weight for site in question.sites]
-    found = measure_errors(question, [(weight,) for weight in weights], dict.fromkeys(weights, FORMATS))
+    found = measure_errors(question, {(weight,): FORMATS for weight in weights})
     return [[found[weight][fmt] for fmt in FORMATS] for weight in weights]
 
 
@@ -119,8 +120,7 @@ def test_measured_errors_are_those_of_the_whole_model_with_a_group_quantized(is_
     samples = [feeds | {"ids": draws.integers(0, 40, (2, 5))} for _ in range(2)]
     question = asked(proto, samples, error="measured")
     gate, up = (next(site for site in question.sites if site.role == role) for role in ("gate", "up"))
-    formats = dict.fromkeys((gate.weight, up.weight), FORMATS)
-    found = measure_errors(question, [(gate.weight, up.weight)], formats)
+    found = measure_errors(question, {(gate.weight, up.weight): FORMATS})
     statistics = {}
     for stop in question.calibration.walk(question.model, "test"):
         if gate.weight in stop.weights:
@@ -174,6 +174,21 @@ def test_sizes_without_a_unit_are_refused(text):
 @pytest.mark.parametrize("size", [1, 999_999, 10**6, 61_234_567, 12_345_678_901])
 def test_a_size_that_is_said_is_enough(size):
     assert size <= parse_size(write_size(size)) <= size * 1.01
+
+
+def test_what_would_not_become_smaller_is_no_choice(tmp_path):
+    """17 rows, or columns, are padded to 32: with codes of 8 bits they take as much as in float16."""
+    b = graph_models.Builder()
+    x, widths = "x", (64, 17, 64, 64, 64)
+    for index, (k, n) in enumerate(itertools.pairwise(widths)):
+        W = b.constant(b.random.standard_normal((k, n)).astype(np.float16))
+        x = b.op("Relu", b.op("MatMul", x, W, name=f"layer{index}"))
+    model = b.model({"x": (onnx.TensorProto.FLOAT16, ["n", 64])}, [x])
+    options = {"quantizer": "rtn", "error": "frobenius", "verification": False, "weights": "int4g32s8"}
+    report = qxcompiler.compile(model, "cpu-x86", tmp_path / "out", bits_per_weight=20, **options)
+    offered = {group.sites[0]: [choice.format for choice in group.choices] for group in report.allocation.groups}
+    every = [f"int{bits}g32s8" for bits in (2, 3, 4, 5, 6, 8)]
+    assert offered == {"layer0": every[:-1], "layer1": every[:-1], "layer2": every}
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def consider(question: Question) -> Considered:
     infinite = not_finite(sites)
     guided = "token weights" in TERMS[options.error].needs
     wanted = candidates(target) if options.weights is None else None
-    formats = {
+    offered = {
         weight: wanted or of_other_bits(scheme.format, target)
         for weight, users in sites_by_weight(sites).items()
         if weight not in infinite
@@ -94,18 +94,21 @@ def consider(question: Question) -> Considered:
         and (not guided or all(site in question.calibration.token_weights for site in users))
         and (scheme := plan[users[0].name])
     }
-    if all(len(choices) < 2 for choices in formats.values()):
-        held = ", ".join(sorted({fmt.name for choices in formats.values() for fmt in choices}))
+    if all(len(choices) < 2 for choices in offered.values()):
+        held = ", ".join(sorted({fmt.name for choices in offered.values() for fmt in choices}))
         problem = f"has nothing to choose: the target {target.name} holds {held or 'no layer'}"
         raise UsageError(_asked(options), problem, "choose another format with --weights")
-    alike = ([site.weight for site in group if site.weight in formats] for group in by_operator(sites))
-    groups = list(dict.fromkeys(tuple(dict.fromkeys(weights)) for weights in alike if weights))
-    errors = measure_errors(question, groups, formats)
-    groups = [group for group in groups if group[0] in errors]  # a walk enters no bodies
-    possible = [[fmt for fmt in formats[group[0]] if math.isfinite(_error(errors, group, fmt))] for group in groups]
+    alike = (
+        tuple(dict.fromkeys(site.weight for site in group if site.weight in offered)) for group in by_operator(sites)
+    )
+    formats = {group: [fmt for fmt in offered[group[0]] if _shrinks(fmt, group)] for group in alike if group}
+    errors = measure_errors(question, formats)
+    groups = [group for group in formats if group[0] in errors]  # a walk enters no bodies
+    possible = [[fmt for fmt in formats[group] if math.isfinite(_error(errors, group, fmt))] for group in groups]
     for group, left in zip(groups, possible, strict=True):
         if not left:
-            problem = f"would lose infinitely much in any of {', '.join(fmt.name for fmt in formats[group[0]])}"
+            tried = ", ".join(fmt.name for fmt in offered[group[0]])
+            problem = f"would lose infinitely much, or not become smaller, in any of {tried}"
             raise ModelError(f"weight '{group[0].name}'", problem, "leave it in float with --keep")
     choices = [
         [
@@ -169,15 +172,15 @@ def spend(question: Question, considered: Considered, limits: Sequence[Limit]) -
                 scheme = plan[name]
                 assert scheme is not None
                 plan[name], plan.errors[name] = Scheme(formats[index], scheme.activation), errors
-    for limit in limits:
-        limit.used, limit.price = solution.costs[limit.resource], solution.relaxation.prices[limit.resource]
+    costs, prices = solution.costs, solution.relaxation.prices
+    spent = [each.model_copy(update={"used": costs[each.resource], "price": prices[each.resource]}) for each in limits]
     term = question.options.error
     plan.account = Account(
         term=term,
         unit=TERMS[term].unit,
         expected_error=solution.error,
         least_error=solution.relaxation.error,
-        limits=list(limits),
+        limits=spent,
         groups=said,
     )
     bits = 8 * plan.account.used("bytes") / considered.weights
@@ -205,6 +208,12 @@ def _asked(options: Options) -> str:
 
 def _error(errors: Errors, group: Sequence[Weight], fmt: Format) -> float:
     return sum(errors[weight][fmt] for weight in group)
+
+
+def _shrinks(fmt: Format, group: Sequence[Weight]) -> bool:
+    """Whether packing makes the weights smaller: rows and columns are padded."""
+    packed = sum(packed_bytes(fmt, weight.out_features, weight.in_features) for weight in group)
+    return packed < sum(weight.nbytes for weight in group)
 
 
 def _numbers(group: Sequence[Weight]) -> int:

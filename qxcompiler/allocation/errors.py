@@ -79,15 +79,12 @@ TERMS: dict[str, Term] = {
 }
 
 
-def measure_errors(
-    question: Question, groups: Sequence[Sequence[Weight]], formats: Mapping[Weight, Sequence[Format]]
-) -> Errors:
+def measure_errors(question: Question, formats: Mapping[tuple[Weight, ...], Sequence[Format]]) -> Errors:
     """What each format would lose, with the codes that the quantizer chooses; other weights stay as they are.
 
     Args:
         question: names the term and the quantizer, and has the samples.
-        groups: weights that get the same format, and are in one segment.
-        formats: the formats of every weight.
+        formats: what each group of weights may get; a group's weights get the same format, and are in one segment.
 
     Returns:
         The errors of all weights that a walk over the model meets. What `measured` finds for a group is split among its
@@ -97,12 +94,10 @@ def measure_errors(
     term = TERMS[options.error]
     whole = None if term.of else _WholeModel(question)
     errors: Errors = {}
-    for matrices, statistics in _matrices(question, term, groups):
-        for group in groups:
-            if group[0] not in matrices:
-                continue
+    for matrices, statistics in _matrices(question, term, list(formats)):
+        for group in (group for group in formats if group[0] in matrices):
             errors |= {weight: {} for weight in group}
-            for fmt in formats[group[0]]:
+            for fmt in formats[group]:
                 made = {
                     weight: quantize_weight(weight, fmt, options.quantizer, statistics[weight], device).decode()
                     for weight in group

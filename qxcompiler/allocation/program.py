@@ -207,4 +207,4 @@ def _least(problem: _Problem, limits: Mapping[str, float]) -> dict[str, float]:
         taken = problem.best(costs * _scale(lowest[name], costs), others)
         if taken is not None:
             least[name] = float(costs[taken].sum())
-    return least or {name: value for name, value in lowest.items() if value > limits[name]}
+    return least or {name: value for name, value in lowest.items() if value > limits[name]} or lowest
