@@ -54,7 +54,17 @@ from qxcompiler.quantizers import (
     quantize_without_statistics,
 )
 from qxcompiler.recipes import Recipe, load_recipe
-from qxcompiler.report import CSV, PICTURE, Front, Report, coverage, find_front, parse_budgets, report_sites
+from qxcompiler.report import (
+    CSV,
+    PICTURE,
+    Front,
+    Report,
+    coverage,
+    find_front,
+    parse_budgets,
+    plan_file,
+    report_sites,
+)
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
 from qxcompiler.targets import Target, find_target, load_target
@@ -195,7 +205,8 @@ def pareto(
 
     Args:
         model, target, calibration, recipe, track, options: as for `compile`; `bits_per_weight` marks a plan.
-        output: the folder to write `pareto.csv` and `pareto.svg` to, and what the model wrote.
+        output: the folder to write `pareto.csv`, `pareto.svg` and the plans (`plan-3.25.yaml`) to, and what the model
+            wrote.
         budgets: bits a weight, one by one or as `2.5:5:0.25`.
 
     Returns:
@@ -219,7 +230,7 @@ def pareto(
     if calibration is None:
         calibration = default_calibration(graph, original, asked, writes=chosen.writes)
     files = model_files(original, graph) if isinstance(original, Path) else []
-    names = [CSV, PICTURE, *([WRITTEN] if SELF in files_of(calibration) else [])]
+    names = [CSV, PICTURE, *map(plan_file, bits), *([WRITTEN] if SELF in files_of(calibration) else [])]
     check_sources([*files, *files_of(calibration)], output, names)
     with staged(output, names) as stage:
         question, _, _ = compiler.ask(graph, original, calibration, stage / WRITTEN)

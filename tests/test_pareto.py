@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 import graph_models
 import onnx
 import pytest
+import yaml
 from conftest import named_as_published
 from tiny_transformers import VOCABULARY
 
@@ -50,6 +51,9 @@ def test_every_point_is_what_a_compile_with_that_budget_does(decoder, tmp_path):
     assert marked.formats == [group.chosen for group in groups]
     assert marked.expected_error == report.allocation.expected_error
     assert front.layers == ["+".join(group.sites) for group in groups]
+
+    plan = tmp_path / "front" / "plan-4.6.yaml"
+    assert yaml.safe_load(plan.read_text()) == yaml.safe_load((tmp_path / "out" / "plan.yaml").read_text())
 
     with (tmp_path / "front" / "pareto.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -116,7 +120,8 @@ def test_without_matplotlib_the_table_is_written_and_a_line_says_so(decoder, tmp
     monkeypatch.delitem(sys.modules, "qxcompiler.report.pareto_picture", raising=False)
     front = front_of(decoder, tmp_path / "front", budgets="4:6:0.5")
     assert front.warnings == ["no picture: matplotlib is not installed (pip install matplotlib)"]
-    assert [path.name for path in (tmp_path / "front").iterdir()] == ["pareto.csv"]
+    plans = {f"plan-{bits}.yaml" for bits in ("4", "4.5", "5", "5.5", "6")}
+    assert {path.name for path in (tmp_path / "front").iterdir()} == {"pareto.csv"} | plans
 
 
 def test_the_command(decoder, tmp_path, qxc):

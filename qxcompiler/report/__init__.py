@@ -5,7 +5,7 @@ from __future__ import annotations
 from qxcompiler.report.coverage import Coverage, Unquantized, coverage
 from qxcompiler.report.explanation import ExplainedChoice, Explanation, explain
 from qxcompiler.report.inspection import InspectedSite, Inspection, inspect
-from qxcompiler.report.pareto import CSV, PICTURE, Front, find_front, parse_budgets
+from qxcompiler.report.pareto import CSV, PICTURE, Front, find_front, parse_budgets, plan_file
 from qxcompiler.report.report import Report, SiteReport, SitesReport, report_sites
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "find_front",
     "inspect",
     "parse_budgets",
+    "plan_file",
     "report_sites",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CSV", "PICTURE", "Front", "Point", "find_front", "parse_budgets"]
+__all__ = ["CSV", "PICTURE", "Front", "Point", "find_front", "parse_budgets", "plan_file"]
 
 import csv
 import math
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from qxcompiler.allocation import TERMS, Question
+from qxcompiler.allocation import TERMS, Account, Question
 from qxcompiler.allocation.account import Limit
 from qxcompiler.allocation.budget import Considered, consider, spend
 from qxcompiler.errors import UsageError
@@ -51,6 +51,7 @@ class Front(BaseModel):
         points: the fewest bytes first.
         marked: the budget to mark.
         warnings: what a user should know.
+        plans: the best plans as files, by name.
     """
 
     term: str
@@ -59,9 +60,12 @@ class Front(BaseModel):
     points: list[Point]
     marked: float | None
     warnings: list[str]
+    plans: dict[str, str] = Field(exclude=True, repr=False)
 
     def write(self, folder: Path) -> None:
-        """Write the table and, where matplotlib is installed, the picture."""
+        """Write the table, the plans and, where matplotlib is installed, the picture."""
+        for name, text in self.plans.items():
+            (folder / name).write_text(text, encoding="utf-8")
         with (folder / CSV).open("w", encoding="utf-8", newline="") as file:
             names = ["plan", "budget", "bits_per_weight", "bytes", "expected_error"]
             table = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
@@ -115,14 +119,19 @@ def find_front(question: Question, budgets: Sequence[float], marked: float | Non
         UsageError: all budgets are too small, or there is nothing to choose.
     """
     considered = consider(question)
-    points, warnings = _uniform(considered), []
+    points, plans, warnings = _uniform(considered), {}, []
     for bits in sorted({*budgets, *([] if marked is None else [marked])}):
+        limit = Limit(option=f"{bits:g} bits a weight", resource="bytes", limit=bits * considered.weights / 8)
         try:
-            points.append(_point(bits, question, considered))
+            plan = spend(question, considered, [limit])
         except UsageError as error:
             if bits == marked or bits == max(budgets):
                 raise
             warnings.append(str(error))
+            continue
+        assert plan.account is not None
+        points.append(_point(bits, plan.account, considered))
+        plans[plan_file(bits)] = plan.to_yaml(question.target, question.sites)
     points.sort(key=lambda point: point.bytes)
     names = {site.weight: site.name for site in reversed(question.sites)}
     return Front(
@@ -132,13 +141,16 @@ def find_front(question: Question, budgets: Sequence[float], marked: float | Non
         points=points,
         marked=marked,
         warnings=warnings,
+        plans=plans,
     )
 
 
-def _point(bits: float, question: Question, considered: Considered) -> Point:
-    limit = Limit(option=f"{bits:g} bits a weight", resource="bytes", limit=bits * considered.weights / 8)
-    account = spend(question, considered, [limit]).account
-    assert account is not None
+def plan_file(bits: float) -> str:
+    """The name of the file with the best plan for so many bits a weight."""
+    return f"plan-{bits:g}.yaml"
+
+
+def _point(bits: float, account: Account, considered: Considered) -> Point:
     used = account.used("bytes")
     return Point(
         plan="mixed",
