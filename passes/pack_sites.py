@@ -8,12 +8,12 @@ import onnx_ir as ir
 import torch
 
 from qxcompiler.errors import ModelError
-from qxcompiler.formats import Scheme
+from qxcompiler.formats import Scheme, block_size
 from qxcompiler.graph import Site, Weight, by_operator
 from qxcompiler.graph.nodes import replace_value
 from qxcompiler.packing import LAYOUT, PackedWeight
 from qxcompiler.passes.rewriting import Additions, add_functions, bias_input
-from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, OPERATORS, function_for, operator_name
+from qxcompiler.runtime_ops.operators import DOMAIN, HADAMARD, MINIMUM_OPSET, OPERATORS, function_for, operator_name
 
 __all__ = ["BLOCK", "GROUP", "ROLE", "SCHEME", "PackSites"]
 
@@ -35,6 +35,7 @@ class PackSites(ir.passes.InPlacePass):
       that share a weight share its packed tensors.
     - The operators compute in float32 along the last axis: other types are cast, other axes transposed, before and
       after.
+    - What weights with rotated inputs read goes through a `Hadamard`, one for all that read the same value.
     - A constant bias along the output features goes into the operator; any other stays an `Add`.
     - The function body of each operator used comes into the model, so that it runs without the library.
     - What nothing uses any more is removed.
@@ -61,18 +62,18 @@ class PackSites(ir.passes.InPlacePass):
             for weight, packed in self._weights.items()
         }
         group_of = {site: index for index, group in enumerate(by_operator(self._schemes)) for site in group}
-        operators = set()
+        operators, rotations = set(), _Rotations(additions)
         # the last first: a replaced node's output is another value, which later sites must not have seen yet
         for site, scheme in reversed(list(self._schemes.items())):
             operator = operator_name(scheme.format, "Gather" if site.kind == "embedding" else "MatMul")
             operators.add(operator)
-            rewriter = _SiteRewriter(site, scheme, self._weights[site.weight], additions, group_of.get(site))
+            rewriter = _SiteRewriter(site, scheme, self._weights[site.weight], additions, group_of.get(site), rotations)
             if site.kind == "embedding":
                 rewriter.replace_gather(operator, tensors[site.weight])
             else:
                 rewriter.replace_linear(operator, tensors[site.weight])
         model.opset_imports[DOMAIN] = 1
-        add_functions(model, operators)
+        add_functions(model, operators | ({HADAMARD} if rotations.any else set()))
         ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(self._schemes))
 
@@ -100,17 +101,54 @@ def _definition(function: ir.Function) -> bytes:
     return written
 
 
+class _Rotations:
+    """The `Hadamard` nodes."""
+
+    def __init__(self, additions: Additions) -> None:
+        self._additions = additions
+        self._nodes: dict[tuple[ir.Value, ir.Graph | ir.Function], ir.Node] = {}
+
+    @property
+    def any(self) -> bool:
+        """Whether there are some."""
+        return bool(self._nodes)
+
+    def rotated(self, X: ir.Value, in_features: int, site: Site) -> ir.Value:
+        """X with its last axis rotated, for a site that comes before those that asked earlier."""
+        size, graph = block_size(in_features), site.node.graph
+        assert graph is not None
+        if size == 1:
+            return X
+        if (X, graph) in self._nodes:
+            node = self._nodes[X, graph]
+            graph.remove(node)
+        else:
+            name = f"{X.name}.{HADAMARD}"
+            node = self._additions.node(HADAMARD, [X], {"block_size": size}, domain=DOMAIN, name=name)
+            node.outputs[0].type, node.outputs[0].shape = X.type, X.shape
+            self._nodes[X, graph] = node
+        graph.insert_before(site.node, node)
+        return node.outputs[0]
+
+
 class _SiteRewriter:
     """Builds the nodes that take the place of one site's node."""
 
     def __init__(
-        self, site: Site, scheme: Scheme, packed: PackedWeight, additions: Additions, group: int | None
+        self,
+        site: Site,
+        scheme: Scheme,
+        packed: PackedWeight,
+        additions: Additions,
+        group: int | None,
+        rotations: _Rotations,
     ) -> None:
         self._site = site
         self._scheme = scheme
         self._packed = packed
         self._additions = additions
         self._group = group
+        self._rotations = rotations
 
     def replace_gather(self, operator: str, tensors: list[ir.Value]) -> None:
         rows = self._packed_node(operator, [self._site.input, *tensors])
@@ -127,6 +165,8 @@ class _SiteRewriter:
         as_it_is = site.operand_dtype == ir.DataType.FLOAT16 and nothing_follows
         dtype = site.operand_dtype if as_it_is else ir.DataType.FLOAT
         X = self._transpose(self._cast(site.input, site.operand_dtype, dtype), there)
+        if self._scheme.format.rotated:
+            X = self._rotations.rotated(X, self._packed.in_features, site)
         fused = bias if bias is not None else self._additions.shared(_NO_BIAS, _NO_BIAS, torch.zeros(1))
         Y = self._packed_node(operator, [X, *tensors, fused])
         if site.alpha != 1:

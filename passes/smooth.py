@@ -18,7 +18,7 @@ import torch
 from qxcompiler.calibration.segment_runner import UnrunnableError
 from qxcompiler.calibration.statistics import InputRows
 from qxcompiler.calibration.walk import Calibration, Stop
-from qxcompiler.formats import Scheme
+from qxcompiler.formats import Scheme, rotate
 from qxcompiler.formats.scales import LARGEST_HALF
 from qxcompiler.graph import Exchange, Site, by_value, find_exchange, has_own_weights, shape_of_channels
 from qxcompiler.passes.rewriting import Additions
@@ -220,11 +220,12 @@ def rounded(X: torch.Tensor) -> torch.Tensor:
 
 def _error(X: torch.Tensor, layers: Sequence[_Layer], s: torch.Tensor) -> float:
     """`|(X / s)(W s)ᵀ - XWᵀ| / |XWᵀ|`, with activations and weights rounded as planned: the mean over layers."""
-    X_s = X / s
     total = 0.0
     for layer in layers:
         W = layer.W[:: -(-len(layer.W) // _OUTPUTS)]
-        W_s = W * s
+        X_s, W_s = X / s, W * s
+        if layer.scheme.format.rotated:
+            X_s, W_s = rotate(X_s), rotate(W_s)
         try:
             grid = layer.scheme.format.fit(W_s, X_s.square().mean(0))
         except OverflowError:  # the weight does not fit the format

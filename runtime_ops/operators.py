@@ -16,12 +16,14 @@ from onnxscript import OpBuilder, build_function
 from qxcompiler.extensions import find, named
 from qxcompiler.formats import CODEBOOK_BITS, INTEGER_BITS, SCALE_TYPES, Format
 from qxcompiler.runtime_ops.gather_packed import gather_packed
+from qxcompiler.runtime_ops.hadamard import hadamard
 from qxcompiler.runtime_ops.matmul_packed import matmul_packed
 from qxcompiler.runtime_ops.swiglu_packed import swiglu_packed
 from qxcompiler.runtime_ops.unpack import ATTRIBUTES, WeightType
 
 __all__ = [
     "DOMAIN",
+    "HADAMARD",
     "MINIMUM_OPSET",
     "OPERATORS",
     "VERSION",
@@ -98,9 +100,13 @@ _WEIGHT_TYPES = [
     for bits in widths
     for scale_type in SCALE_TYPES.values()
 ]
+HADAMARD = "Hadamard"
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
-    for operator in (kind.operator(name, weight) for name, kind in _KINDS.items() for weight in _WEIGHT_TYPES)
+    for operator in (
+        *(kind.operator(name, weight) for name, kind in _KINDS.items() for weight in _WEIGHT_TYPES),
+        Operator(HADAMARD, ("X",), ("Y",), {"block_size": ir.AttributeType.INT}, hadamard),
+    )
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -141,6 +142,7 @@ class Target(_Section):
         codebook: the look-up-table formats it decodes, if any; ternary ones are of 2 bits.
         mx: the microscaling formats it decodes, if any.
         others: formats of other kinds, which packages add, by name.
+        hadamard: whether it rotates activations by Hadamard matrices, for weights with rotated inputs (`lut3g128h`).
         preferred: the schemes chosen where the user asks for none.
     """
 
@@ -152,6 +154,7 @@ class Target(_Section):
     codebook: CodebookSupport | None = None
     mx: Annotated[list[str], _one_of(MX_FORMATS)] | None = None
     others: list[str] | None = None
+    hadamard: bool = False
     preferred: Preferred
 
     def check(self, scheme: Scheme) -> None:
@@ -166,6 +169,10 @@ class Target(_Section):
             raise UnsupportedByTargetError(
                 f"target {self.name}", f"cannot hold weights as {scheme.format.name}", f"choose from: {held}"
             )
+        if scheme.format.rotated and not self.hadamard:
+            raise UnsupportedByTargetError(
+                f"target {self.name}", f"cannot rotate activations, as {scheme.format.name} needs it", "leave out the h"
+            )
         if scheme.activation is not None and scheme.activation not in self.activations:
             raise UnsupportedByTargetError(
                 f"target {self.name}",
@@ -179,8 +186,8 @@ class Target(_Section):
         if isinstance(fmt, CodebookFormat):
             return self.codebook is not None and self.codebook.holds(fmt)
         if isinstance(fmt, MxFormat):
-            return self.mx is not None and fmt.name in self.mx
-        return fmt.name in (self.others or [])
+            return self.mx is not None and replace(fmt, rotated=False).name in self.mx
+        return replace(fmt, rotated=False).name in (self.others or [])
 
 
 def _listed(values: list[Any]) -> str:

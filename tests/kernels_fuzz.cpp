@@ -303,6 +303,46 @@ const char* gate_fault(const Trial& t, const Tensors& tensors, const qxc_kernels
   return nullptr;
 }
 
+// What is wrong with rotated rows; null where nothing is. The same bits from every instruction set.
+const char* rotation_fault(const std::vector<const qxc_kernels*>& all) {
+  const int64_t size = 8 << uniform(0, 3), columns = size * uniform(1, 5), rows = uniform(0, 4);
+  const bool is_half = uniform(0, 1);
+  const qxc_element element = is_half ? QXC_FLOAT16 : QXC_FLOAT32;
+  const size_t bytes = static_cast<size_t>(rows * columns) * (is_half ? 2 : 4);
+  Guarded x(bytes), first(bytes);
+  std::normal_distribution<float> normal;
+  if (is_half) {
+    x.fill<uint16_t>([&] { return uniform(0, 1) << 15 | uniform(0, 0x5000); });
+  } else {
+    x.fill<float>([&] { return normal(g_random); });
+  }
+  for (const qxc_kernels* kernels : all) {
+    Guarded y(bytes);
+    if (qxc_rotate(kernels, element, rows, columns, size, x.as<void>(), y.as<void>())) return "is refused";
+    if (kernels == all[0]) std::memcpy(first.as<void>(), y.as<void>(), bytes);
+    if (std::memcmp(first.as<void>(), y.as<void>(), bytes)) return "differs from portable kernels";
+    std::memcpy(y.as<void>(), x.as<void>(), bytes);
+    if (qxc_rotate(kernels, element, rows, columns, size, y.as<void>(), y.as<void>())) return "is refused in place";
+    if (std::memcmp(first.as<void>(), y.as<void>(), bytes)) return "differs in place";
+  }
+  const auto at = [is_half](const Guarded& values, int64_t i) {
+    return is_half ? half_value(values.as<uint16_t>()[i]) : static_cast<double>(values.as<float>()[i]);
+  };
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    const int64_t start = i / size * size;
+    double sum = 0, magnitude = 0;
+    for (int64_t k = 0; k < size; ++k) {
+      const bool is_negative = ((0x243F6A8885A308D3u >> (63 - k)) ^ __builtin_popcountll(k & (i - start))) & 1;
+      sum += is_negative ? -at(x, start + k) : at(x, start + k);
+      magnitude += std::fabs(at(x, start + k));
+    }
+    const double root = std::sqrt(static_cast<double>(size));
+    if (!is_near(at(first, i), sum / root, magnitude * (is_half ? 1e-3 : 1e-6) + 1e-7)) return "is wrong";
+  }
+  if (qxc_rotate(all[0], element, rows, columns, 12, x.as<void>(), first.as<void>()) != QXC_BAD_SIZE) return "takes 12";
+  return nullptr;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -314,6 +354,10 @@ int main(int argc, char** argv) {
     all.insert(all.begin(), kernels);  // portable ones, which are last, first
   }
   for (int64_t i = 0; i < trials; ++i) {
+    if (const char* wrong = rotation_fault(all)) {
+      std::printf("a rotation, trial %ld: %s\n", static_cast<long>(i), wrong);
+      return 1;
+    }
     const Trial t = draw_trial();
     const Tensors tensors(t);
     const std::vector<Expected> expected = expected_product(t, tensors);

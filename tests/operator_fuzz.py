@@ -28,7 +28,7 @@ from operator_models import (
     random_weight,
 )
 
-from qxcompiler.formats import ACTIVATIONS, FLOAT16, GROUP_SIZES, TWO_LEVEL
+from qxcompiler.formats import ACTIVATIONS, FLOAT16, GROUP_SIZES, TWO_LEVEL, hadamard
 from qxcompiler.packing import LAYOUT, pack
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION, function_for, operator_name
 
@@ -36,6 +36,7 @@ __all__ = ["Call", "Run", "build", "draw", "fed_otherwise", "flaw"]
 
 OPSET = 18
 HALF_TOLERANCE = 2e-3
+BLOCK_SIZES = (8, 16, 32, 64)
 LARGEST = 10**6  # elements
 SIZES = (0, -1, 1, 2, 15, 16, 17, 32, 33, 48, 64, 2**31, 2**32, 2**40, 2**40 + 1, 2**61, 2**62, 2**63 - 1, -(2**63))
 DTYPES = (
@@ -140,6 +141,25 @@ def fed_otherwise(call: Call, rng: random.Random) -> Call:
 
 
 def _sound(rng: random.Random) -> Call:
+    return _sound_rotation(rng) if rng.random() < 0.1 else _sound_product(rng)
+
+
+def _sound_rotation(rng: random.Random) -> Call:
+    size = rng.choice(BLOCK_SIZES)
+    shape = (*rng.choice(((), (1,), (0,), (2, 3), (rng.randint(1, 140),))), size * rng.randint(0, 20))
+    x = np.random.default_rng(rng.randrange(2**31)).standard_normal(shape)
+    place = rng.choice(("fed", "fed", "constant", "external"))
+    x = x.astype(rng.choice((np.float32, np.float16)))
+    call = Call("Hadamard", {"block_size": size}, [Input("X", x, place)], with_body=rng.random() < 0.5)
+    blocks = x.astype(np.float64).reshape(-1, size)
+    call.expected = (blocks @ hadamard(size).double().numpy()).reshape(shape)
+    call.tolerance = 2e-6
+    if x.dtype == np.float16:
+        call.tolerance, call.output_type = HALF_TOLERANCE, TensorProto.FLOAT16
+    return call
+
+
+def _sound_product(rng: random.Random) -> Call:
     kind = rng.choice(("MatMul", "MatMul", "SwiGlu", "Gather"))
     fmt = format_of(rng.choice(FAMILIES), rng.choice((*GROUP_SIZES, None)))
     N = 32 * rng.randint(1, 3) if kind == "SwiGlu" else rng.choice((1, rng.randint(1, 100), 64))
@@ -175,7 +195,7 @@ def _sound(rng: random.Random) -> Call:
 
 
 def _attribute_of_another_size(call: Call, rng: random.Random) -> None:
-    name = rng.choice(("K", "N", "group_size"))
+    name = rng.choice(("K", "N", "group_size") if call.operator != "Hadamard" else ("block_size",))
     near = call.attributes.get(name)
     sizes = (*SIZES, near - 1, near + 1, near + 16, 2 * near) if isinstance(near, int) else SIZES
     call.attributes[name] = min(max(rng.choice(sizes), -(2**63)), 2**63 - 1)
@@ -368,7 +388,8 @@ def flaw(call: Call) -> str | None:
     if operator is None:
         return "operator"
     weight = operator.weight
-    assert weight is not None
+    if weight is None:
+        return _flaw_of_rotation(call)
     is_linear = operator.kind != "Gather"
     for name in ("K", "N", "group_size"):
         if not isinstance(call.attributes.get(name), int):
@@ -416,6 +437,25 @@ def flaw(call: Call) -> str | None:
         return "outputs"
     is_half = is_linear and data.dtype == np.float16
     if call.output_type not in (0, TensorProto.FLOAT16 if is_half else TensorProto.FLOAT):
+        return "output type"
+    return None
+
+
+def _flaw_of_rotation(call: Call) -> str | None:
+    size, x = call.attributes.get("block_size"), call.data.array
+    if not isinstance(size, int) or size not in BLOCK_SIZES:
+        return "block_size"
+    if len(call.inputs) != 1 or call.data.is_empty_name:
+        return "number of inputs"
+    if call.data.missing_bytes:
+        return "bytes missing"
+    if x.dtype not in (np.float32, np.float16) or not x.ndim or x.shape[-1] % size:
+        return "X"
+    if call.is_fed_other_types:
+        return "fed types"
+    if call.outputs != ["Y"]:
+        return "outputs"
+    if call.output_type not in (0, TensorProto.FLOAT16 if x.dtype == np.float16 else TensorProto.FLOAT):
         return "output type"
     return None
 

@@ -64,6 +64,8 @@ def relative_error(y, reference):
         ("ternaryg64", "a16", 0.9),
         ("mxfp4", "a16", 0.3),
         ("int4g16a", "a32", 0.2),
+        ("int4g16ah", "a16", 0.2),
+        ("lut4g16h", "a8", 0.2),
     ],
 )
 def test_a_language_model_follows_the_original(tiny, weights, activations, bound):

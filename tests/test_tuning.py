@@ -24,7 +24,18 @@ from qxcompiler.tuning.distillation import distil, divergence
 from qxcompiler.tuning.tunable import TunableWeight
 
 CPU = torch.device("cpu")
-FORMATS = ["int3g32", "int3g16a", "int4", "int3g16as8", "int4g32e8", "lut3g32", "lut2g16t", "lut4g16s8", "nf4g16"]
+FORMATS = [
+    "int3g32",
+    "int3g16a",
+    "int4",
+    "int3g16as8",
+    "int4g32e8",
+    "lut3g32",
+    "lut2g16t",
+    "lut4g16s8",
+    "nf4g16",
+    "lut3g32h",
+]
 
 
 def loaded(proto):

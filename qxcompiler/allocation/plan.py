@@ -93,6 +93,9 @@ class Plan(dict[str, Scheme | None]):
             if (scheme.activation is None) != (site.kind == "embedding"):
                 wanted = "a format only" if site.kind == "embedding" else "a format and an activation precision"
                 raise TargetError(self.place(site.name), f"site {site.name} has scheme {scheme}", f"give {wanted}")
+            if site.kind == "embedding" and scheme.format.rotated:
+                problem = f"site {site.name} has scheme {scheme}, but its rows are looked up, not multiplied"
+                raise TargetError(self.place(site.name), problem, "leave out the h")
             try:
                 target.check(scheme)
             except UnsupportedByTargetError as error:

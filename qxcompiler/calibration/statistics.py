@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from qxcompiler.formats import block_size, rotate
 
 __all__ = ["InputRows", "InputStatistics"]
 
@@ -97,6 +99,13 @@ class InputStatistics:
     def squared_norm(self, matrix: torch.Tensor) -> float:
         """The mean over tokens of |x matrixᵀ|², divided by unit²: matrix is [N, K]."""
         return max(float(((matrix @ self.second_moment) * matrix).sum(dtype=torch.float64)), 0.0)
+
+    def rotated(self) -> InputStatistics:
+        """Those of XR (`formats/rotation.py`), the largest magnitudes as bounds."""
+        moment = rotate(rotate(self.second_moment).T)
+        largest = self.largest.reshape(-1, block_size(len(self.largest)))
+        bound = (largest.sum(1, keepdim=True) / math.sqrt(largest.shape[1])).expand_as(largest).reshape(-1)
+        return replace(self, _moment=moment, mean=rotate(self.mean), largest=bound)
 
     @property
     def importance(self) -> torch.Tensor:

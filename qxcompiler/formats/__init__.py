@@ -7,6 +7,7 @@ from qxcompiler.formats.codebook import CODEBOOK_BITS, LARGEST_ENTRY, CodebookFo
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat, IntegerGrid
 from qxcompiler.formats.mx import E2M1_VALUES, MX_FORMATS, MxFormat, MxGrid
 from qxcompiler.formats.registry import parse_format
+from qxcompiler.formats.rotation import LARGEST_BLOCK, block_size, hadamard, rotate, rotate_back, signs
 from qxcompiler.formats.scales import E8M0, E8M0_VALUES, FLOAT16, ROW_SCALE_STEPS, SCALE_TYPES, TWO_LEVEL, ScaleType
 from qxcompiler.formats.scheme import ACTIVATIONS, Scheme, check_activation
 from qxcompiler.formats.ternary import TernaryFormat
@@ -20,6 +21,7 @@ __all__ = [
     "FLOAT16",
     "GROUP_SIZES",
     "INTEGER_BITS",
+    "LARGEST_BLOCK",
     "LARGEST_ENTRY",
     "MX_FORMATS",
     "ROW_SCALE_STEPS",
@@ -37,6 +39,11 @@ __all__ = [
     "ScaleType",
     "Scheme",
     "TernaryFormat",
+    "block_size",
     "check_activation",
+    "hadamard",
     "parse_format",
+    "rotate",
+    "rotate_back",
+    "signs",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qxcompiler.formats.rotation import rotate_back
 from qxcompiler.formats.scales import FLOAT16, ScaleType
 
 __all__ = ["GROUP_SIZES", "Columns", "Format", "Grid", "QuantizedWeight", "weighting"]
@@ -30,16 +31,24 @@ class Format(ABC):
         bits: bits of a code.
         group_size: how many consecutive inputs (along K) share a scale; None for a whole row.
         scale_type: how scales are stored.
+        rotated: whether the codes stand for the matrix with its inputs rotated (`rotation.py`); activations have to be
+            rotated, too.
     """
 
     bits: int
     group_size: int | None
     scale_type: ScaleType = FLOAT16
+    rotated: bool = False
 
     @property
     @abstractmethod
     def name(self) -> str:
         """The spec that `parse_format` reads, such as `int3g128a`."""
+
+    @property
+    def suffix(self) -> str:
+        """The end of a name: how scales are stored, and `h` for rotated inputs."""
+        return f"{self.scale_type.suffix}{'h' if self.rotated else ''}"
 
     @property
     @abstractmethod
@@ -178,5 +187,6 @@ class QuantizedWeight:
         return self.grid.format
 
     def decode(self) -> torch.Tensor:
-        """The matrix that the codes stand for: float32 [N, K]."""
-        return self.grid.decode(self.codes, slice(None))
+        """The matrix that the codes stand for, its inputs as they were: float32 [N, K]."""
+        matrix = self.grid.decode(self.codes, slice(None))
+        return rotate_back(matrix) if self.format.rotated else matrix

@@ -38,8 +38,8 @@ class CodebookFormat(Format):
         """Such as `lut3g128`."""
         group = f"g{self.group_size}" if self.group_size else ""
         if self.normal_float:
-            return f"nf{self.bits}{group}{self.scale_type.suffix}"
-        return f"lut{self.bits}{group}{'t' if self.per_tensor else ''}{self.scale_type.suffix}"
+            return f"nf{self.bits}{group}{self.suffix}"
+        return f"lut{self.bits}{group}{'t' if self.per_tensor else ''}{self.suffix}"
 
     @property
     def code_type(self) -> str:

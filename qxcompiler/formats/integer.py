@@ -30,7 +30,7 @@ class IntegerFormat(Format):
     def name(self) -> str:
         """Such as `int3g128a`."""
         group = f"g{self.group_size}" if self.group_size else ""
-        return f"int{self.bits}{group}{'a' if self.asymmetric else ''}{self.scale_type.suffix}"
+        return f"int{self.bits}{group}{'a' if self.asymmetric else ''}{self.suffix}"
 
     @property
     def code_type(self) -> str:

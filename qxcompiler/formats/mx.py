@@ -45,7 +45,7 @@ class MxFormat(Format):
     @property
     def name(self) -> str:
         """`mxfp4`."""
-        return "mxfp4"
+        return f"mxfp4{'h' if self.rotated else ''}"
 
     @property
     def code_type(self) -> str:

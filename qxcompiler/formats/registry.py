@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from qxcompiler.errors import UsageError
 from qxcompiler.extensions import extensions
@@ -45,11 +46,26 @@ _FAMILIES: dict[str, Callable[[re.Match[str]], Format]] = {
 
 
 def parse_format(spec: str) -> Format:
-    """Read a format's name, such as `int3g128a`, `lut3g128`, `nf4g64` or `mxfp4`.
+    """Read a format's name, such as `int3g128a`, `lut3g128h`, `nf4g64` or `mxfp4`.
 
     Raises:
         UsageError: no format has that name.
     """
+    if fmt := _read(spec):
+        return fmt
+    if spec.endswith("h") and (fmt := _read(spec[:-1])):
+        return replace(fmt, rotated=True)
+    raise UsageError(
+        repr(spec),
+        "not a weight format",
+        f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}>, nf4 or ternary, "
+        f"then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a "
+        f"tensor), then s8 (scales of 8 bits under a float16 a row) or e8 (powers of two); or {', '.join(MX_FORMATS)}; "
+        "then h for rotated inputs",
+    )
+
+
+def _read(spec: str) -> Format | None:
     for pattern, build in _FAMILIES.items():
         if match := re.fullmatch(pattern, spec):
             return build(match)
@@ -57,10 +73,4 @@ def parse_format(spec: str) -> Format:
         added: Format | None = read(spec)
         if added is not None:
             return added
-    raise UsageError(
-        repr(spec),
-        "not a weight format",
-        f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}>, nf4 or ternary, "
-        f"then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a "
-        f"tensor), then s8 (scales of 8 bits under a float16 a row) or e8 (powers of two); or {', '.join(MX_FORMATS)}",
-    )
+    return None

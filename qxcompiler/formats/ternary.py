@@ -28,7 +28,7 @@ class TernaryFormat(CodebookFormat):
     @property
     def name(self) -> str:
         """Such as `ternaryg64`."""
-        return f"ternary{f'g{self.group_size}' if self.group_size else ''}{self.scale_type.suffix}"
+        return f"ternary{f'g{self.group_size}' if self.group_size else ''}{self.suffix}"
 
     @property
     def learnable(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ from qxcompiler.calibration.segment_runner import TokenWeights, UnrunnableError
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.calibration.walk import walk
 from qxcompiler.errors import ModelError
-from qxcompiler.formats import Format
+from qxcompiler.formats import Format, rotate
 from qxcompiler.graph import Site, Weight, find_segments
 from qxcompiler.graph.model_file import first_cause
 from qxcompiler.packing import PackedWeight, pack, unpack
@@ -159,7 +159,11 @@ def quantize_weight(
         return _round(weight, fmt, device, reason, skipped)
     W = weight.matrix().to(device)
     try:
-        quantized = find_quantizer(quantizer).quantize(W, fmt, statistics)
+        quantize = find_quantizer(quantizer).quantize
+        if fmt.rotated:
+            quantized = quantize(rotate(W), fmt, None if statistics is None else statistics.rotated())
+        else:
+            quantized = quantize(W, fmt, statistics)
     except OverflowError as error:
         raise ModelError(
             f"weight '{weight.name}'",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qxcompiler.formats import LARGEST_ENTRY, CodebookGrid, Grid, QuantizedWeight
+from qxcompiler.formats import LARGEST_ENTRY, CodebookGrid, Grid, QuantizedWeight, rotate_back
 
 
 class TunableWeight:
@@ -45,7 +45,8 @@ class TunableWeight:
             stored: round scales and entries to the types in which they are stored; the derivative goes straight
                 through (Bengio et al. 2013).
         """
-        return self._learned(stored=stored).decode(self._codes, slice(None))
+        matrix = self._learned(stored=stored).decode(self._codes, slice(None))
+        return rotate_back(matrix) if self._grid.format.rotated else matrix
 
     def quantized(self) -> QuantizedWeight:
         """The weight with what was learned, as it is stored."""

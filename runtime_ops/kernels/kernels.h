@@ -35,6 +35,8 @@ struct qxc_kernels {
   void (*widen)(const uint16_t* halves, int64_t count, float* values);
   // silu(gate) * up for pairs of tiles of a row of products, [pairs, 2, 16], as float32 or float16 [pairs, 16].
   void (*silu_gate)(const float* products, int64_t pairs, bool is_half, void* y);
+  // A row times Hadamard matrices, [columns] to [columns], which may be the same memory.
+  void (*rotate)(const float* x, int64_t columns, int64_t block_size, float* y);
 };
 
 namespace qxc {

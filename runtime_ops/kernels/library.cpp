@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "qxc/kernels.h"
+#include "scalar.h"
 
 namespace qxc {
 namespace {
@@ -184,6 +185,26 @@ void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t l
     kernels.a32(weight, {product->rows, a, workspace.is_done}, first_tile, last_tile, out);
   }
   if (gated) combine(*product, workspace.products, first_tile, last_tile);
+}
+
+qxc_status qxc_rotate(const qxc_kernels* kernels, qxc_element element, int64_t rows, int64_t columns,
+                      int64_t block_size, const void* x, void* y) {
+  const bool is_block = block_size == 8 || block_size == 16 || block_size == 32 || block_size == 64;
+  if (!is_block || rows < 0 || columns < 0 || columns % block_size != 0) return QXC_BAD_SIZE;
+  if (columns && rows > kLargestDimension / columns) return QXC_BAD_SIZE;
+  if (element == QXC_FLOAT32) {
+    kernels->rotate(static_cast<const float*>(x), rows * columns, block_size, static_cast<float*>(y));
+    return QXC_OK;
+  }
+  for (int64_t at = 0; at < rows * columns; at += block_size) {
+    float block[64];
+    kernels->widen(static_cast<const uint16_t*>(x) + at, block_size, block);
+    kernels->rotate(block, block_size, block_size, block);
+    uint16_t halves[64];
+    for (int64_t i = 0; i < block_size; ++i) halves[i] = float_to_half(block[i]);
+    std::memcpy(static_cast<uint16_t*>(y) + at, halves, static_cast<size_t>(block_size) * sizeof *halves);
+  }
+  return QXC_OK;
 }
 
 void qxc_weight_decode_row(const qxc_weight* weight, int64_t row, int64_t first_column, int64_t last_column,

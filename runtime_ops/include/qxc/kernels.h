@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define QXC_KERNELS_VERSION_MAJOR 1 /* grows when a caller has to change */
-#define QXC_KERNELS_VERSION_MINOR 0
+#define QXC_KERNELS_VERSION_MINOR 1
 #define QXC_ALIGNMENT 64 /* of the workspace, in bytes */
 
 /* Of `tile16.v1`: W is tiles of rows, a tile blocks of columns, and a block of b-bit codes b lines of bytes. */
@@ -139,6 +139,12 @@ QXC_API int64_t qxc_matmul_tiles(const qxc_matmul* product);
 /* Computes the columns of Y that belong to tiles [first, last). Even numbers of tiles are fastest; with
  * QXC_SILU_GATE, both `first` and `last` must be even. */
 QXC_API void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t last_tile);
+
+/* Rotates the inputs of weights that are stored for rotated ones: Y = X R, of [rows, columns], row-major. R is
+ * block-diagonal, of blocks D H / sqrt(block_size) (docs/formats.md). The block size is 8, 16, 32 or 64, and divides
+ * `columns`: for anything else QXC_BAD_SIZE. Y may be X. */
+QXC_API qxc_status qxc_rotate(const qxc_kernels* kernels, qxc_element element, int64_t rows, int64_t columns,
+                              int64_t block_size, const void* x, void* y);
 
 /* Decodes columns [first, last) of one row of a weight. */
 QXC_API void qxc_weight_decode_row(const qxc_weight* weight, int64_t row, int64_t first_column, int64_t last_column,

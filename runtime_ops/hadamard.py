@@ -1,0 +1,40 @@
+"""`Hadamard`: Y = XR, a rotation of the last axis in blocks, as an ONNX function body."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from qxcompiler.formats import LARGEST_BLOCK, signs
+from qxcompiler.runtime_ops.unpack import as_float, attribute
+
+__all__ = ["hadamard"]
+
+
+def hadamard(op: OpBuilder, X: ir.Value) -> ir.Value:
+    """The function body of `Hadamard` (`formats/rotation.py`).
+
+    Args:
+        op: writes the nodes.
+        X: float32 or float16 [..., K]; `block_size`, a power of two up to 64, divides K.
+
+    Returns:
+        [..., K], of X's type.
+    """
+    size = op.Reshape(attribute(op, "block_size"), [1])
+    count = op.Div(op.Shape(X, start=-1), size)
+    blocks = op.Reshape(as_float(op, X), op.Concat(op.Shape(X, end=-1), count, size, axis=0))
+    block = op.Slice(_largest_block(op), [0, 0], op.Concat(size, size, axis=0))
+    scale = op.Reciprocal(op.Sqrt(as_float(op, size)))
+    return op.CastLike(op.Reshape(op.Mul(op.MatMul(blocks, block), scale), op.Shape(X)), X)
+
+
+def _largest_block(op: OpBuilder) -> ir.Value:
+    """D H, float32 [64, 64]: 1 or -1 by the parity of the bits that row and column have in common."""
+    numbers = op.Cast(op.Range(0, LARGEST_BLOCK, 1), to=ir.DataType.UINT8)
+    parity = op.BitwiseAnd(op.Unsqueeze(numbers, [1]), numbers)
+    for shift in (4, 2, 1):
+        parity = op.BitwiseXor(parity, op.BitShift(parity, op.Cast(shift, to=ir.DataType.UINT8), direction="RIGHT"))
+    odd = as_float(op, op.BitwiseAnd(parity, op.Cast(1, to=ir.DataType.UINT8)))
+    D = op.Constant(value_floats=[float(sign) for sign in signs()])
+    return op.Mul(op.Sub(1.0, op.Mul(odd, 2.0)), op.Unsqueeze(D, [1]))
