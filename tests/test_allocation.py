@@ -17,7 +17,7 @@ from tiny_transformers import VOCABULARY
 
 import qxcompiler
 from qxcompiler.allocation import Question
-from qxcompiler.allocation.candidates import candidates
+from qxcompiler.allocation.candidates import candidates, of_other_bits
 from qxcompiler.allocation.errors import measure_errors
 from qxcompiler.allocation.size import write_size
 from qxcompiler.calibration.walk import Calibration
@@ -152,6 +152,20 @@ def test_candidates_are_what_the_target_holds():
     tables = [f"lut{bits}{group}" for bits in (2, 3, 4) for group in ("g128s8", "g32s8")]
     assert names["cpu-x86"] == tables + [f"int{bits}{group}" for bits in (5, 6, 8) for group in ("g128s8", "g32s8")]
     assert names["npu-int8"] == [f"int{bits}g{group}" for bits in (2, 3, 4, 8) for group in (32, 128)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("int3g32as8h", [f"int{bits}g32as8h" for bits in (2, 3, 4, 5, 6, 8)]),
+        ("lut3g64t", ["lut2g64t", "lut3g64t", "lut4g64t"]),
+        ("nf4g64", ["nf4g64"]),
+        ("ternaryg64", ["ternaryg64"]),
+        ("mxfp4", ["mxfp4"]),
+    ],
+)
+def test_a_format_in_other_bits(spec, names):
+    assert [fmt.name for fmt in of_other_bits(parse_format(spec), load_target("cpu-x86"))] == names
 
 
 @pytest.mark.parametrize(
