@@ -200,7 +200,9 @@ def compile(  # noqa: A001
     ] = _DEFAULTS.tune,
     length: _Length = None,
     keep: _Keep = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.yaml with the scheme of every site; beside a budget, of some.")
+    ] = None,
     device: _DeviceOption = _DEFAULT_DEVICE,
     seed: _Seed = _DEFAULTS.seed,
     verification: Annotated[

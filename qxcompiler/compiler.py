@@ -78,6 +78,7 @@ _log = logging.getLogger(__name__)
 # What a plan leaves nothing of.
 _WISHES = {name: f"--{name}" for name in ("weights", "activations", "head", "embedding", "keep", "allocation")}
 _WISHES |= {"bits_per_weight": "--bpw", "max_size": "--max-size", "error": "--error"}
+_OF_A_BUDGET = {"bits_per_weight", "max_size", "error", "allocation"}  # beside which a plan pins some sites
 _SUSPECTS = 3  # sites named where verification fails
 
 
@@ -246,8 +247,9 @@ class _Compiler:
         torch.manual_seed(options.seed)
         find_quantizer(options.quantizer)
         self.allocate = find_allocation(_allocation(options))
-        if options.plan and (given := [name for field, name in _WISHES.items() if _is_chosen(options, field)]):
-            raise UsageError("--plan", "says every site's scheme already", f"leave out {' and '.join(given)}")
+        given = {field: name for field, name in _WISHES.items() if _is_chosen(options, field)}
+        if options.plan and not given.keys() <= (_OF_A_BUDGET if options.has_budget else set()):
+            raise UsageError("--plan", "says every site's scheme already", f"leave out {' and '.join(given.values())}")
         if several and options.tune:
             raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
         if several and options.max_size is not None:
@@ -360,11 +362,12 @@ class _Compiler:
         _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
         if not sites:
             raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
+        pinned = self._given_plan(options.plan, sites, partial=True) if options.plan and options.has_budget else None
         samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
         calibrating = _spaced(samples, options.samples)
         counts = self._token_weights(graph, sites, calibrating)
         planning = walk.Calibration(sites, calibrating, self.device, self.track, token_weights=counts)
-        return Question(graph, sites, self.target, options, planning), samples, held_back
+        return Question(graph, sites, self.target, options, planning, pinned), samples, held_back
 
     def samples_of_parts(self, folder: Path, calibration: str | Path | Sequence[str | Path]) -> dict[str, list[Sample]]:
         """What each file of an encoder-decoder sees on the calibration samples."""
@@ -401,21 +404,29 @@ class _Compiler:
 
     def _plan(self, question: Question) -> Plan:
         options, graph, sites = self.options, question.model, question.sites
-        if options.plan is None:
-            plan = self.allocate(question)
-            infinite = not_finite(sites)
-            plan.leave((site for site in sites if site.weight in infinite), "holds infinities")
-            if not any(plan.values()):
-                reason = next(iter(plan.reasons.values()))
-                problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
-                raise ModelError(_subject(graph), problem, "choose other --weights, or keep the model as it is")
-        else:
-            plan = load_plan(options.plan, self.target, sites)
-            infinite = not_finite(site for site in sites if plan[site.name])
-            if found := next((site for site in sites if site.weight in infinite and plan[site.name]), None):
-                problem = f"quantizes {found.weight.name}, which holds infinities"
-                raise ModelError(plan.place(found.name), problem, "leave it in float")
+        if options.plan is not None and not options.has_budget:
+            return self._given_plan(options.plan, sites)
+        plan = self.allocate(question)
+        if question.pinned is not None:
+            plan.pin(question.pinned)
+        infinite = not_finite(sites)
+        plan.leave((site for site in sites if site.weight in infinite), "holds infinities")
+        if not any(plan.values()):
+            reason = next(iter(plan.reasons.values()))
+            problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
+            raise ModelError(_subject(graph), problem, "choose other --weights, or keep the model as it is")
         plan.check(self.target, sites)
+        return plan
+
+    def _given_plan(self, path: Path, sites: Sequence[Site], *, partial: bool = False) -> Plan:
+        """What the user says of all sites, or of some."""
+        plan = load_plan(path, self.target, sites, partial=partial)
+        named = [site for site in sites if site.name in plan]
+        infinite = not_finite(site for site in named if plan[site.name])
+        if found := next((site for site in named if site.weight in infinite and plan[site.name]), None):
+            problem = f"quantizes {found.weight.name}, which holds infinities"
+            raise ModelError(plan.place(found.name), problem, "leave it in float")
+        plan.check(self.target, named)
         return plan
 
     def _manifest(

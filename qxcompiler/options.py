@@ -59,7 +59,7 @@ class Options(BaseModel):
         length: tokens a sample; by default 512, or the model's context where that is shorter.
         keep: a regular expression; sites whose name or role it finds stay in float.
         plan: a plan file that says every site's scheme, instead of `weights`, `activations`, `head`, `embedding` and
-            `keep`.
+            `keep`; beside a budget, one that says some sites' schemes, which the others are chosen around.
         device: where the algebra on weights runs: `cpu`, `cuda`, or `auto` for CUDA where there is one.
         seed: of the random generators that quantizers may use, and that make up inputs for verification.
         verification: run the compiled model beside the original before it is handed over, on samples held back from

@@ -321,7 +321,11 @@ def test_a_budget_without_samples(tmp_path):
         ({"error": "output"}, "--error output: has no budget: give --bpw or --max-size"),
         ({"error": "guess", "bits_per_weight": 3}, "option error: "),
         ({"allocation": "uniform", "max_size": "60MB"}, "--allocation uniform: keeps no budget: .* or --max-size"),
-        ({"max_size": "60MB", "plan": "plan.yaml"}, "says every site's scheme already: leave out --max-size"),
+        ({"error": "output", "plan": "plan.yaml"}, "says every site's scheme already: leave out --error"),
+        (
+            {"max_size": "60MB", "keep": "a", "plan": "plan.yaml"},
+            "says every .* already: leave out --keep and --max-size",
+        ),
         ({"max_size": 0}, "option max_size: "),
     ],
 )

@@ -127,3 +127,56 @@ def test_a_shared_weight_in_two_formats_is_named_with_a_line(decoder, tmp_path):
     (tmp_path / "edited.yaml").write_text(text.replace("int8g128/a16", "int4g128/a16"))
     with pytest.raises(QxcError, match=r"edited\.yaml:\d+: .* share weight .* and differ in format"):
         compiled(decoder, tmp_path / "second", plan=tmp_path / "edited.yaml")
+
+
+def pins(first, **schemes):
+    """A plan for the first site of each role."""
+    named = {next(site.name for site in first.sites if site.role == role): scheme for role, scheme in schemes.items()}
+    return named, yaml.safe_dump({"target": "cpu-x86", "sites": named})
+
+
+def test_beside_a_budget_a_plan_pins_some_sites(decoder, tmp_path):
+    free = compiled(decoder, tmp_path / "free", bits_per_weight=4)
+    named, text = pins(free, down="int8g32s8/a8", gate="lut2g16/a16", query="float")
+    (tmp_path / "pins.yaml").write_text(text)
+    report = compiled(decoder, tmp_path / "out", bits_per_weight=4, plan=tmp_path / "pins.yaml")
+    schemes = {site.name: site.scheme for site in report.sites}
+    assert {name: schemes[name] for name in named} == named
+    (limit,) = report.allocation.limits
+    assert 0.9 * limit.limit < limit.used <= limit.limit
+    chosen = {name: group for group in report.allocation.groups for name in group.sites}
+    query, gate, down = (
+        next(name for name in named if named[name] == scheme) for scheme in ("float", "lut2g16/a16", "int8g32s8/a8")
+    )
+    assert query not in chosen
+    assert next(site.reason for site in report.sites if site.name == query) == "float in the plan"
+    for name in (gate, down):
+        assert chosen[name].sites == [name]  # what would share its operator is not bound to it
+        assert [choice.format for choice in chosen[name].choices] == [named[name].split("/")[0]]
+    counted = sum(choices.weights for choices in report.allocation.groups)
+    assert limit.limit == 4 * counted / 8
+    again = compiled(decoder, tmp_path / "again", bits_per_weight=4, plan=tmp_path / "pins.yaml")
+    assert again.sites == report.sites
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": "int4g16"}, "--plan: says every site's scheme already: leave out --weights and --bpw"),
+        ({"bits_per_weight": None}, r"pins\.yaml: has no scheme for site "),
+        ({"text": "sites: {nowhere: float}\n"}, r"pins\.yaml:1: the model has no site nowhere"),
+        ({"down": "int9/a16"}, r"pins\.yaml:\d: site .*: 'int9': not a weight format"),
+        ({"target": "npu-int8"}, r"pins\.yaml:\d: is a plan for target cpu-x86"),
+        ({"embedding": "int4g16"}, r"share weight .* and differ in format \(int4g16, int8g128\): give them the same"),
+    ],
+)
+def test_pins_that_cannot_hold(decoder, tmp_path, change, said):
+    free = compiled(decoder, tmp_path / "free")
+    roles = {role: scheme for role, scheme in change.items() if role in ("down", "embedding")}
+    text = change.get("text") or pins(free, **({"down": "int8g32s8/a8"} | roles))[1]
+    (tmp_path / "pins.yaml").write_text(text)
+    options = {"bits_per_weight": 4, "plan": tmp_path / "pins.yaml"} | {
+        name: value for name, value in change.items() if name in ("weights", "bits_per_weight")
+    }
+    with pytest.raises(QxcError, match=said):
+        compiled(decoder, tmp_path / "out", change.get("target", "cpu-x86"), **options)

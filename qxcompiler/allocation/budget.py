@@ -65,7 +65,7 @@ def budget(question: Question) -> Plan:
     Layers that one operator computes agree.
 
     What `uniform` leaves in float, the head, embeddings, and layers that the predictions do not depend on get what they
-    get without a budget.
+    get without a budget. Layers that the user has pinned have one choice.
 
     Raises:
         UsageError: there is nothing to choose, or the limits cannot be kept.
@@ -87,7 +87,9 @@ def consider(question: Question) -> Considered:
     guided = "token weights" in TERMS[options.error].needs
     wanted = candidates(target) if options.weights is None else None
     offered = {
-        weight: wanted or of_other_bits(scheme.format, target)
+        weight: [scheme.format]
+        if any(site.name in (question.pinned or ()) for site in users)
+        else wanted or of_other_bits(scheme.format, target)
         for weight, users in sites_by_weight(sites).items()
         if weight not in infinite
         and all(site.kind == "linear" and site.role != "head" for site in users)
@@ -98,10 +100,12 @@ def consider(question: Question) -> Considered:
         held = ", ".join(sorted({fmt.name for choices in offered.values() for fmt in choices}))
         problem = f"has nothing to choose: the target {target.name} holds {held or 'no layer'}"
         raise UsageError(_asked(options), problem, "choose another format with --weights")
-    alike = (
-        tuple(dict.fromkeys(site.weight for site in group if site.weight in offered)) for group in by_operator(sites)
-    )
-    formats = {group: [fmt for fmt in offered[group[0]] if _shrinks(fmt, group)] for group in alike if group}
+    formats: dict[tuple[Weight, ...], list[Format]] = {}
+    for alike in by_operator(sites):
+        weights = [site.weight for site in alike if site.weight in offered]
+        for offer in dict.fromkeys(tuple(offered[weight]) for weight in weights):  # several where some are pinned
+            group = tuple(dict.fromkeys(weight for weight in weights if tuple(offered[weight]) == offer))
+            formats[group] = [fmt for fmt in offer if len(offer) == 1 or _shrinks(fmt, group)]
     errors = measure_errors(question, formats)
     groups = [group for group in formats if group[0] in errors]  # a walk enters no bodies
     possible = [[fmt for fmt in formats[group] if math.isfinite(_error(errors, group, fmt))] for group in groups]

@@ -45,6 +45,14 @@ class Plan(dict[str, Scheme | None]):
             self[site.name] = None
             self.reasons[site.name] = reason
 
+    def pin(self, other: Plan) -> None:
+        """Take over what another plan says of some sites."""
+        for name, scheme in other.items():
+            self[name] = scheme
+            self.reasons.pop(name, None)
+        self.reasons |= other.reasons
+        self.path, self.lines = other.path, other.lines
+
     def to_yaml(self, target: Target, sites: Sequence[Site]) -> str:
         """The plan as people edit it: a line a site, in the order of the graph, with what it came to as comments."""
         rows, total = self._sizes(sites)
@@ -126,8 +134,14 @@ def sites_by_weight(sites: Sequence[Site]) -> dict[Weight, list[Site]]:
     return users
 
 
-def load_plan(path: Path, target: Target, sites: Sequence[Site]) -> Plan:
+def load_plan(path: Path, target: Target, sites: Sequence[Site], *, partial: bool = False) -> Plan:
     """Read a plan that `to_yaml` wrote and a person may have edited.
+
+    Args:
+        path: the file.
+        target: what it has to be for.
+        sites: of the model.
+        partial: whether it may leave out sites.
 
     Raises:
         TargetError: it cannot be read, is for another target, or does not name just the sites of the model; the line
@@ -145,8 +159,9 @@ def load_plan(path: Path, target: Target, sites: Sequence[Site]) -> Plan:
         problem = f"is a plan for target {document['target']}, not {target.name}"
         remedy = "name that target, or correct the plan's field `target`"
         raise TargetError(_place(path, lines, "target"), problem, remedy)
-    names = [site.name for site in sites]
-    if unknown := sorted(set(map(str, schemes)) - set(names)):
+    known = {site.name for site in sites}
+    names = [site.name for site in sites if site.name in schemes or not partial]
+    if unknown := sorted(set(map(str, schemes)) - known):
         problem = f"the model has no site {unknown[0]}"
         raise TargetError(_place(path, lines, "sites", unknown[0]), problem, "see `qxc inspect` for its sites")
     if missing := sorted(set(names) - set(schemes)):
