@@ -52,6 +52,7 @@ from qxcompiler.quantizers import (
     find_quantizer,
     quantize_segmentwise,
     quantize_without_statistics,
+    sharing_a_table,
 )
 from qxcompiler.recipes import Recipe, load_recipe
 from qxcompiler.report import (
@@ -499,13 +500,15 @@ class _Compiler:
         else:
             looked_up = {site.weight for site in sites if site.kind == "embedding"}
 
-            def quantized(weight: Weight, fmt: Format) -> QuantizationResult:
-                return quantize_without_statistics(weight, fmt, self.device, "rtn" if weight in looked_up else method)
-
-            results = {
-                weight: known.get(weight) or keep(weight, quantized(weight, fmt))
-                for weight, fmt in self.track(list(formats.items()), "quantize")
-            }
+            results = {}
+            for weights in self.track(sharing_a_table(sites, formats), "quantize"):
+                if not all(weight in known for weight in weights):
+                    how = "rtn" if weights[0] in looked_up else method
+                    found = quantize_without_statistics(weights, formats[weights[0]], self.device, how)
+                    for weight, result in zip(weights, found, strict=True):
+                        known[weight] = known.get(weight) or keep(weight, result)
+                results |= {weight: known[weight] for weight in weights}
+            results = {weight: results[weight] for weight in formats}
         self.done |= {digest: results[weight] for weight, digest in digests.items()}
         return results
 

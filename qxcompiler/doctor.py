@@ -146,7 +146,7 @@ def _errors() -> dict[str, float]:
         model = ir.Model(graph, ir_version=8)
         normalize(model)
         (site,) = find_sites(model)
-        result = quantize_without_statistics(site.weight, scheme.format, torch.device("cpu"))
+        (result,) = quantize_without_statistics([site.weight], scheme.format, torch.device("cpu"))
         PackSites({site: scheme}, {site.weight: result.packed})(model)
         proto = ir.to_proto(model).SerializeToString()
         found, expected = (_run(proto, x, library=library).astype(np.float64) for library in (True, False))

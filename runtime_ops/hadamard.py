@@ -22,11 +22,10 @@ def hadamard(op: OpBuilder, X: ir.Value) -> ir.Value:
         [..., K], of X's type.
     """
     size = op.Reshape(attribute(op, "block_size"), [1])
-    count = op.Div(op.Shape(X, start=-1), size)
-    blocks = op.Reshape(as_float(op, X), op.Concat(op.Shape(X, end=-1), count, size, axis=0))
+    blocks = op.Reshape(as_float(op, X), op.Concat([-1], size, axis=0))
     block = op.Slice(_largest_block(op), [0, 0], op.Concat(size, size, axis=0))
     scale = op.Reciprocal(op.Sqrt(as_float(op, size)))
-    return op.CastLike(op.Reshape(op.Mul(op.MatMul(blocks, block), scale), op.Shape(X)), X)
+    return op.CastLike(op.Reshape(op.Mul(op.MatMul(blocks, block), scale), op.Shape(X), allowzero=1), X)
 
 
 def _largest_block(op: OpBuilder) -> ir.Value:

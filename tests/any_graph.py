@@ -24,7 +24,7 @@ def compiled(proto: onnx.ModelProto, scheme: str = "int8g16/a32") -> ir.Model:
     sites = find_sites(model)
     chosen = Scheme.parse(scheme)
     weights = {
-        site.weight: quantize_without_statistics(site.weight, chosen.format, torch.device("cpu")).packed
+        site.weight: quantize_without_statistics([site.weight], chosen.format, torch.device("cpu"))[0].packed
         for site in sites
     }
     schemes = {site: Scheme.parse(chosen.format.name) if site.kind == "embedding" else chosen for site in sites}

@@ -61,7 +61,7 @@ def test_what_the_passes_fuse(architecture, sizes):
     assert any("+" in name for name in expected)
     scheme = Scheme.parse("int8g16/a16")
     weights = {
-        site.weight: quantize_without_statistics(site.weight, scheme.format, torch.device("cpu")).packed
+        site.weight: quantize_without_statistics([site.weight], scheme.format, torch.device("cpu"))[0].packed
         for site in sites.values()
     }
     PackSites(dict.fromkeys(sites.values(), scheme), weights)(model)

@@ -33,7 +33,7 @@ def packed(proto: onnx.ModelProto, scheme: str, others: Mapping[str, str] | None
     sites = find_sites(model)
     schemes: dict[object, Scheme] = {site: Scheme.parse((others or {}).get(site.name, scheme)) for site in sites}
     weights = {
-        site.weight: quantize_without_statistics(site.weight, schemes[site].format, torch.device("cpu")).packed
+        site.weight: quantize_without_statistics([site.weight], schemes[site].format, torch.device("cpu"))[0].packed
         for site in sites
     }
     PackSites(schemes, weights)(model)  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def decoded(proto: onnx.ModelProto, scheme: str) -> list[np.ndarray]:
     model = ir.from_proto(proto)
     normalize(model)
     fmt = Scheme.parse(scheme).format
-    weights = [quantize_without_statistics(site.weight, fmt, torch.device("cpu")) for site in find_sites(model)]
+    weights = [quantize_without_statistics([site.weight], fmt, torch.device("cpu"))[0] for site in find_sites(model)]
     return [weight.decode().double().numpy().T for weight in weights]
 
 

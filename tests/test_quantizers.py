@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import itertools
 
+import graph_models
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
 from graph_models import Builder
 from onnx import numpy_helper
 
+import qxcompiler
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import UsageError
 from qxcompiler.formats import parse_format
@@ -270,3 +273,26 @@ def test_a_part_that_onnxruntime_cannot_load_by_itself():
     results = quantized_on(b.model({"x": (1, ["n", 32])}, [x]), [{"x": np.ones((3, 32), np.float32)}])
     assert [result.quantizer for result in results] == ["gptq", "rtn"]
     assert "cannot run a part of the model by itself" in results[1].reason
+
+
+@pytest.mark.parametrize("name", ["lut3g16t", "lut3g16th"])
+def test_layers_of_one_operator_share_a_table(tmp_path, name):
+    model, feeds = graph_models.llama(width=32, hidden=48)
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "samples.npz", **{key: np.concatenate([array] * 3) for key, array in feeds.items()})
+    options = {"head": "float", "embedding": "float", "calibration": tmp_path / "samples.npz"}
+    for tune in (0, 2):
+        out = tmp_path / f"out{tune}"
+        qxcompiler.compile(tmp_path / "model.onnx", "cpu-x86", out, weights=name, tune=tune, **options)
+        operators = [node.op_type for node in onnx.load(out / "model.onnx").graph.node if node.domain == "qxc"]
+        linear = [operator for operator in operators if operator != "Hadamard"]
+        assert linear == ["MatMulLut3", "MatMulLut3", "SwiGluLut3", "MatMulLut3"] * 2
+
+
+def test_a_table_for_several_is_fitted_to_all_of_them():
+    torch.manual_seed(0)
+    fmt = parse_format("lut2g16t")
+    parts = [torch.randn(16, 32), 3 * torch.rand(24, 32)]
+    whole = rtn(torch.cat(parts), fmt, None)
+    assert torch.equal(whole.rows(slice(16, 40)).decode(), whole.decode()[16:])
+    assert torch.equal(whole.rows(slice(16)).grid.stored["codebook"], whole.grid.stored["codebook"])

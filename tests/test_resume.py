@@ -53,13 +53,13 @@ def compiled(tiny, out: Path, **options: object) -> dict[str, bytes]:
 def count(monkeypatch) -> list[str]:
     """The weights that were quantized, as they are."""
     names: list[str] = []
-    original = segmentwise.quantize_weight
+    original = segmentwise.quantize_weights
 
-    def counted(weight, *arguments):
-        names.append(weight.name)
-        return original(weight, *arguments)
+    def counted(weights, *arguments):
+        names.extend(weight.name for weight in weights)
+        return original(weights, *arguments)
 
-    monkeypatch.setattr(segmentwise, "quantize_weight", counted)
+    monkeypatch.setattr(segmentwise, "quantize_weights", counted)
     return names
 
 

@@ -61,8 +61,8 @@ def test_names(name):
     assert parse_format(name).operator_suffix == parse_format(name[:-1]).operator_suffix
 
 
-def rotation_model(block_size: int, dtype: ir.DataType = ir.DataType.FLOAT) -> bytes:
-    x = ir.Value(name="data", type=ir.TensorType(dtype))
+def rotation_model(block_size: int, dtype: ir.DataType = ir.DataType.FLOAT, shape: ir.Shape | None = None) -> bytes:
+    x = ir.Value(name="data", type=ir.TensorType(dtype), shape=shape)
     node = ir.node(HADAMARD, [x], {"block_size": block_size}, domain=DOMAIN, name="the_node")
     y = node.outputs[0]
     y.name, y.dtype = "Y", dtype
@@ -82,6 +82,15 @@ def test_the_operator_computes_what_python_does(isa, size, dtype):
         assert y.dtype == dtype
         expected = x.astype(np.float64).reshape(-1, size) @ hadamard(size).double().numpy()
         assert relative_error(y, expected.reshape(shape)) <= (1e-6 if dtype is np.float32 else 1e-3)
+
+
+@pytest.mark.parametrize("isa", [None, available_isas()[-1]])
+@pytest.mark.parametrize("K", [128, "features"])
+def test_sizes_that_a_model_leaves_open(isa, K):
+    session = session_of(rotation_model(64, shape=ir.Shape(["batch", "sequence", K])), isa)
+    x = random_rows((2, 3, 128), 1)
+    expected = x.astype(np.float64).reshape(-1, 64) @ hadamard(64).double().numpy()
+    assert relative_error(session.run(None, {"data": x})[0], expected.reshape(x.shape)) <= 1e-6
 
 
 @pytest.mark.parametrize("isa", available_isas())

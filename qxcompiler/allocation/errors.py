@@ -17,7 +17,7 @@ from qxcompiler.derivatives import LOGITS, TorchModel, compared_output
 from qxcompiler.evaluation.language import ROWS, kl_divergence
 from qxcompiler.formats import Format
 from qxcompiler.graph import Site, Weight
-from qxcompiler.quantizers import Need, quantize_weight
+from qxcompiler.quantizers import Need, quantize_weights
 
 Errors = dict[Weight, dict[Format, float]]
 """The error that each format would make, of each weight."""
@@ -99,7 +99,7 @@ def measure_errors(question: Question, formats: Mapping[tuple[Weight, ...], Sequ
             errors |= {weight: {} for weight in group}
             for fmt in formats[group]:
                 made = {
-                    weight: quantize_weight(weight, fmt, options.quantizer, statistics[weight], device).decode()
+                    weight: quantize_weights([weight], fmt, options.quantizer, statistics[weight], device)[0].decode()
                     for weight in group
                 }
                 if term.of:

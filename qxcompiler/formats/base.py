@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -180,6 +181,15 @@ class QuantizedWeight:
 
     grid: Grid
     codes: torch.Tensor
+
+    def rows(self, rows: slice) -> QuantizedWeight:
+        """Some rows of the matrix."""
+        N = len(self.codes)
+        tensors = {field.name: getattr(self.grid, field.name) for field in fields(self.grid)}
+        taken: dict[str, Any] = {
+            name: each[rows] for name, each in tensors.items() if isinstance(each, torch.Tensor) and len(each) == N
+        }
+        return QuantizedWeight(replace(self.grid, **taken), self.codes[rows])
 
     @property
     def format(self) -> Format:

@@ -7,8 +7,9 @@ from qxcompiler.quantizers.segmentwise import (
     Keep,
     QuantizationResult,
     quantize_segmentwise,
-    quantize_weight,
+    quantize_weights,
     quantize_without_statistics,
+    sharing_a_table,
 )
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Quantizer",
     "find_quantizer",
     "quantize_segmentwise",
-    "quantize_weight",
+    "quantize_weights",
     "quantize_without_statistics",
+    "sharing_a_table",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -14,13 +14,20 @@ from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.calibration.walk import walk
 from qxcompiler.errors import ModelError
 from qxcompiler.formats import Format, rotate
-from qxcompiler.graph import Site, Weight, find_segments
+from qxcompiler.graph import Site, Weight, by_operator, find_segments
 from qxcompiler.graph.model_file import first_cause
 from qxcompiler.packing import PackedWeight, pack, unpack
 from qxcompiler.progress import Track
 from qxcompiler.quantizers.registry import find_quantizer
 
-__all__ = ["Keep", "QuantizationResult", "quantize_segmentwise", "quantize_weight", "quantize_without_statistics"]
+__all__ = [
+    "Keep",
+    "QuantizationResult",
+    "quantize_segmentwise",
+    "quantize_weights",
+    "quantize_without_statistics",
+    "sharing_a_table",
+]
 
 
 @dataclass(frozen=True)
@@ -50,15 +57,29 @@ Keep = Callable[[Weight, QuantizationResult], QuantizationResult]
 """Takes each result as soon as it is there, and gives it back as it shall be kept: in a file, say."""
 
 
+def sharing_a_table(sites: Collection[Site], formats: Mapping[Weight, Format]) -> list[list[Weight]]:
+    """The weights in their order, those together that have to be quantized together.
+
+    Layers that one operator can compute have one table between them, where their format learns one for a whole tensor:
+    an operator has one.
+    """
+    groups: dict[Hashable, list[Weight]] = {}
+    of_operator = {site.weight: index for index, group in enumerate(by_operator(sites)) for site in group}
+    for weight, fmt in formats.items():
+        shares = "codebook" in fmt.learnable and fmt.codebook_rows(2) == 1 and weight in of_operator
+        groups.setdefault((fmt, of_operator[weight]) if shares else weight, []).append(weight)
+    return list(groups.values())
+
+
 def quantize_without_statistics(
-    weight: Weight, fmt: Format, device: torch.device, quantizer: str = "rtn"
-) -> QuantizationResult:
-    """Quantize a weight, all its inputs counted alike: for a compile without samples.
+    weights: Sequence[Weight], fmt: Format, device: torch.device, quantizer: str = "rtn"
+) -> list[QuantizationResult]:
+    """Quantize weights that share a table, if there are several, all inputs counted alike: without samples.
 
     Raises:
-        ModelError: the weight does not fit the format.
+        ModelError: a weight does not fit the format.
     """
-    return quantize_weight(weight, fmt, quantizer, None, device)
+    return quantize_weights(weights, fmt, quantizer, None, device)
 
 
 def quantize_segmentwise(
@@ -105,9 +126,15 @@ def quantize_segmentwise(
     def left(weights: Sequence[Weight] = order) -> list[Weight]:
         return [weight for weight in weights if weight not in results]
 
-    for weight in left(rounded):
-        reason = None if weight in looked_up else "it is used in a body alone"
-        results[weight] = keep(weight, _round(weight, formats[weight], device, reason))
+    def finish(weights: Sequence[Weight], found: Sequence[QuantizationResult]) -> None:
+        for weight, result in zip(weights, found, strict=True):
+            if weight not in results:
+                results[weight] = keep(weight, result)
+
+    for weights in sharing_a_table(sites, {weight: formats[weight] for weight in rounded}):
+        if left(weights):
+            reason = None if weights[0] in looked_up else "it is used in a body alone"
+            finish(weights, _round(weights, formats[weights[0]], device, reason))
 
     def current(weight: Weight) -> torch.Tensor:
         return results[weight].decode() if weight in results else weight.matrix()
@@ -124,31 +151,48 @@ def quantize_segmentwise(
             token_weights=token_weights,
         )
         for stop in stops:
-            todo = [weight for weight in stop.weights if weight in formats and weight not in results]
-            statistics = stop.statistics(todo) if todo else {}
-            for weight in todo:
-                result = quantize_weight(weight, formats[weight], quantizer, statistics[weight], device)
-                results[weight] = keep(weight, result)
-                stop.weights[weight] = result.decode()
+            here = {weight: formats[weight] for weight in stop.weights if weight in formats}
+            # where tokens count differently, each weight has statistics of its own
+            groups = [[weight] for weight in here] if token_weights else sharing_a_table(stop.segment.sites, here)
+            unfinished = [weights for weights in groups if left(weights)]
+            statistics = stop.statistics([weights[0] for weights in unfinished]) if unfinished else {}
+            for weights in unfinished:
+                first = weights[0]
+                finish(weights, quantize_weights(weights, here[first], quantizer, statistics[first], device))
+                for weight in weights:
+                    stop.weights[weight] = results[weight].decode()
             if not left():
                 break
     except UnrunnableError as error:
         reason = f"onnxruntime cannot run a part of the model by itself ({first_cause(error)})"
-        for weight in left():
-            results[weight] = keep(weight, _round(weight, formats[weight], device, reason))
+        for weights in sharing_a_table(sites, {weight: formats[weight] for weight in order}):
+            if left(weights):
+                finish(weights, _round(weights, formats[weights[0]], device, reason))
     return {weight: results[weight] for weight in order}  # the same order however much was known
 
 
 def _round(
-    weight: Weight, fmt: Format, device: torch.device, reason: str | None = None, skipped: int = 0
-) -> QuantizationResult:
-    return replace(quantize_weight(weight, fmt, "rtn", None, device), reason=reason, skipped_tokens=skipped)
+    weights: Sequence[Weight], fmt: Format, device: torch.device, reason: str | None = None, skipped: int = 0
+) -> list[QuantizationResult]:
+    rounded = quantize_weights(weights, fmt, "rtn", None, device)
+    return [replace(result, reason=reason, skipped_tokens=skipped) for result in rounded]
 
 
-def quantize_weight(
-    weight: Weight, fmt: Format, quantizer: str, statistics: InputStatistics | None, device: torch.device
-) -> QuantizationResult:
-    """Quantize a weight by an algorithm; round it to nearest, and say why, where that cannot be applied.
+def quantize_weights(
+    weights: Sequence[Weight],
+    fmt: Format,
+    quantizer: str,
+    statistics: InputStatistics | None,
+    device: torch.device,
+) -> list[QuantizationResult]:
+    """Quantize weights by an algorithm; round them to nearest, and say why, where that cannot be applied.
+
+    Args:
+        weights: one, or several of equal inputs that shall share a table.
+        fmt: the format of all of them.
+        quantizer: the name of the algorithm.
+        statistics: of what they are multiplied with, if there are any.
+        device: where to compute.
 
     Raises:
         ModelError: the weight does not fit the format.
@@ -156,8 +200,8 @@ def quantize_weight(
     skipped = 0 if statistics is None else statistics.skipped
     if statistics is not None and not statistics.tokens:
         reason = "its input is never finite" if skipped else "no sample reaches it"
-        return _round(weight, fmt, device, reason, skipped)
-    W = weight.matrix().to(device)
+        return _round(weights, fmt, device, reason, skipped)
+    W = torch.cat([weight.matrix().to(device) for weight in weights])
     try:
         quantize = find_quantizer(quantizer).quantize
         if fmt.rotated:
@@ -166,14 +210,20 @@ def quantize_weight(
             quantized = quantize(W, fmt, statistics)
     except OverflowError as error:
         raise ModelError(
-            f"weight '{weight.name}'",
+            f"weight '{' and '.join(weight.name for weight in weights)}'",
             f"is too large for {fmt.name} ({error})",
             "leave it in float with --keep",
         ) from error
     except ArithmeticError as error:
-        return _round(weight, fmt, device, f"{quantizer} cannot be applied ({error})", skipped)
-    relative_error = _relative_error(W, quantized.decode(), statistics)
-    return QuantizationResult(pack(quantized), quantizer, relative_error, skipped_tokens=skipped)
+        reason = f"{quantizer} cannot be applied ({error})"
+        return _round(weights, fmt, device, reason, skipped)
+    results, end = [], 0
+    for weight in weights:
+        start, end = end, end + weight.out_features
+        part = quantized.rows(slice(start, end))
+        relative_error = _relative_error(W[start:end], part.decode(), statistics)
+        results.append(QuantizationResult(pack(part), quantizer, relative_error, skipped_tokens=skipped))
+    return results
 
 
 def _relative_error(W: torch.Tensor, quantized: torch.Tensor, statistics: InputStatistics | None) -> float:

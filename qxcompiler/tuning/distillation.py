@@ -65,7 +65,7 @@ def distil(
     Raises:
         ModelError: the loss before is not finite.
     """
-    parameters = [parameter for weight in tunable.values() for parameter in weight.parameters]
+    parameters = list(dict.fromkeys(parameter for weight in tunable.values() for parameter in weight.parameters))
     optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.95))
     total = len(samples)
     warm_up = max(1, round(_WARM_UP * total))

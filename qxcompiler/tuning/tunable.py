@@ -22,16 +22,25 @@ class TunableWeight:
     Args:
         quantized: codes of a format with something `learnable`.
         device: where to compute.
+        partner: another weight, with the same table, which they go on sharing.
     """
 
-    def __init__(self, quantized: QuantizedWeight, device: torch.device) -> None:
+    def __init__(self, quantized: QuantizedWeight, device: torch.device, partner: TunableWeight | None = None) -> None:
         self._home = quantized.codes.device
         self._codes = quantized.codes.to(device)
         self._grid = _moved(quantized.grid, device)
         self.log_factors = torch.zeros_like(self._grid.scales, requires_grad=True)
         self.entries: Tensor | None = None
-        if isinstance(self._grid, CodebookGrid) and "codebook" in quantized.format.learnable:
+        if partner is not None:
+            self.entries = partner.entries
+        elif isinstance(self._grid, CodebookGrid) and "codebook" in quantized.format.learnable:
             self.entries = (self._grid.entries / LARGEST_ENTRY).requires_grad_()
+
+    def has_table_of(self, quantized: QuantizedWeight) -> bool:
+        """Whether another weight, of the same format, has the same table before anything is learned."""
+        other = _moved(quantized.grid, self._codes.device)
+        ours = self._grid
+        return isinstance(ours, CodebookGrid) and isinstance(other, CodebookGrid) and ours.entries.equal(other.entries)
 
     @property
     def parameters(self) -> list[Tensor]:

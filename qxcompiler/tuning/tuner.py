@@ -19,7 +19,7 @@ from qxcompiler.formats import Format
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import pack, unpack
 from qxcompiler.progress import Track
-from qxcompiler.quantizers import Keep, QuantizationResult
+from qxcompiler.quantizers import Keep, QuantizationResult, sharing_a_table
 from qxcompiler.tuning.distillation import distil
 from qxcompiler.tuning.tunable import TunableWeight
 
@@ -76,10 +76,11 @@ class Tuner:
         if len(samples) < 2:
             raise CalibrationError("--tune", "has one sample", "give a longer text, or more arrays")
         looked_up = {site.weight for site in sites if site.kind == "embedding"}
-        self._learned = [
-            weight for weight, fmt in formats.items() if "scales" in fmt.learnable and weight not in looked_up
-        ]
-        if not self._learned:
+        learned = {
+            weight: fmt for weight, fmt in formats.items() if "scales" in fmt.learnable and weight not in looked_up
+        }
+        self._together = sharing_a_table(sites, learned)
+        if not learned:
             raise ModelError("--tune", "finds no weight whose scales can be learned", "leave it out")
         self.output = compared_output(model)
         self._samples, self._device = samples, device
@@ -109,14 +110,19 @@ class Tuner:
             ModelError: the quantized model is infinitely far from the original.
         """
         device = self._device
-        tunable = {weight: TunableWeight(unpack(results[weight].packed), device) for weight in self._learned}
-        others: dict[Weight, torch.Tensor] = {}
+        tunable: dict[Weight, TunableWeight] = {}
+        for weights in self._together:
+            for weight in weights:
+                quantized, first = unpack(results[weight].packed), tunable.get(weights[0])
+                partner = first if first is not None and first.has_table_of(quantized) else None
+                tunable[weight] = TunableWeight(quantized, device, partner)
+        kept: dict[Weight, torch.Tensor] = {}
 
         def fixed(weight: Weight) -> torch.Tensor:
-            if weight not in others:
+            if weight not in kept:
                 matrix = results[weight].decode() if weight in results else weight.matrix()
-                others[weight] = matrix.to(device)
-            return others[weight]
+                kept[weight] = matrix.to(device)
+            return kept[weight]
 
         step = max(_ONE_IN, -(-len(self._samples) // _MOST_HELD_BACK))
         held_back = self._samples[::step]
