@@ -4,6 +4,7 @@
 # make lint   style and types
 # make bench  measure the kernels
 # make bench-quality   compile a language model in many ways, and measure it on several kinds of text; QUALITY=options
+# make bench-budgets   mixed plans against one format everywhere, by each term of error; BUDGETS=options
 # make bench-peers   other quantizers on the same model and text, each in an environment of its own; PEERS=options
 # make corpus compile models that nobody here wrote
 # make fuzz   damaged files against the command line; FUZZ_INPUTS=10000, FUZZ_SEED=0
@@ -20,7 +21,7 @@ PEER_PACKAGES := auto-round==0.16.1 gptqmodel==7.6.0 brevitas==0.13.4
 PEER_ENVIRONMENTS := $(foreach package,$(PEER_PACKAGES),.cache/peers/$(firstword $(subst ==, ,$(package))))
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 
-.PHONY: demo dev test lint bench bench-quality bench-peers corpus fuzz fuzz-operators clean
+.PHONY: demo dev test lint bench bench-quality bench-budgets bench-peers corpus fuzz fuzz-operators clean
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py demo
@@ -56,6 +57,10 @@ bench: $(VENV)/installed
 
 bench-quality: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py $(QUALITY)
+
+bench-budgets: $(VENV)/installed
+	$(BIN)/python benchmarks/allocation.py
+	$(BIN)/python benchmarks/budgets.py $(BUDGETS)
 
 bench-peers: $(VENV)/installed $(PEER_ENVIRONMENTS)
 	$(BIN)/python benchmarks/peers.py $(PEERS)

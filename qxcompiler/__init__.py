@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from qxcompiler.errors import QxcError
 
 if TYPE_CHECKING:
-    from qxcompiler.compiler import compile, compile_folder  # noqa: A004
+    from qxcompiler.compiler import compile, compile_folder, pareto  # noqa: A004
     from qxcompiler.evaluation import evaluate, generate
     from qxcompiler.models import export
-    from qxcompiler.report import inspect
+    from qxcompiler.report import explain, inspect
     from qxcompiler.runtime_ops import ops_library, session
 
 __all__ = [
@@ -20,10 +20,12 @@ __all__ = [
     "compile",
     "compile_folder",
     "evaluate",
+    "explain",
     "export",
     "generate",
     "inspect",
     "ops_library",
+    "pareto",
     "session",
 ]
 __version__ = "0.1.0"
@@ -36,10 +38,12 @@ _HOME = {
     "compile": "compiler",
     "compile_folder": "compiler",
     "evaluate": "evaluation",
+    "explain": "report",
     "export": "models",
     "generate": "evaluation",
     "inspect": "report",
     "ops_library": "runtime_ops",
+    "pareto": "compiler",
     "session": "runtime_ops",
 }
 

@@ -67,10 +67,48 @@ class _Device(StrEnum):
 _DEFAULT_DEVICE = _Device(_DEFAULTS.device)
 
 
+class _ErrorTerm(StrEnum):
+    divergence = "divergence"
+    output = "output"
+    frobenius = "frobenius"
+    curvature = "curvature"
+    measured = "measured"
+
+
+_DEFAULT_ERROR = _ErrorTerm(_DEFAULTS.error)
+
+
 class _Activations(StrEnum):
     a32 = "a32"
     a16 = "a16"
     a8 = "a8"
+
+
+_Weights = Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")]
+_ActivationsOption = Annotated[_Activations | None, typer.Option(help="Precision of activations.")]
+_Head = Annotated[str | None, typer.Option(help="Format of the head, or float. [default: the target's]")]
+_Embedding = Annotated[str | None, typer.Option(help="Format of embeddings, or float. [default: the target's]")]
+_Error = Annotated[_ErrorTerm, typer.Option(help="What --bpw and --max-size keep small: see docs/allocation.md.")]
+_Recipe = Annotated[
+    str | None,
+    typer.Option(help="fast, balanced or best, or a YAML file of options; the others given here go before it."),
+]
+_QuantizerOption = Annotated[str, typer.Option(help="rtn, gptq, guided, hqq, or one that a package adds.")]
+_Calibration = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Samples: .txt, .jsonl with `text`, or .npz; `self`: what the model writes. Several are mixed evenly."
+    ),
+]
+_Samples = Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")]
+_Length = Annotated[
+    int | None, typer.Option(min=2, help="Tokens a sample. [default: 512, or the model's context if shorter]")
+]
+_Keep = Annotated[
+    str | None, typer.Option(help="Leave in float the sites whose name or role this finds.", metavar="REGEX")
+]
+_DeviceOption = Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")]
+_Seed = Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of random generators.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -131,15 +169,15 @@ def compile(  # noqa: A001
             help="Folder to write. [default: MODEL-TARGET beside the model]",
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")] = None,
-    activations: Annotated[_Activations | None, typer.Option(help="Precision of activations.")] = None,
-    head: Annotated[str | None, typer.Option(help="Format of the head, or float. [default: the target's]")] = None,
-    embedding: Annotated[
-        str | None, typer.Option(help="Format of embeddings, or float. [default: the target's]")
-    ] = None,
+    weights: _Weights = None,
+    activations: _ActivationsOption = None,
+    head: _Head = None,
+    embedding: _Embedding = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="How schemes are chosen: uniform, budget, or one that a package adds. [default: by --bpw]"),
+        typer.Option(
+            help="How schemes are chosen: uniform, budget, or one that a package adds. [default: by --bpw, --max-size]"
+        ),
     ] = _DEFAULTS.allocation,
     bits_per_weight: Annotated[
         float | None,
@@ -147,32 +185,27 @@ def compile(  # noqa: A001
             "--bpw", min=0, help="Bits a weight of the linear layers, at most, spent where the model needs them."
         ),
     ] = _DEFAULTS.bits_per_weight,
-    recipe: Annotated[
+    max_size: Annotated[
         str | None,
-        typer.Option(help="fast, balanced or best, or a YAML file of options; the others given here go before it."),
-    ] = None,
-    quantizer: Annotated[
-        str, typer.Option(help="rtn, gptq, guided, or one that a package adds.")
-    ] = _DEFAULTS.quantizer,
-    calibration: Annotated[
-        list[Path] | None,
         typer.Option(
-            help="Samples: .txt, .jsonl with `text`, or .npz; `self`: what the model writes. Several are mixed evenly."
+            metavar="SIZE", help="Size of the compiled model's files, at most, such as 60MB; spent as --bpw is."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many samples to calibrate on.")] = _DEFAULTS.samples,
+    error: _Error = _DEFAULT_ERROR,
+    recipe: _Recipe = None,
+    quantizer: _QuantizerOption = _DEFAULTS.quantizer,
+    calibration: _Calibration = None,
+    samples: _Samples = _DEFAULTS.samples,
     tune: Annotated[
         int, typer.Option(min=0, help="How many samples to tune scales and tables on, through the whole model.")
     ] = _DEFAULTS.tune,
-    length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens a sample. [default: 512, or the model's context if shorter]")
+    length: _Length = None,
+    keep: _Keep = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.yaml with the scheme of every site; beside a budget, of some.")
     ] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Leave in float the sites whose name or role this finds.", metavar="REGEX")
-    ] = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan.yaml with the scheme of every site.")] = None,
-    device: Annotated[_Device, typer.Option(help="Where the algebra on weights runs.")] = _DEFAULT_DEVICE,
-    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of random generators.")] = _DEFAULTS.seed,
+    device: _DeviceOption = _DEFAULT_DEVICE,
+    seed: _Seed = _DEFAULTS.seed,
     verification: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before it is handed over.")
     ] = _DEFAULTS.verification,
@@ -372,6 +405,109 @@ def inspect(
 
 
 @app.command()
+def pareto(
+    context: typer.Context,
+    model: _Model,
+    target: Annotated[str, typer.Option(help="Name of a target (see `qxc targets`), or its YAML file.")],
+    budgets: Annotated[
+        str, typer.Option(help="Bits a weight of the linear layers, FIRST:LAST:STEP, such as 2.5:5:0.25.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            parser=output_folder,
+            metavar="FOLDER",
+            help="Folder to write. [default: MODEL-TARGET-pareto beside the model]",
+        ),
+    ] = None,
+    bits_per_weight: Annotated[float | None, typer.Option("--bpw", min=0, help="The budget to mark.")] = None,
+    weights: _Weights = None,
+    activations: _ActivationsOption = None,
+    head: _Head = None,
+    embedding: _Embedding = None,
+    error: _Error = _DEFAULT_ERROR,
+    recipe: _Recipe = None,
+    quantizer: _QuantizerOption = _DEFAULTS.quantizer,
+    calibration: _Calibration = None,
+    samples: _Samples = _DEFAULTS.samples,
+    length: _Length = None,
+    keep: _Keep = None,
+    device: _DeviceOption = _DEFAULT_DEVICE,
+    seed: _Seed = _DEFAULTS.seed,
+    json: _Json = False,
+) -> None:
+    """Find the best plan for each of several budgets: a table, and a picture. Nothing is compiled."""
+    from qxcompiler.compiler import pareto as run
+
+    given = {name: value for name, value in context.params.items() if _is_given(context, name)}
+    settings = {name: value for name, value in given.items() if name in Options.model_fields}
+    folder = output or model.with_name(f"{model.stem}-{Path(target).stem}-pareto")
+    front = run(
+        model,
+        target,
+        folder,
+        budgets=budgets,
+        calibration=calibration,
+        recipe=recipe,
+        track=track_on_terminal,
+        **settings,
+    )
+    if json:
+        _print_json(front)
+    else:
+        table = Table("plan", "budget", "bits per weight", "bytes", "expected error", title=front.unit)
+        for point in front.points:
+            budget = "" if point.budget is None else f"{point.budget:g}"
+            mark = " <" if point.budget is not None and point.budget == front.marked else ""
+            row = (f"{point.bits_per_weight:.3f}", f"{point.bytes:,}", f"{point.expected_error:.4g}")
+            table.add_row(point.plan, budget + mark, *row)
+        _out.print(table)
+        _print_rows({"written": str(folder)})
+    for warning in front.warnings:
+        _complain(f"qxc: warning: {warning}")
+
+
+@app.command()
+def explain(
+    output: Annotated[Path, typer.Argument(help="The folder of a compile, or a report in it.", metavar="OUT")],
+    site: Annotated[str, typer.Argument(help="A site's name, or a part that no other has.", metavar="SITE")],
+    json: _Json = False,
+) -> None:
+    """Say why a site got its scheme: what was compared, and what the budget's price was."""
+    from qxcompiler.report import explain as run
+
+    found = run(output, site)
+    if json:
+        _print_json(found)
+        return
+    row = found.site
+    weight = f"{row.out_features} x {row.in_features}"
+    size = f"{row.bytes:,}, {found.share:.2%} of all sites" if row.bytes else "shared with an earlier site"
+    rows = {"site": row.name, "role": row.role, "weight": weight, "scheme": row.scheme, "bytes": size}
+    if found.agrees_with:
+        rows["agrees with"] = ", ".join(found.agrees_with)
+    for limit in found.limits:
+        price = f"{1e6 * limit.price:.3g} for a megabyte" if limit.price else "nothing: it is not what binds"
+        rows[limit.option] = f"{limit.used / limit.limit:.3%} used; price: {price}"
+    _print_rows(rows)
+    if found.choices:
+        table = Table("", "format", "bytes", "error", "with its price", title=f"error: {found.unit}")
+        for choice in found.choices:
+            table.add_row(
+                ">" if choice.chosen else "",
+                choice.format,
+                f"{choice.bytes:,}",
+                f"{choice.error:.4g}",
+                f"{choice.priced:.4g}",
+            )
+        _out.print(table)
+    for reason in found.reasons:
+        _out.print(escape(_plain(reason)), highlight=False)
+
+
+@app.command()
 def targets(
     name: Annotated[str | None, typer.Argument(help="Name or file of one target.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a descriptor instead.")] = False,
@@ -436,6 +572,9 @@ def _print_report(path: Path, report: Report) -> None:
         "size": f"{_megabytes(report.bytes_before)} -> {_megabytes(report.bytes_after)}",
         "bits per weight": ", ".join(f"{figure:.3f} {where}" for where, figure in bits.items() if figure is not None),
     }
+    if account := report.allocation:
+        used = ", ".join(f"{limit.option} ({limit.used / limit.limit:.2%} used)" for limit in account.limits)
+        rows["budget"] = f"{used}, expected error {account.expected_error:.4g} ({account.term})"
     rows["memory at most"] = _megabytes(report.peak_memory_bytes)
     if report.verification:
         rows["verified"] = _verified(report.verification)

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from qxcompiler.allocation import FLOAT, Plan, Question, find_allocation, load_plan
+from qxcompiler.allocation import FLOAT, TERMS, Plan, Question, find_allocation, load_plan
 from qxcompiler.calibration import walk
 from qxcompiler.calibration.made_up import made_up_samples
 from qxcompiler.calibration.parts import FrugalModel
@@ -55,20 +55,31 @@ from qxcompiler.quantizers import (
     sharing_a_table,
 )
 from qxcompiler.recipes import Recipe, load_recipe
-from qxcompiler.report import Report, coverage, report_sites
+from qxcompiler.report import (
+    CSV,
+    PICTURE,
+    Front,
+    Report,
+    coverage,
+    find_front,
+    parse_budgets,
+    plan_file,
+    report_sites,
+)
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
 from qxcompiler.targets import Target, descriptor_files, find_target, load_target
 from qxcompiler.tuning import Tuner
 from qxcompiler.work_folder import WorkFolder, fingerprint
 
-__all__ = ["compile", "compile_folder"]
+__all__ = ["compile", "compile_folder", "pareto"]
 
 _log = logging.getLogger(__name__)
 
 # What a plan leaves nothing of.
 _WISHES = {name: f"--{name}" for name in ("weights", "activations", "head", "embedding", "keep", "allocation")}
-_WISHES["bits_per_weight"] = "--bpw"
+_WISHES |= {"bits_per_weight": "--bpw", "max_size": "--max-size", "error": "--error"}
+_OF_A_BUDGET = {"bits_per_weight", "max_size", "error", "allocation"}  # beside which a plan pins some sites
 _SUSPECTS = 3  # sites named where verification fails
 
 
@@ -183,6 +194,55 @@ def compile_folder(
     return reports
 
 
+def pareto(
+    model: str | Path | onnx.ModelProto,
+    target: str | Path,
+    output: str | Path,
+    *,
+    budgets: str | Sequence[float],
+    calibration: Calibration | None = None,
+    recipe: str | Path | None = None,
+    track: Track = silent,
+    **options: Any,
+) -> Front:
+    """Find the best plan for each of several budgets; errors are measured once, and nothing is compiled.
+
+    Args:
+        model, target, calibration, recipe, track, options: as for `compile`; `bits_per_weight` marks a plan.
+        output: the folder to write `pareto.csv`, `pareto.svg` and the plans (`plan-3.25.yaml`) to, and what the model
+            wrote.
+        budgets: bits a weight, one by one or as `2.5:5:0.25`.
+
+    Returns:
+        the plans' sizes and errors, beside those of one format everywhere.
+
+    Raises:
+        QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
+    """
+    output = output_folder(output)
+    chosen = load_recipe(recipe) if recipe else Recipe()
+    bits = parse_budgets(budgets)
+    given = chosen.options | options
+    for name in ("plan", "max_size"):
+        if given.get(name) is not None:
+            raise UsageError(f"option {name}", "is not for several budgets", "leave it out")
+    marked = given.pop("bits_per_weight", None)
+    asked = Options.checked(given | {"bits_per_weight": bits[0] if marked is None else marked, "tune": 0})
+    compiler = _Compiler(load_target(target), asked, track)
+    graph = load_model(model)
+    original = model if isinstance(model, onnx.ModelProto) else Path(model)
+    if calibration is None:
+        calibration = default_calibration(graph, original, asked, writes=chosen.writes)
+    files = model_files(original, graph) if isinstance(original, Path) else []
+    names = [CSV, PICTURE, *map(plan_file, bits), *([WRITTEN] if SELF in files_of(calibration) else [])]
+    check_sources([*files, *files_of(calibration)], output, names)
+    with staged(output, names) as stage:
+        question, _, _ = compiler.ask(graph, original, calibration, stage / WRITTEN)
+        front = find_front(question, bits, marked)
+        front.write(stage)
+    return front
+
+
 class _Compiler:
     """Compiles models with the same options; weights that several of them have alike get the same codes."""
 
@@ -190,10 +250,15 @@ class _Compiler:
         torch.manual_seed(options.seed)
         find_quantizer(options.quantizer)
         self.allocate = find_allocation(_allocation(options))
-        if options.plan and (given := [name for field, name in _WISHES.items() if _is_chosen(options, field)]):
-            raise UsageError("--plan", "says every site's scheme already", f"leave out {' and '.join(given)}")
+        given = {field: name for field, name in _WISHES.items() if _is_chosen(options, field)}
+        if options.plan and not given.keys() <= (_OF_A_BUDGET if options.has_budget else set()):
+            raise UsageError("--plan", "says every site's scheme already", f"leave out {' and '.join(given.values())}")
         if several and options.tune:
             raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
+        if several and options.max_size is not None:
+            raise UsageError("--max-size", "is the size of a single model", "give the ONNX file instead of the folder")
+        if _is_chosen(options, "error") and not (options.has_budget or options.plan):
+            raise UsageError(f"--error {options.error}", "has no budget", "give --bpw or --max-size")
         self.target, self.options, self.track = target, options, track
         self.device = _device(options.device)
         self.several = several
@@ -213,22 +278,11 @@ class _Compiler:
         options = self.options
         bytes_before = _bytes(original, graph)
         fixed = overridable_inputs(graph)
-        normalize(graph)
-        raise_opset(graph, MINIMUM_OPSET)
-        sites = find_sites(graph)
-        _log.info("%d nodes, opset %d", graph.graph.num_nodes(), graph.opset_imports.get("", 0))
-        roles = Counter(site.role for site in sites)
-        _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
-        if not sites:
-            raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
         prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
         written = stage / f"{prefix}{WRITTEN}"
-        samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
-        calibrating = _spaced(samples, options.samples)
-        counts = self._token_weights(graph, sites, calibrating)
-        plan = self._plan(
-            graph, sites, walk.Calibration(sites, calibrating, self.device, self.track, token_weights=counts)
-        )
+        question, samples, held_back = self.ask(graph, original, calibration, written)
+        sites, calibrating, counts = question.sites, question.calibration.samples, question.calibration.token_weights
+        plan = self._plan(question)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
@@ -277,6 +331,9 @@ class _Compiler:
                 warnings.append(f"not verified: {error}")
             check_unchanged(graph)
         bytes_after = _size(stage.glob(f"{name}*"))
+        if options.max_size is not None and bytes_after > options.max_size:
+            problem = f"the files take {bytes_after} bytes"  # what was reckoned with is an upper bound for known passes
+            raise UsageError(f"--max-size {options.max_size}B", problem, "give less than the model may take")
         if bytes_after >= bytes_before:
             warnings.append(f"the compiled model is not smaller: {bytes_before} bytes before, {bytes_after} after")
         report = Report(
@@ -285,6 +342,7 @@ class _Compiler:
             bytes_before=bytes_before,
             bytes_after=bytes_after,
             peak_memory_bytes=_peak_memory(),
+            allocation=plan.account,
             tuning=tuning,
             verification=verification,
             warnings=[*_warnings(sites, plan, results), *warnings],
@@ -293,6 +351,26 @@ class _Compiler:
         (stage / f"{prefix}plan.yaml").write_text(plan.to_yaml(self.target, sites), encoding="utf-8")
         (stage / f"{prefix}report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return report
+
+    def ask(
+        self, graph: ir.Model, original: Path | onnx.ModelProto, calibration: Calibration | None, written: Path
+    ) -> tuple[Question, list[Sample], list[Sample]]:
+        """Normalize a model and find its sites: what a plan is asked for, all samples, and those held back."""
+        options = self.options
+        normalize(graph)
+        raise_opset(graph, MINIMUM_OPSET)
+        sites = find_sites(graph)
+        _log.info("%d nodes, opset %d", graph.graph.num_nodes(), graph.opset_imports.get("", 0))
+        roles = Counter(site.role for site in sites)
+        _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
+        if not sites:
+            raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
+        pinned = self._given_plan(options.plan, sites, partial=True) if options.plan and options.has_budget else None
+        samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
+        calibrating = _spaced(samples, options.samples)
+        counts = self._token_weights(graph, sites, calibrating)
+        planning = walk.Calibration(sites, calibrating, self.device, self.track, token_weights=counts)
+        return Question(graph, sites, self.target, options, planning, pinned), samples, held_back
 
     def samples_of_parts(self, folder: Path, calibration: str | Path | Sequence[str | Path]) -> dict[str, list[Sample]]:
         """What each file of an encoder-decoder sees on the calibration samples."""
@@ -319,27 +397,39 @@ class _Compiler:
     def _token_weights(self, graph: ir.Model, sites: Sequence[Site], samples: Sequence[Sample]) -> TokenWeights:
         """How much each token counts, where the allocation or the quantizer asks for it."""
         options = self.options
-        if options.bits_per_weight is None and "token weights" not in find_quantizer(options.quantizer).needs:
+        needs = find_quantizer(options.quantizer).needs
+        if options.has_budget and _allocation(options) == "budget":
+            needs |= TERMS[options.error].needs
+        if "token weights" not in needs:
             return {}
         model = TorchModel(graph, sites, compared_output(graph), self.device)
         return token_weights(model, samples, options.seed, self.track)
 
-    def _plan(self, graph: ir.Model, sites: Sequence[Site], calibration: walk.Calibration) -> Plan:
-        options = self.options
-        if options.plan is None:
-            plan = self.allocate(Question(graph, sites, self.target, options, calibration))
-            infinite = not_finite(sites)
-            plan.leave((site for site in sites if site.weight in infinite), "holds infinities")
-            if not any(plan.values()):
-                reason = next(iter(plan.reasons.values()))
-                problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
-                raise ModelError(_subject(graph), problem, "choose other --weights, or keep the model as it is")
-        else:
-            plan = load_plan(options.plan, self.target, sites)
-            if infinite := not_finite(site for site in sites if plan[site.name]):
-                names = ", ".join(sorted(weight.name for weight in infinite))
-                raise ModelError(options.plan, f"quantizes {names}, which holds infinities", "leave it in float")
-        plan.check(self.target, sites, options.plan or "the plan")
+    def _plan(self, question: Question) -> Plan:
+        options, graph, sites = self.options, question.model, question.sites
+        if options.plan is not None and not options.has_budget:
+            return self._given_plan(options.plan, sites)
+        plan = self.allocate(question)
+        if question.pinned is not None:
+            plan.pin(question.pinned)
+        infinite = not_finite(sites)
+        plan.leave((site for site in sites if site.weight in infinite), "holds infinities")
+        if not any(plan.values()):
+            reason = next(iter(plan.reasons.values()))
+            problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
+            raise ModelError(_subject(graph), problem, "choose other --weights, or keep the model as it is")
+        plan.check(self.target, sites)
+        return plan
+
+    def _given_plan(self, path: Path, sites: Sequence[Site], *, partial: bool = False) -> Plan:
+        """What the user says of all sites, or of some."""
+        plan = load_plan(path, self.target, sites, partial=partial)
+        named = [site for site in sites if site.name in plan]
+        infinite = not_finite(site for site in named if plan[site.name])
+        if found := next((site for site in named if site.weight in infinite and plan[site.name]), None):
+            problem = f"quantizes {found.weight.name}, which holds infinities"
+            raise ModelError(plan.place(found.name), problem, "leave it in float")
+        plan.check(self.target, named)
         return plan
 
     def _manifest(
@@ -446,11 +536,12 @@ def _is_chosen(options: Options, field: str) -> bool:
 
 def _allocation(options: Options) -> str:
     """The name of the allocation that the options ask for."""
-    if options.allocation == "budget" and options.bits_per_weight is None:
-        raise UsageError("--allocation budget", "has no budget", "give --bpw")
-    if options.allocation == "uniform" and options.bits_per_weight is not None:
-        raise UsageError("--allocation uniform", "keeps no budget", "leave out --allocation, or --bpw")
-    return options.allocation or ("uniform" if options.bits_per_weight is None else "budget")
+    if options.allocation == "budget" and not options.has_budget:
+        raise UsageError("--allocation budget", "has no budget", "give --bpw or --max-size")
+    if options.allocation == "uniform" and options.has_budget:
+        limit = "--max-size" if options.bits_per_weight is None else "--bpw"
+        raise UsageError("--allocation uniform", "keeps no budget", f"leave out --allocation, or {limit}")
+    return options.allocation or ("budget" if options.has_budget else "uniform")
 
 
 def _file_names(formats: Mapping[Weight, Format]) -> dict[Weight, str]:

@@ -36,6 +36,7 @@ class QxcError(Exception):
     exit_status = 2
 
     def __init__(self, subject: object, problem: str, remedy: str) -> None:
+        self.subject, self.problem, self.remedy = subject, problem, remedy
         line = f"{subject}: {problem}: {remedy}"
         super().__init__(" ".join(line.split()))
 

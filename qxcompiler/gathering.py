@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import tokenizers
 
+from qxcompiler.allocation.errors import TERMS
 from qxcompiler.calibration.samples import Sample, context_limit, default_length, input_specs, load_mixed, load_samples
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, files_beside
 from qxcompiler.config import SELF, file_digest, made_with
@@ -76,7 +77,13 @@ def gather_samples(
     files = files_of(calibration)
     if calibration is None:
         if needs := _needs_samples(options):
-            remedy = ", or choose --quantizer rtn" if needs.startswith("--quantizer") else ""
+            without = {
+                "--quantizer": "--quantizer rtn",
+                "--bpw": "--error frobenius",
+                "--max-size": "--error frobenius",
+            }
+            other = without.get(needs.partition(" ")[0])
+            remedy = f", or choose {other}" if other else ""
             raise UsageError(needs, "needs samples", f"give --calibration FILE{remedy}")
         return [], []
     wanted = max(options.samples, options.tune)
@@ -125,7 +132,9 @@ def _needs_samples(options: Options) -> str | None:
         return f"--quantizer {options.quantizer}"
     if options.tune:
         return "--tune"
-    return None if options.bits_per_weight is None else "--bpw"
+    if options.has_budget and TERMS[options.error].needs:
+        return "--max-size" if options.bits_per_weight is None else "--bpw"
+    return None
 
 
 def files_of(calibration: object) -> list[Path]:

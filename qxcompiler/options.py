@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from qxcompiler.errors import UsageError, first_invalid
 
-__all__ = ["Options"]
+__all__ = ["ErrorTerm", "Options", "parse_size"]
+
+ErrorTerm: TypeAlias = Literal["divergence", "output", "frobenius", "curvature", "measured"]
+
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `60MB` or `57.2 MiB`.
+
+    Raises:
+        ValueError: it is no number with a unit.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([A-Za-z]+)", text, re.ASCII)
+    if not match or match[2] not in _UNITS:
+        raise ValueError(f"write a number and one of {', '.join(_UNITS)}, such as 60MB")
+    return int(Decimal(match[1]) * _UNITS[match[2]])
+
+
+def _size(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str) else value
 
 
 class Options(BaseModel):
@@ -21,9 +43,15 @@ class Options(BaseModel):
         head: format of the head, or `float`; by default what the target prefers.
         embedding: format of embeddings, or `float`; by default what the target prefers.
         allocation: how schemes are chosen: `uniform`, `budget`, or what a package adds; by default `budget` where
-            there is one, else `uniform`.
+            there is one (`bits_per_weight`, `max_size`), else `uniform`.
         bits_per_weight: at most so many for the linear layers other than the head, everything counted. Of the format
-            of `weights` every layer gets those bits that serve the model best.
+            of `weights` every layer gets those bits that serve the model best; where none is named, of some formats of
+            the target.
+        max_size: at most so many bytes for the compiled model's files, head, embeddings, what stays in float and the
+            graph itself among them; a number, or text with a unit, such as `60MB`. Spent as `bits_per_weight` is.
+        error: what is made small within these limits: `divergence` of the predictions (by their derivatives), squared
+            `output` of the layers, `frobenius` norm of the weights, their `curvature`, or the divergence as `measured`
+            with one group of layers at a time.
         quantizer: the algorithm that chooses the codes.
         samples: how many samples to calibrate on, at most.
         tune: how many samples, at most, to tune the scales and tables of the quantized weights on, so that the whole
@@ -31,7 +59,7 @@ class Options(BaseModel):
         length: tokens a sample; by default 512, or the model's context where that is shorter.
         keep: a regular expression; sites whose name or role it finds stay in float.
         plan: a plan file that says every site's scheme, instead of `weights`, `activations`, `head`, `embedding` and
-            `keep`.
+            `keep`; beside a budget, one that says some sites' schemes, which the others are chosen around.
         device: where the algebra on weights runs: `cpu`, `cuda`, or `auto` for CUDA where there is one.
         seed: of the random generators that quantizers may use, and that make up inputs for verification.
         verification: run the compiled model beside the original before it is handed over, on samples held back from
@@ -46,6 +74,8 @@ class Options(BaseModel):
     embedding: str | None = None
     allocation: str | None = None
     bits_per_weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_size: Annotated[int, BeforeValidator(_size)] | None = Field(default=None, gt=0)
+    error: ErrorTerm = "divergence"
     quantizer: str = "gptq"
     samples: int = Field(default=48, ge=1)
     tune: int = Field(default=0, ge=0)
@@ -55,6 +85,11 @@ class Options(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     verification: bool = True
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether there is a limit for an allocation to keep."""
+        return self.bits_per_weight is not None or self.max_size is not None
 
     @classmethod
     def checked(cls, given: dict[str, Any]) -> Options:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import graph_models
 import numpy as np
 import onnx
@@ -12,21 +10,18 @@ import pytest
 import torch
 import yaml
 from conftest import named_as_published
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_transformers import VOCABULARY
 
 import qxcompiler
-from qxcompiler.allocation.budget import _cheapest
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.calibration.walk import Calibration
 from qxcompiler.derivatives import TorchModel, token_weights
 from qxcompiler.errors import QxcError
 from qxcompiler.evaluation.language import kl_divergence
-from qxcompiler.formats import parse_format
 from qxcompiler.graph import find_sites
 from qxcompiler.graph.normal_form import normalize
-from qxcompiler.packing import packed_bytes
 from qxcompiler.progress import silent
 
 CPU = torch.device("cpu")
@@ -141,46 +136,6 @@ def test_a_walk_weighs_the_tokens_of_each_layer_apart():
     for site in (query, key):
         assert found[site.weight].tokens == pytest.approx(float(weights[site][0].sum()))
     assert not torch.allclose(found[query.weight].second_moment, found[key.weight].second_moment)
-
-
-class Matrix:
-    """As much of a weight as the solver asks for."""
-
-    def __init__(self, out_features, in_features):
-        self.out_features, self.in_features = out_features, in_features
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.data())
-def test_the_cheapest_formats_are_those_that_brute_force_finds(data):
-    formats = [parse_format(f"int{bits}g32") for bits in (2, 3, 4)]
-    groups, errors = [], {}
-    for size in data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=5)):
-        group = tuple(Matrix(16 * data.draw(st.integers(1, 4)), 32 * data.draw(st.integers(1, 3))) for _ in range(size))
-        groups.append(group)
-        for weight in group:
-            errors[weight] = {fmt: data.draw(st.floats(0, 10)) for fmt in formats}
-    limit = data.draw(st.floats(2, 6))
-    weights = sum(each.out_features * each.in_features for group in groups for each in group)
-
-    def bits(choice):
-        sizes = (
-            packed_bytes(fmt, each.out_features, each.in_features)
-            for group, fmt in zip(groups, choice, strict=True)
-            for each in group
-        )
-        return 8 * sum(sizes) / weights
-
-    def cost(choice):
-        return sum(errors[each][fmt] for group, fmt in zip(groups, choice, strict=True) for each in group)
-
-    allowed = [choice for choice in itertools.product(formats, repeat=len(groups)) if bits(choice) <= limit]
-    found = _cheapest(groups, errors, limit)
-    if not allowed:
-        assert found is None
-        return
-    assert bits(found) <= limit * (1 + 1e-6)
-    assert cost(found) <= min(map(cost, allowed)) * (1 + 1e-3) + 1e-3
 
 
 @pytest.fixture

@@ -1,133 +1,224 @@
-"""Bits where they count: the format of every linear layer, under a budget of bits a weight."""
+"""Bits where they count: the format of every linear layer, under limits on what the model may take."""
 
 from __future__ import annotations
 
-__all__ = ["budget"]
+__all__ = ["Considered", "budget", "consider", "limits", "spend"]
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
-
+from qxcompiler.allocation.account import Account, Choice, Choices, Limit
+from qxcompiler.allocation.candidates import candidates, of_other_bits
+from qxcompiler.allocation.errors import TERMS, Errors, measure_errors
 from qxcompiler.allocation.plan import Plan, sites_by_weight
+from qxcompiler.allocation.program import Group, InfeasibleError, solve
 from qxcompiler.allocation.question import Question
+from qxcompiler.allocation.size import size_of_rest, size_of_weight, write_size
 from qxcompiler.allocation.uniform import uniform
-from qxcompiler.errors import UsageError
-from qxcompiler.formats import CodebookFormat, Format, IntegerFormat, Scheme
+from qxcompiler.errors import ModelError, UsageError
+from qxcompiler.formats import Format, Scheme
 from qxcompiler.graph import Weight, by_operator, not_finite
+from qxcompiler.options import Options
 from qxcompiler.packing import packed_bytes
-from qxcompiler.quantizers import quantize_weights
-from qxcompiler.targets import Target
 
 _log = logging.getLogger(__name__)
-_EXACT = 1e-4  # the share of the best sum of errors that the solver may miss
 
-# The error that each format would make, of each weight.
-Errors = dict[Weight, dict[Format, float]]
+# What a weight takes in a format, of each resource that can be limited.
+_COSTS: dict[str, Callable[[Format, Weight], float]] = {
+    "bytes": lambda fmt, weight: packed_bytes(fmt, weight.out_features, weight.in_features),
+    "file bytes": size_of_weight,
+}
+
+
+@dataclass(frozen=True)
+class Considered:
+    """What there is to choose from, whatever the limits.
+
+    Attributes:
+        groups: weights that get one format.
+        choices: what each group could get.
+        formats: the same as formats.
+        errors: what each format would lose, weight by weight.
+        rest: bytes of the compiled model's files besides these weights, at most.
+    """
+
+    groups: list[tuple[Weight, ...]]
+    choices: list[list[Choice]]
+    formats: list[list[Format]]
+    errors: Errors
+    rest: int
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the weights hold."""
+        return sum(map(_numbers, self.groups))
 
 
 def budget(question: Question) -> Plan:
-    """Spend a number of bits a weight on the linear layers where the model's predictions gain most.
+    """Spend bytes on the linear layers where the model needs them most.
 
-    Every layer gets the format that `uniform` would give it, in one of the numbers of bits that the target holds. The
-    error of a layer in a format is the divergence that it alone would cause (`token_weights` of `derivatives/`, with
-    the codes that the quantizer chooses), in nats a position. Their sum is the smallest that the budget allows, found
-    by a mixed-integer program (MXQ, Zhang et al. 2024, with these errors). Layers that one operator computes agree.
+    Every layer gets one of several formats: that of `weights` in each number of bits that the target holds or, where
+    the user names none, some of the target's (`candidates`). What the layers would lose, by the term that the user
+    chose, is added up; the sum is the smallest that the limits allow, found by a mixed-integer program (`program.py`).
+    Layers that one operator computes agree.
 
-    What `uniform` leaves in float, the head, embeddings, and layers that the predictions do not depend on are no part
-    of the budget.
+    What `uniform` leaves in float, the head, embeddings, and layers that the predictions do not depend on get what they
+    get without a budget. Layers that the user has pinned have one choice.
 
     Raises:
-        UsageError: there is nothing to choose, or the budget is too small.
+        UsageError: there is nothing to choose, or the limits cannot be kept.
+        ModelError: a layer would lose infinitely much.
     """
-    options, plan, sites = question.options, uniform(question), question.sites
-    assert options.bits_per_weight is not None
+    considered = consider(question)
+    return spend(question, considered, limits(question.options, considered))
+
+
+def consider(question: Question) -> Considered:
+    """Find what there is to choose from: all that takes time.
+
+    Raises:
+        UsageError: there is nothing to choose.
+        ModelError: a layer would lose infinitely much.
+    """
+    options, plan, sites, target = question.options, uniform(question), question.sites, question.target
     infinite = not_finite(sites)
-    formats = {
-        weight: _of_other_bits(scheme.format, question.target)
+    guided = "token weights" in TERMS[options.error].needs
+    wanted = candidates(target) if options.weights is None else None
+    offered = {
+        weight: [scheme.format]
+        if any(site.name in (question.pinned or ()) for site in users)
+        else wanted or of_other_bits(scheme.format, target)
         for weight, users in sites_by_weight(sites).items()
         if weight not in infinite
-        and all(site.role != "head" and site in question.calibration.token_weights for site in users)
+        and all(site.kind == "linear" and site.role != "head" for site in users)
+        and (not guided or all(site in question.calibration.token_weights for site in users))
         and (scheme := plan[users[0].name])
     }
-    asked = f"--bpw {options.bits_per_weight:g}"
-    if all(len(choices) < 2 for choices in formats.values()):
-        held = ", ".join(sorted({fmt.name for choices in formats.values() for fmt in choices}))
-        problem = f"has nothing to choose: the target {question.target.name} holds {held or 'no layer'}"
-        raise UsageError(asked, problem, "choose another format with --weights")
-    errors = _errors(question, formats)
-    alike = ([site.weight for site in group if site.weight in errors] for group in by_operator(sites))
-    groups = list(dict.fromkeys(tuple(dict.fromkeys(weights)) for weights in alike if weights))
-    chosen = _cheapest(groups, errors, options.bits_per_weight)
-    if chosen is None:
-        least = _bits(groups, [min(errors[group[0]], key=partial(_bytes, group)) for group in groups])
-        raise UsageError(asked, f"is too little: the smallest formats take {least:.3f}", "give more bits")
-    expected = sum(errors[weight][fmt] for group, fmt in zip(groups, chosen, strict=True) for weight in group)
-    _log.info("%.3f bits a weight, expected divergence %.4f", _bits(groups, chosen), expected)
-    format_of = {weight: fmt for group, fmt in zip(groups, chosen, strict=True) for weight in group}
-    for site in sites:
-        if (fmt := format_of.get(site.weight)) and (scheme := plan[site.name]):
-            plan[site.name] = Scheme(fmt, scheme.activation)
-            plan.errors[site.name] = {each.name: error for each, error in errors[site.weight].items()}
+    if all(len(choices) < 2 for choices in offered.values()):
+        held = ", ".join(sorted({fmt.name for choices in offered.values() for fmt in choices}))
+        problem = f"has nothing to choose: the target {target.name} holds {held or 'no layer'}"
+        raise UsageError(_asked(options), problem, "choose another format with --weights")
+    formats: dict[tuple[Weight, ...], list[Format]] = {}
+    for alike in by_operator(sites):
+        weights = [site.weight for site in alike if site.weight in offered]
+        for offer in dict.fromkeys(tuple(offered[weight]) for weight in weights):  # several where some are pinned
+            group = tuple(dict.fromkeys(weight for weight in weights if tuple(offered[weight]) == offer))
+            formats[group] = [fmt for fmt in offer if len(offer) == 1 or _shrinks(fmt, group)]
+    errors = measure_errors(question, formats)
+    groups = [group for group in formats if group[0] in errors]  # a walk enters no bodies
+    possible = [[fmt for fmt in formats[group] if math.isfinite(_error(errors, group, fmt))] for group in groups]
+    for group, left in zip(groups, possible, strict=True):
+        if not left:
+            tried = ", ".join(fmt.name for fmt in offered[group[0]])
+            problem = f"would lose infinitely much, or not become smaller, in any of {tried}"
+            raise ModelError(f"weight '{group[0].name}'", problem, "leave it in float with --keep")
+    choices = [
+        [
+            Choice(
+                format=fmt.name,
+                error=_error(errors, group, fmt),
+                costs={name: sum(cost(fmt, weight) for weight in group) for name, cost in _COSTS.items()},
+            )
+            for fmt in left
+        ]
+        for group, left in zip(groups, possible, strict=True)
+    ]
+    chosen = {weight for group in groups for weight in group}
+    rest = size_of_rest(question.model, sites, plan, chosen, {fmt for left in possible for fmt in left})
+    return Considered(groups, choices, possible, errors, rest)
+
+
+def limits(options: Options, considered: Considered) -> list[Limit]:
+    """What the options let the considered weights take."""
+    found = []
+    if (bits := options.bits_per_weight) is not None:
+        found.append((f"--bpw {bits:g}", "bytes", bits * considered.weights / 8))
+    if (size := options.max_size) is not None:
+        found.append((f"--max-size {write_size(size)}", "file bytes", float(size - considered.rest)))
+    return [Limit(option=option, resource=resource, limit=limit) for option, resource, limit in found]
+
+
+def spend(question: Question, considered: Considered, limits: Sequence[Limit]) -> Plan:
+    """The best plan within limits.
+
+    Args:
+        question: what was considered.
+        considered: what there is to choose from.
+        limits: one for a resource at most.
+
+    Raises:
+        UsageError: the limits cannot be kept.
+    """
+    resources = [limit.resource for limit in limits]
+    groups = [
+        Group([each.error for each in choices], {name: [each.costs[name] for each in choices] for name in resources})
+        for choices in considered.choices
+    ]
+    try:
+        solution = solve(groups, {limit.resource: limit.limit for limit in limits})
+    except InfeasibleError as error:
+        raise _too_little(limits, error.least, considered) from error
+    plan = uniform(question)
+    names: dict[Weight, list[str]] = {}
+    for site in question.sites:
+        names.setdefault(site.weight, []).append(site.name)
+    said = []
+    for group, choices, formats, index in zip(
+        considered.groups, considered.choices, considered.formats, solution.taken, strict=True
+    ):
+        sites = [name for weight in group for name in names[weight]]
+        said.append(Choices(sites=sites, weights=_numbers(group), chosen=choices[index].format, choices=choices))
+        for weight in group:
+            errors = {fmt.name: error for fmt, error in considered.errors[weight].items()}
+            for name in names[weight]:
+                scheme = plan[name]
+                assert scheme is not None
+                plan[name], plan.errors[name] = Scheme(formats[index], scheme.activation), errors
+    costs, prices = solution.costs, solution.relaxation.prices
+    spent = [each.model_copy(update={"used": costs[each.resource], "price": prices[each.resource]}) for each in limits]
+    term = question.options.error
+    plan.account = Account(
+        term=term,
+        unit=TERMS[term].unit,
+        expected_error=solution.error,
+        least_error=solution.relaxation.error,
+        limits=spent,
+        groups=said,
+    )
+    bits = 8 * plan.account.used("bytes") / considered.weights
+    _log.info("%.3f bits a weight, expected error (%s) %.4g", bits, term, solution.error)
     return plan
 
 
-def _of_other_bits(fmt: Format, target: Target) -> list[Format]:
-    """The format in every number of bits that the target holds, itself among them."""
-    if isinstance(fmt, IntegerFormat) and target.integer:
-        return [replace(fmt, bits=bits) for bits in sorted(target.integer.bits)]
-    if isinstance(fmt, CodebookFormat) and target.codebook and not fmt.normal_float:
-        return [replace(fmt, bits=bits) for bits in sorted(target.codebook.bits)]
-    return [fmt]
+def _too_little(limits: Sequence[Limit], least: dict[str, float], considered: Considered) -> UsageError:
+    """The nearest limit that can be kept, as the option would say it."""
+    limit = next(each for each in limits if each.resource in least)
+    value, remedy = least[limit.resource], "give more"
+    if limit.resource == "bytes":
+        takes = f"the smallest formats take {math.ceil(8e3 * value / considered.weights) / 1e3:.3f} bits"
+    else:
+        rest = write_size(considered.rest)
+        takes = f"the smallest formats make {write_size(value + considered.rest)}, {rest} of it besides linear layers"
+        remedy = "give more, or less to --head and --embedding"
+    others = " and ".join(each.option for each in limits if each is not limit)
+    return UsageError(limit.option, f"is too little: {takes}{f' beside {others}' if others else ''}", remedy)
 
 
-def _errors(question: Question, formats: Mapping[Weight, Sequence[Format]]) -> Errors:
-    """Half the sum over tokens of token weight times |x(W - Ŵ)ᵀ|², with what each format makes of W."""
-    quantizer, device = question.options.quantizer, question.calibration.device
-    errors: Errors = {}
-    for stop in question.calibration.walk(question.model, "allocate"):
-        todo = [weight for weight in stop.weights if weight in formats and weight not in errors]
-        for weight, statistics in stop.statistics(todo).items() if todo else ():
-            W, errors[weight] = stop.weights[weight].to(device), {}
-            for fmt in formats[weight]:
-                dW = W - quantize_weights([weight], fmt, quantizer, statistics, device)[0].decode().to(device)
-                errors[weight][fmt] = 0.5 * statistics.tokens * statistics.unit**2 * statistics.squared_norm(dW)
-    return errors
+def _asked(options: Options) -> str:
+    return "--max-size" if options.bits_per_weight is None else f"--bpw {options.bits_per_weight:g}"
 
 
-def _cheapest(groups: Sequence[Sequence[Weight]], errors: Errors, bits_per_weight: float) -> list[Format] | None:
-    """A format for each group, with the smallest sum of errors that the bits allow; None if they allow none."""
-    choices = [(index, fmt) for index, group in enumerate(groups) for fmt in errors[group[0]]]
-    costs = np.array([sum(errors[weight][fmt] for weight in groups[index]) for index, fmt in choices])
-    bits = np.array([8.0 * _bytes(groups[index], fmt) for index, fmt in choices])
-    places = np.array([index for index, _ in choices])
-    one_each = coo_array((np.ones(len(choices)), (places, np.arange(len(choices)))))
-    limit = bits_per_weight * _weights(groups)
-    solution = milp(
-        costs / max(costs.max(), np.finfo(float).tiny),
-        integrality=np.ones(len(choices)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(bits / limit, ub=1)],
-        options={"mip_rel_gap": _EXACT},
-    )
-    if solution.x is None:
-        return None
-    taken = [choice for choice, share in zip(choices, solution.x, strict=True) if share > 0.5]
-    return [fmt for _, fmt in taken]
+def _error(errors: Errors, group: Sequence[Weight], fmt: Format) -> float:
+    return sum(errors[weight][fmt] for weight in group)
 
 
-def _bits(groups: Sequence[Sequence[Weight]], formats: Sequence[Format]) -> float:
-    """Bits a weight."""
-    return 8 * sum(map(_bytes, groups, formats)) / _weights(groups)
+def _shrinks(fmt: Format, group: Sequence[Weight]) -> bool:
+    """Whether packing makes the weights smaller: rows and columns are padded."""
+    packed = sum(packed_bytes(fmt, weight.out_features, weight.in_features) for weight in group)
+    return packed < sum(weight.nbytes for weight in group)
 
 
-def _bytes(group: Sequence[Weight], fmt: Format) -> int:
-    return sum(packed_bytes(fmt, weight.out_features, weight.in_features) for weight in group)
-
-
-def _weights(groups: Sequence[Sequence[Weight]]) -> int:
-    return sum(weight.out_features * weight.in_features for group in groups for weight in group)
+def _numbers(group: Sequence[Weight]) -> int:
+    return sum(weight.out_features * weight.in_features for weight in group)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from qxcompiler.errors import QxcError, TargetError
+from qxcompiler.allocation.account import Account
+from qxcompiler.errors import QxcError, TargetError, UnsupportedByTargetError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
+from qxcompiler.packing import packed_bytes
 from qxcompiler.targets import Target
-from qxcompiler.yaml_files import read_yaml
+from qxcompiler.yaml_files import Lines, read_yaml_with_lines
 
 __all__ = ["FLOAT", "Plan", "load_plan", "sites_by_weight"]
 
@@ -24,11 +27,16 @@ class Plan(dict[str, Scheme | None]):
     Attributes:
         reasons: why sites were left in floating point, by their names.
         errors: where formats were compared, the error of each, by the names of sites and formats.
+        path, lines: the file it was read from, if it was, and where in it each value stands.
+        account: what a budget was spent on, None where there was none.
     """
 
     def __init__(self, schemes: Mapping[str, Scheme | None] | None = None) -> None:
         super().__init__(schemes or {})
         self.errors: dict[str, dict[str, float]] = {}
+        self.account: Account | None = None
+        self.path: Path | None = None
+        self.lines: Lines = {}
         self.reasons = {name: "float in the plan" for name, scheme in self.items() if scheme is None}
 
     def leave(self, sites: Iterable[Site], reason: str) -> None:
@@ -37,12 +45,49 @@ class Plan(dict[str, Scheme | None]):
             self[site.name] = None
             self.reasons[site.name] = reason
 
-    def to_yaml(self, target: Target, sites: Sequence[Site]) -> str:
-        """The plan as people edit it, the sites in the order of the graph."""
-        schemes = {site.name: str(self[site.name] or FLOAT) for site in sites}
-        return yaml.safe_dump({"target": target.name, "sites": schemes}, sort_keys=False, width=1000)
+    def pin(self, other: Plan) -> None:
+        """Take over what another plan says of some sites."""
+        for name, scheme in other.items():
+            self[name] = scheme
+            self.reasons.pop(name, None)
+        self.reasons |= other.reasons
+        self.path, self.lines = other.path, other.lines
 
-    def check(self, target: Target, sites: Sequence[Site], subject: object) -> None:
+    def to_yaml(self, target: Target, sites: Sequence[Site]) -> str:
+        """The plan as people edit it: a line a site, in the order of the graph, with what it came to as comments."""
+        rows, total = self._sizes(sites)
+        lines = [f"# {line}" for line in self._results(total, sites)]
+        lines += [_yaml({"target": target.name}), "sites:"]
+        for site in sites:
+            scheme, size = self[site.name], rows[site.name]
+            said = [] if size is None else [f"{size:,} bytes", f"{size / total:.2%}"]
+            if scheme and (error := self.errors.get(site.name, {}).get(scheme.format.name)) is not None:
+                said.append(f"error {error:.3g}")
+            entry = _yaml({site.name: str(scheme or FLOAT)}).replace("\n", "\n  ")
+            lines.append(f"  {entry}  # {', '.join(said) or 'its weight is counted above'}")
+        return "\n".join([*lines, ""])
+
+    def _sizes(self, sites: Sequence[Site]) -> tuple[dict[str, int | None], int]:
+        """What the weight of each site takes, None where an earlier site has it too; and all of them."""
+        rows: dict[str, int | None] = {site.name: None for site in sites}
+        for weight, users in sites_by_weight(sites).items():
+            scheme = self[users[0].name]
+            packed = packed_bytes(scheme.format, weight.out_features, weight.in_features) if scheme else weight.nbytes
+            rows[users[0].name] = packed
+        return rows, sum(size for size in rows.values() if size is not None)
+
+    def _results(self, total: int, sites: Sequence[Site]) -> Iterator[str]:
+        weights = sum(weight.out_features * weight.in_features for weight in sites_by_weight(sites))
+        yield f"{total:,} bytes in {len(sites)} sites, {8 * total / weights:.3f} bits a weight"
+        if self.account is None:
+            return
+        used, chosen = self.account.used("bytes"), sum(group.weights for group in self.account.groups)
+        for limit in self.account.limits:
+            yield f"{limit.option}: {limit.used / limit.limit:.3%} used"
+        yield f"{used:,.0f} bytes where there was a choice, {8 * used / chosen:.3f} bits a weight"
+        yield f"expected error {self.account.expected_error:.4g}, {self.account.term}: {self.account.unit}"
+
+    def check(self, target: Target, sites: Sequence[Site]) -> None:
         """Make sure that the target can run every scheme and that sites with one weight agree on it.
 
         Raises:
@@ -55,20 +100,30 @@ class Plan(dict[str, Scheme | None]):
                 continue
             if (scheme.activation is None) != (site.kind == "embedding"):
                 wanted = "a format only" if site.kind == "embedding" else "a format and an activation precision"
-                raise TargetError(subject, f"site {site.name} has scheme {scheme}", f"give {wanted}")
+                raise TargetError(self.place(site.name), f"site {site.name} has scheme {scheme}", f"give {wanted}")
             if site.kind == "embedding" and scheme.format.rotated:
                 problem = f"site {site.name} has scheme {scheme}, but its rows are looked up, not multiplied"
-                raise TargetError(subject, problem, "leave out the h")
-            target.check(scheme)
+                raise TargetError(self.place(site.name), problem, "leave out the h")
+            try:
+                target.check(scheme)
+            except UnsupportedByTargetError as error:
+                if self.path is None:
+                    raise
+                problem = f"site {site.name}: {error.subject} {error.problem}"
+                raise UnsupportedByTargetError(self.place(site.name), problem, error.remedy) from error
         for weight, users in sites_by_weight(sites).items():
             formats = {scheme.format.name if (scheme := self[site.name]) else FLOAT for site in users}
             if len(formats) > 1:
                 names = " and ".join(site.name for site in users)
                 raise TargetError(
-                    subject,
+                    self.place(users[-1].name),
                     f"{names} share weight {weight.name} and differ in format ({', '.join(sorted(formats))})",
                     "give them the same",
                 )
+
+    def place(self, site: str) -> str:
+        """Where the plan says a site's scheme: a file and a line, if it was read from one."""
+        return "the plan" if self.path is None else _place(self.path, self.lines, "sites", site)
 
 
 def sites_by_weight(sites: Sequence[Site]) -> dict[Weight, list[Site]]:
@@ -79,28 +134,54 @@ def sites_by_weight(sites: Sequence[Site]) -> dict[Weight, list[Site]]:
     return users
 
 
-def load_plan(path: Path, target: Target, sites: Sequence[Site]) -> Plan:
+def load_plan(path: Path, target: Target, sites: Sequence[Site], *, partial: bool = False) -> Plan:
     """Read a plan that `to_yaml` wrote and a person may have edited.
 
+    Args:
+        path: the file.
+        target: what it has to be for.
+        sites: of the model.
+        partial: whether it may leave out sites.
+
     Raises:
-        TargetError: it cannot be read, is for another target, or does not name just the sites of the model.
+        TargetError: it cannot be read, is for another target, or does not name just the sites of the model; the line
+            at fault is named.
     """
     remedy = "give the plan.yaml of an earlier compile"
-    document = read_yaml(path, "a plan", remedy)
+    document, lines = read_yaml_with_lines(path, "a plan", remedy)
     schemes = document.get("sites")
     if not isinstance(schemes, dict):
         raise TargetError(path, "has no field `sites`", remedy)
-    if unknown := sorted(set(map(str, document)) - {"target", "sites"}):
-        raise TargetError(path, f"has an unknown field `{unknown[0]}`", "its fields are `target` and `sites`")
+    if unknown := sorted(set(document) - {"target", "sites"}):
+        problem = f"has an unknown field `{unknown[0]}`"
+        raise TargetError(_place(path, lines, unknown[0]), problem, "its fields are `target` and `sites`")
     if document.get("target", target.name) != target.name:
         problem = f"is a plan for target {document['target']}, not {target.name}"
-        raise TargetError(path, problem, "name that target, or correct the plan's field `target`")
-    names = [site.name for site in sites]
-    if unknown := sorted(set(map(str, schemes)) - set(names)):
-        raise TargetError(path, f"the model has no site {unknown[0]}", "see `qxc inspect` for its sites")
+        remedy = "name that target, or correct the plan's field `target`"
+        raise TargetError(_place(path, lines, "target"), problem, remedy)
+    known = {site.name for site in sites}
+    names = [site.name for site in sites if site.name in schemes or not partial]
+    if unknown := sorted(set(map(str, schemes)) - known):
+        problem = f"the model has no site {unknown[0]}"
+        raise TargetError(_place(path, lines, "sites", unknown[0]), problem, "see `qxc inspect` for its sites")
     if missing := sorted(set(names) - set(schemes)):
         raise TargetError(path, f"has no scheme for site {missing[0]}", f"give one, or {FLOAT}")
-    try:
-        return Plan({name: None if schemes[name] == FLOAT else Scheme.parse(str(schemes[name])) for name in names})
-    except QxcError as error:
-        raise TargetError(path, str(error), "correct the plan") from error
+    parsed = {}
+    for name in names:
+        try:
+            parsed[name] = None if schemes[name] == FLOAT else Scheme.parse(str(schemes[name]))
+        except QxcError as error:
+            raise TargetError(
+                _place(path, lines, "sites", name), f"site {name}: {error}", "correct the plan"
+            ) from error
+    plan = Plan(parsed)
+    plan.path, plan.lines = path, lines
+    return plan
+
+
+def _place(path: Path, lines: Lines, *keys: str) -> str:
+    return f"{path}:{lines[keys]}" if keys in lines else str(path)
+
+
+def _yaml(fields: Mapping[str, str]) -> str:
+    return yaml.safe_dump(dict(fields), width=math.inf).rstrip("\n")

@@ -27,6 +27,7 @@ class Question:
         target: what it can hold and multiply.
         options: what the user asks for; `weights`, `activations`, `head`, `embedding` and `keep` are wishes.
         calibration: walks over the model, for the errors that formats would make; without samples there are none.
+        pinned: what the user has decided on already, of some sites; None where of none.
     """
 
     model: ir.Model
@@ -34,6 +35,7 @@ class Question:
     target: Target
     options: Options
     calibration: Calibration
+    pinned: Plan | None = None
 
 
 class Allocation(Protocol):

@@ -21,7 +21,8 @@ def uniform(question: Question) -> Plan:
     """One scheme for all linear layers, one for the head and one for embeddings, where packing makes a weight smaller.
 
     What the options `weights`, `activations`, `head` and `embedding` do not say, the target prefers. A head and an
-    embedding of one weight agree. What `keep` finds stays in floating point, and so does what shares its weight.
+    embedding of one weight agree. What `keep` finds stays in floating point, and so does what shares its weight. Sites
+    that are pinned have what they are pinned to.
 
     Raises:
         UsageError: one of the options is not valid, `keep` finds no site, or nothing is left to quantize.
@@ -62,6 +63,8 @@ def uniform(question: Question) -> Plan:
         asked = " ".join(f"{option} {value}" for option, value in kept_by.items() if value)
         raise UsageError(asked, "leaves no site to quantize", "keep fewer")
     _leave_what_packing_does_not_shrink(plan, sites)
+    if question.pinned is not None:
+        plan.pin(question.pinned)
     return plan
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qxcompiler.quantizers.registry import QUANTIZERS, Quantizer, find_quantizer
+from qxcompiler.quantizers.registry import QUANTIZERS, Need, Quantizer, find_quantizer
 from qxcompiler.quantizers.segmentwise import (
     Keep,
     QuantizationResult,
@@ -15,6 +15,7 @@ from qxcompiler.quantizers.segmentwise import (
 __all__ = [
     "QUANTIZERS",
     "Keep",
+    "Need",
     "QuantizationResult",
     "Quantizer",
     "find_quantizer",

@@ -15,9 +15,10 @@ from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.extensions import named
 from qxcompiler.formats import Format, QuantizedWeight
 from qxcompiler.quantizers.gptq import gptq
+from qxcompiler.quantizers.hqq import hqq
 from qxcompiler.quantizers.rtn import rtn
 
-__all__ = ["QUANTIZERS", "Quantizer", "find_quantizer"]
+__all__ = ["QUANTIZERS", "Need", "Quantizer", "find_quantizer"]
 
 
 Need: TypeAlias = Literal["statistics", "token weights"]
@@ -41,6 +42,7 @@ QUANTIZERS: dict[str, Quantizer] = {
     "rtn": Quantizer(rtn, needs=frozenset()),
     "gptq": Quantizer(gptq),
     "guided": Quantizer(gptq, needs=frozenset({"statistics", "token weights"})),  # GuidedQuant (Kim et al. 2025)
+    "hqq": Quantizer(hqq, needs=frozenset()),
 }
 
 

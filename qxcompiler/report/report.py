@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from pydantic import BaseModel
 
-from qxcompiler.allocation import FLOAT, Plan, sites_by_weight
+from qxcompiler.allocation import FLOAT, Account, Plan, sites_by_weight
 from qxcompiler.evaluation import Verification
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import packed_bytes
@@ -35,8 +35,7 @@ class SiteReport(BaseModel):
         bytes: what the weight takes; 0 where an earlier site has the same weight.
         error: relative error of the layer's output over the calibration samples (of the weight itself where the
             quantizer had no statistics), before tuning; None where left in float.
-        considered: where formats were compared, what each would cost: the divergence of the model's predictions, in
-            nats a position, that this layer alone would cause.
+        considered: where formats were compared, what this layer alone would lose in each, as `allocation` counts it.
     """
 
     name: str
@@ -65,6 +64,7 @@ class Report(BaseModel):
         bytes_before: size of the model's files.
         bytes_after: size of the compiled model's files.
         peak_memory_bytes: resident memory of the process at most, until the report was written.
+        allocation: what a budget was spent on, None where there was none.
         tuning: what tuning reached, None where there was none.
         verification: None where nothing was verified; `warnings` says why.
         warnings: what a user should know.
@@ -80,6 +80,7 @@ class Report(BaseModel):
     bytes_before: int
     bytes_after: int
     peak_memory_bytes: int
+    allocation: Account | None = None
     tuning: Tuning | None
     verification: Verification | None
     warnings: list[str]

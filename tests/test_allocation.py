@@ -1,0 +1,356 @@
+"""What a budget makes small, what it counts, what it chooses from, and what it says when it cannot be kept."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import graph_models
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from conftest import named_as_published
+from onnx import numpy_helper
+from tiny_transformers import VOCABULARY
+
+import qxcompiler
+from qxcompiler.allocation import Question
+from qxcompiler.allocation.candidates import candidates, of_other_bits
+from qxcompiler.allocation.errors import measure_errors
+from qxcompiler.allocation.size import write_size
+from qxcompiler.calibration.walk import Calibration
+from qxcompiler.errors import QxcError
+from qxcompiler.formats import parse_format
+from qxcompiler.graph import find_sites
+from qxcompiler.graph.normal_form import normalize
+from qxcompiler.options import Options, parse_size
+from qxcompiler.report import Report
+from qxcompiler.targets import load_target
+
+CPU = torch.device("cpu")
+FORMATS = [parse_format(name) for name in ("int2g16", "int4g16")]
+
+
+def asked(proto, samples, token_weights=None, **options):
+    model = ir.from_proto(proto)
+    normalize(model)
+    sites = find_sites(model)
+    calibration = Calibration(sites, samples, CPU, token_weights=token_weights or {})
+    options = Options.checked({"quantizer": "rtn"} | options)
+    return Question(model, sites, load_target("cpu-x86"), options, calibration)
+
+
+def rounded(weight, fmt, importance):
+    grid = fmt.fit(weight, importance)
+    return grid.decode(grid.encode(weight, slice(None)), slice(None))
+
+
+class Layers:
+    """A chain of layers computed in numpy: matrices [N, K] and the input of each."""
+
+    def __init__(self):
+        self.proto, self.feeds = graph_models.mlp((32, 48, 32, 16))
+        arrays = [numpy_helper.to_array(each) for each in self.proto.graph.initializer]
+        self.matrices = [torch.from_numpy(array.T.copy()) for array in arrays if array.ndim == 2]
+        biases = [torch.from_numpy(array.copy()) for array in arrays if array.ndim == 1]
+        x = torch.from_numpy(self.feeds["x"])
+        self.inputs = []
+        for matrix, bias in zip(self.matrices, biases, strict=True):
+            self.inputs.append(x)
+            x = (x @ matrix.T + bias).relu()
+
+
+def errors_of(question):
+    """By the order of the layers and the formats."""
+    weights = [site.weight for site in question.sites]
+    found = measure_errors(question, {(weight,): FORMATS for weight in weights})
+    return [[found[weight][fmt] for fmt in FORMATS] for weight in weights]
+
+
+@pytest.mark.parametrize("term", ["frobenius", "output", "curvature", "divergence"])
+def test_errors_of_layers_are_what_their_formulas_say(term):
+    layers = Layers()
+    draws = np.random.default_rng(1)
+    counts = [torch.from_numpy(draws.uniform(0, 2, 3).astype(np.float32)) for _ in layers.matrices]
+    question = asked(layers.proto, [layers.feeds], error=term)
+    question.calibration.token_weights.update(
+        {site: [count] for site, count in zip(question.sites, counts, strict=True)}
+    )
+    found = errors_of(question)
+    for W, X, count, errors in zip(layers.matrices, layers.inputs, counts, found, strict=True):
+        used = count if term in ("curvature", "divergence") else torch.ones(3)
+        for fmt, error in zip(FORMATS, errors, strict=True):
+            dW = W - rounded(W, fmt, (used[:, None] * X.square()).sum(0) / used.sum())
+            expected = {
+                "frobenius": dW.square().sum(),
+                "output": (X @ dW.T).square().sum(),
+                "divergence": 0.5 * (count * (X @ dW.T).square().sum(1)).sum(),
+                # the mean over all K N numbers of sum x² g², where a token's weight is the mean of g² over N
+                "curvature": 0.5 * (count * X.square().mean(1)).sum() * dW.square().sum(),
+            }
+            assert error == pytest.approx(float(expected[term]), rel=1e-4)
+
+
+def test_frobenius_needs_no_samples():
+    layers = Layers()
+    found = errors_of(asked(layers.proto, [], error="frobenius"))
+    for W, errors in zip(layers.matrices, found, strict=True):
+        expected = [float((W - rounded(W, fmt, torch.ones(W.shape[1]))).square().sum()) for fmt in FORMATS]
+        assert errors == pytest.approx(expected, rel=1e-4)
+
+
+def with_weights(proto, replaced):
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    for tensor in changed.graph.initializer:
+        if tensor.name in replaced:
+            tensor.CopyFrom(numpy_helper.from_array(replaced[tensor.name], tensor.name))
+    return changed
+
+
+@pytest.mark.parametrize("is_logits", [True, False])
+def test_measured_errors_are_those_of_the_whole_model_with_a_group_quantized(is_logits):
+    proto, feeds = graph_models.llama(tied=False, width=32, hidden=48)
+    if is_logits:
+        proto.graph.output[0].name = proto.graph.node[-1].output[0] = "logits"
+    output = proto.graph.output[0].name
+    draws = np.random.default_rng(0)
+    samples = [feeds | {"ids": draws.integers(0, 40, (2, 5))} for _ in range(2)]
+    question = asked(proto, samples, error="measured")
+    gate, up = (next(site for site in question.sites if site.role == role) for role in ("gate", "up"))
+    found = measure_errors(question, {(gate.weight, up.weight): FORMATS})
+    statistics = {}
+    for stop in question.calibration.walk(question.model, "test"):
+        if gate.weight in stop.weights:
+            statistics = stop.statistics([gate.weight, up.weight])
+    for fmt in FORMATS:
+        replaced = {
+            site.weight.value.name: rounded(
+                site.weight.matrix(), fmt, statistics[site.weight].importance
+            ).T.numpy()  # stored [K, N]
+            for site in (gate, up)
+        }
+        expected = 0.0
+        for sample in samples:
+            y, changed = (
+                torch.from_numpy(graph_models.run(each, sample)[output]).double()
+                for each in (proto, with_weights(proto, replaced))
+            )
+            if is_logits:
+                p, q = y.log_softmax(-1), changed.log_softmax(-1)
+                expected += float((p.exp() * (p - q)).sum(-1).mean()) / 2
+            else:
+                expected += float((changed - y).square().sum() / y.square().sum()) / 2
+        assert found[gate.weight][fmt] == found[up.weight][fmt]  # of equal size
+        assert found[gate.weight][fmt] + found[up.weight][fmt] == pytest.approx(expected, rel=1e-3)
+
+
+def test_candidates_are_what_the_target_holds():
+    names = {name: [fmt.name for fmt in candidates(load_target(name))] for name in ("cpu-x86", "npu-int8")}
+    tables = [f"lut{bits}{group}" for bits in (2, 3, 4) for group in ("g128s8", "g32s8")]
+    assert names["cpu-x86"] == tables + [f"int{bits}{group}" for bits in (5, 6, 8) for group in ("g128s8", "g32s8")]
+    assert names["npu-int8"] == [f"int{bits}g{group}" for bits in (2, 3, 4, 8) for group in (32, 128)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("int3g32as8h", [f"int{bits}g32as8h" for bits in (2, 3, 4, 5, 6, 8)]),
+        ("lut3g64t", ["lut2g64t", "lut3g64t", "lut4g64t"]),
+        ("nf4g64", ["nf4g64"]),
+        ("ternaryg64", ["ternaryg64"]),
+        ("mxfp4", ["mxfp4"]),
+    ],
+)
+def test_a_format_in_other_bits(spec, names):
+    assert [fmt.name for fmt in of_other_bits(parse_format(spec), load_target("cpu-x86"))] == names
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("60MB", 60_000_000), ("57.2 MiB", 59_978_547), ("1GB", 10**9), ("2GiB", 2 << 30), ("900kB", 900_000), ("7B", 7)],
+)
+def test_sizes_have_units(text, size):
+    assert parse_size(text) == size
+    assert Options.checked({"max_size": text}).max_size == size
+
+
+@pytest.mark.parametrize(
+    "text", ["60", "60mb", "60 M", "-1MB", "1e9B", "MB", "60MB.", "0B", "0.1B", "\u0661MB", "nan", ""]
+)
+def test_sizes_without_a_unit_are_refused(text):
+    with pytest.raises(QxcError, match="option max_size: "):
+        Options.checked({"max_size": text})
+
+
+@pytest.mark.parametrize("size", [1, 999_999, 10**6, 61_234_567, 12_345_678_901])
+def test_a_size_that_is_said_is_enough(size):
+    assert size <= parse_size(write_size(size)) <= size * 1.01
+
+
+def test_what_would_not_become_smaller_is_no_choice(tmp_path):
+    """17 rows, or columns, are padded to 32: with codes of 8 bits they take as much as in float16."""
+    b = graph_models.Builder()
+    x, widths = "x", (64, 17, 64, 64, 64)
+    for index, (k, n) in enumerate(itertools.pairwise(widths)):
+        W = b.constant(b.random.standard_normal((k, n)).astype(np.float16))
+        x = b.op("Relu", b.op("MatMul", x, W, name=f"layer{index}"))
+    model = b.model({"x": (onnx.TensorProto.FLOAT16, ["n", 64])}, [x])
+    options = {"quantizer": "rtn", "error": "frobenius", "verification": False, "weights": "int4g32s8"}
+    report = qxcompiler.compile(model, "cpu-x86", tmp_path / "out", bits_per_weight=20, **options)
+    offered = {group.sites[0]: [choice.format for choice in group.choices] for group in report.allocation.groups}
+    every = [f"int{bits}g32s8" for bits in (2, 3, 4, 5, 6, 8)]
+    assert offered == {"layer0": every[:-1], "layer1": every[:-1], "layer2": every}
+
+
+@pytest.fixture
+def decoder(tiny):
+    """A language model wide enough that formats of few bits are small."""
+    model, _ = graph_models.llama(vocabulary=VOCABULARY, width=64, hidden=128)
+    onnx.save(named_as_published(model), tiny.model)
+    return tiny
+
+
+FAST = {"quantizer": "rtn", "samples": 4, "length": 16, "verification": False}
+
+
+def files_of(folder):
+    return sum(path.stat().st_size for path in folder.glob("model.onnx*"))
+
+
+@pytest.mark.parametrize("activations", ["a16", "a8"])
+def test_a_size_is_kept(decoder, tmp_path, activations):
+    """Here, where the graph takes as much as the weights, what it may take at most is a good part of the limit."""
+    options = FAST | {"weights": "int4g16", "activations": activations, "calibration": decoder.calibration}
+    with pytest.raises(QxcError) as raised:
+        qxcompiler.compile(decoder.model, "cpu-x86", tmp_path / "out", max_size="9000B", **options)
+    least = parse_size(str(raised.value).split(" make ")[1].split(",")[0])
+    bits = []
+    for size in (least + 5_000, least + 20_000):
+        out = tmp_path / f"{size}"
+        report = qxcompiler.compile(decoder.model, "cpu-x86", out, max_size=size, **options)
+        assert files_of(out) == report.bytes_after <= size
+        (limit,) = report.allocation.limits
+        assert limit.limit - 5_000 <= limit.used <= limit.limit
+        bits.append(report.quantized_bits_per_weight)
+    assert bits[0] < bits[1]
+
+
+def test_a_size_that_cannot_be_kept_names_one_that_can(decoder, tmp_path):
+    options = FAST | {"weights": "int4g16", "calibration": decoder.calibration}
+    with pytest.raises(QxcError, match="--max-size 9000B: is too little: the smallest formats make") as raised:
+        qxcompiler.compile(decoder.model, "cpu-x86", tmp_path / "out", max_size="9000B", **options)
+    enough = str(raised.value).split(" make ")[1].split(",")[0]
+    report = qxcompiler.compile(decoder.model, "cpu-x86", tmp_path / "out", max_size=enough, **options)
+    assert {site.scheme for site in report.sites if site.considered} == {"int2g16/a16"}
+
+
+def test_bits_that_cannot_be_kept_name_those_that_can(decoder, tmp_path):
+    options = FAST | {"calibration": decoder.calibration}
+    with pytest.raises(QxcError, match=r"the smallest formats take [0-9.]* bits: give more") as raised:
+        qxcompiler.compile(decoder.model, "cpu-x86", tmp_path / "out", bits_per_weight=1.5, **options)
+    enough = float(str(raised.value).split(" take ")[1].split(" ")[0])
+    report = qxcompiler.compile(decoder.model, "cpu-x86", tmp_path / "out", bits_per_weight=enough, **options)
+    assert {limit.option for limit in report.allocation.limits} == {f"--bpw {enough:g}"}
+
+
+def test_two_limits_are_both_kept(decoder, tmp_path):
+    options = FAST | {"weights": "int4g16", "calibration": decoder.calibration}
+    report = qxcompiler.compile(
+        decoder.model, "cpu-x86", tmp_path / "out", bits_per_weight=4.2, max_size="1MB", **options
+    )
+    bits, size = report.allocation.limits
+    assert (bits.option, size.option) == ("--bpw 4.2", "--max-size 1.00MB")
+    assert bits.used <= bits.limit
+    assert bits.price > 0 == size.price
+    with pytest.raises(QxcError, match=r"--max-size 9000B: .* beside --bpw 4.2: give more, or less to"):
+        qxcompiler.compile(
+            decoder.model, "cpu-x86", tmp_path / "other", bits_per_weight=4.2, max_size="9000B", **options
+        )
+
+
+@pytest.mark.parametrize("term", ["divergence", "output", "frobenius", "curvature", "measured"])
+def test_every_term_chooses_within_the_budget(decoder, tmp_path, term):
+    report = qxcompiler.compile(
+        decoder.model,
+        "cpu-x86",
+        tmp_path / "out",
+        calibration=decoder.calibration,
+        bits_per_weight=4.6,
+        error=term,
+        **FAST,
+    )
+    account = report.allocation
+    assert account.term == term
+    (limit,) = account.limits
+    assert 0.9 * limit.limit < limit.used <= limit.limit
+    assert account.least_error <= account.expected_error * (1 + 1e-6)
+    chosen = [site for site in report.sites if site.considered]
+    assert sorted(name for group in account.groups for name in group.sites) == sorted(site.name for site in chosen)
+    for group in account.groups:
+        assert {site.scheme for site in chosen if site.name in group.sites} == {f"{group.chosen}/a16"}
+        for choice in group.choices:
+            errors = [site.considered[choice.format] for site in chosen if site.name in group.sites]
+            assert choice.error == pytest.approx(sum(errors))
+    sizes = sum(site.bytes for site in chosen)
+    assert sizes == limit.used == account.used("bytes")
+    assert Report.model_validate(json.loads((tmp_path / "out" / "report.json").read_text())) == report
+
+
+def test_a_budget_without_samples(tmp_path):
+    proto, _ = graph_models.mlp((64, 128, 64, 64))
+    with pytest.raises(
+        QxcError, match="--max-size: needs samples: give --calibration FILE, or choose --error frobenius"
+    ):
+        qxcompiler.compile(proto, "cpu-x86", tmp_path / "out", max_size="70kB", quantizer="rtn")
+    proto, _ = graph_models.llama(width=64, hidden=128)
+    report = qxcompiler.compile(
+        proto, "cpu-x86", tmp_path / "out", bits_per_weight=5, quantizer="rtn", error="frobenius"
+    )
+    (limit,) = report.allocation.limits
+    assert report.samples == 0
+    assert 0.8 * limit.limit < limit.used <= limit.limit
+    assert {len(group.sites) for group in report.allocation.groups} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"error": "output"}, "--error output: has no budget: give --bpw or --max-size"),
+        ({"error": "guess", "bits_per_weight": 3}, "option error: "),
+        ({"allocation": "uniform", "max_size": "60MB"}, "--allocation uniform: keeps no budget: .* or --max-size"),
+        ({"error": "output", "plan": "plan.yaml"}, "says every site's scheme already: leave out --error"),
+        (
+            {"max_size": "60MB", "keep": "a", "plan": "plan.yaml"},
+            "says every .* already: leave out --keep and --max-size",
+        ),
+        ({"max_size": 0}, "option max_size: "),
+    ],
+)
+def test_options_that_make_no_sense(tiny, tmp_path, options, problem):
+    with pytest.raises(QxcError, match=problem):
+        qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", calibration=tiny.calibration, **(FAST | options))
+
+
+def test_the_command_line_takes_a_size_and_a_term(decoder, tmp_path, qxc):
+    out = tmp_path / "out"
+    given = ["--calibration", decoder.calibration, "--samples", 4, "--length", 16, "--weights", "int4g16"]
+    ran = qxc(
+        "compile", decoder.model, "--target", "cpu-x86", *given, "--max-size", "0.35MB", "--error", "output", "-o", out
+    )
+    assert ran.returncode == 0, ran.stderr
+    again = qxc("compile", "--config", out / "compile.yaml", "-o", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again" / "plan.yaml").read_text() == (out / "plan.yaml").read_text()
+    wrong = qxc("compile", decoder.model, "--target", "cpu-x86", *given, "--max-size", "0.35", "-o", out)
+    assert wrong.returncode == 2
+    assert "write a number and one of B, kB, MB, GB, KiB, MiB, GiB, such as 60MB" in wrong.stderr
+
+
+def test_a_folder_has_no_size(tmp_path):
+    proto, _ = graph_models.mlp((64, 64))
+    onnx.save(proto, tmp_path / "a.onnx")
+    with pytest.raises(QxcError, match="--max-size: is the size of a single model"):
+        qxcompiler.compile_folder(tmp_path, "cpu-x86", tmp_path / "out", max_size="1MB")
