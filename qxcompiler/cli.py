@@ -30,6 +30,7 @@ from qxcompiler.staging import has_finished_work, output_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qxcompiler.cost import Estimate
     from qxcompiler.evaluation import Verification
     from qxcompiler.report import Report, SiteReport, Unquantized
 
@@ -359,11 +360,23 @@ def generate(
 
 
 @app.command()
-def inspect(model: _Model, json: _Json = False) -> None:
-    """List a model's sites, their roles, formats and sizes."""
+def inspect(
+    model: _Model,
+    target: Annotated[str | None, typer.Option(help="Predict what the model costs on a target: name or file.")] = None,
+    context: Annotated[
+        int, typer.Option(min=1, max=1 << 24, help="Tokens before the one that is decoded, or in an input.")
+    ] = 512,
+    size: Annotated[
+        list[str] | None, typer.Option(help="A free size of the inputs, for --target.", metavar="NAME=N")
+    ] = None,
+    json: _Json = False,
+) -> None:
+    """List a model's sites, their roles, formats and sizes, and predict what it costs on a target."""
     from qxcompiler.report import inspect as run
+    from qxcompiler.targets import load_target
 
-    found = run(model)
+    hardware = None if target is None else load_target(target)
+    found = run(model, hardware, context=context, sizes=dict(map(_size, size or [])))
     if json:
         _print_json(found)
         return
@@ -388,6 +401,7 @@ def inspect(model: _Model, json: _Json = False) -> None:
         rows["all weights"] = f"{found.model_bits_per_weight:.3f} bits per weight"
     _print_rows(rows)
     _print_unquantized("not sites", found.others)
+    _print_predicted(found.predicted)
 
 
 @app.command()
@@ -494,16 +508,35 @@ def explain(
 
 
 @app.command()
-def targets(name: Annotated[str | None, typer.Argument(help="Name or file of one target.")] = None) -> None:
-    """List the targets, or show one."""
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Name or file of one target.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a descriptor instead.")] = False,
+) -> None:
+    """List the targets, or show one with all that it inherits."""
     import yaml
 
-    from qxcompiler.targets import load_target, target_names
+    from qxcompiler.targets import load_target, target_json_schema, target_names
 
-    if name is None:
+    if schema:
+        _out.out(dumps(target_json_schema(), indent=2))
+    elif name is None:
         _print_rows({known: load_target(known).description for known in target_names()})
     else:
-        _out.out(yaml.safe_dump(load_target(name).model_dump(), sort_keys=False), end="")
+        fields = load_target(name).model_dump(exclude_none=True, exclude={"inherit"})
+        _out.out(yaml.safe_dump(fields, sort_keys=False), end="")
+
+
+@app.command()
+def profile(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The descriptor to write.", metavar="HOST.yaml")],
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, max=1024, help="Numbers of threads; predictions are for the last.")
+    ] = None,
+) -> None:
+    """Measure this machine, and write a target descriptor of it."""
+    from qxcompiler.profiling import profile as run
+
+    run(output, list(dict.fromkeys(threads or (1, os.cpu_count() or 1))), track_on_terminal)
 
 
 @app.command()
@@ -606,6 +639,30 @@ def _print_rows(rows: dict[str, str]) -> None:
 
 def _print_json(result: BaseModel) -> None:
     _out.out(result.model_dump_json(indent=2), highlight=False)
+
+
+def _size(given: str) -> tuple[str, int]:
+    name, _, number = given.partition("=")
+    if not name or not number.isdecimal() or len(number) > 9 or int(number) < 1:
+        raise UsageError(f"--size {given}", "not a size", "write NAME=N, such as height=224")
+    return name, int(number)
+
+
+def _print_predicted(estimates: Sequence[Estimate]) -> None:
+    """What each phase costs, and what binds for how much of it."""
+    if not estimates:
+        return
+    title = f"predicted on {estimates[0].target}"
+    table = Table("phase", "ms", "tokens/s", "joules", "memory", "bound by", title=title, title_justify="left")
+    for each in estimates:
+        bound = ", ".join(f"{name} {time / each.seconds:.0%}" for name, time in list(each.bound_by.items())[:3])
+        joules = "" if each.joules is None else f"{each.joules:.3g}"
+        row = (f"{1e3 * each.seconds:.2f}", f"{each.tokens_per_second:.1f}", joules, _megabytes(each.peak_bytes), bound)
+        table.add_row(each.phase, *row)
+    _out.print(table)
+    for each in estimates:
+        if each.unknown:
+            _complain(f"qxc: warning: {each.phase}: {len(each.unknown)} nodes of unknown shapes are not counted")
 
 
 def _megabytes(size: int) -> str:

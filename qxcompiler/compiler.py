@@ -68,7 +68,7 @@ from qxcompiler.report import (
 )
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 from qxcompiler.staging import WORK, check_sources, output_folder, staged
-from qxcompiler.targets import Target, find_target, load_target
+from qxcompiler.targets import Target, descriptor_files, find_target, load_target
 from qxcompiler.tuning import Tuner
 from qxcompiler.work_folder import WorkFolder, fingerprint
 
@@ -107,7 +107,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, several such files, which are mixed evenly, or feeds
             of the model. `self` stands for text that a language model writes, and is what such a model is calibrated
             on where samples are needed and none given. May be left out for `rtn`, which then counts all inputs alike.
-        recipe: name or file of a recipe, options that those given here go before.
+        recipe: name or file of a recipe, options that those given here go before; if left out, what the target prefers.
         restart: forget what an earlier compile, which was killed, had finished.
         track: shows progress.
         options: the fields of `qxcompiler.options.Options`.
@@ -119,8 +119,9 @@ def compile(  # noqa: A001  (it is what a compiler does)
         QxcError: one of its subclasses, for whatever a user can cause; nothing is written then.
     """
     output = output_folder(output)
-    chosen = load_recipe(recipe) if recipe else Recipe()
-    compiler = _Compiler(load_target(target), Options.checked(chosen.options | options), track)
+    hardware = load_target(target)
+    chosen = _recipe(recipe, hardware)
+    compiler = _Compiler(hardware, Options.checked(chosen.options | options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
     if calibration is None:
@@ -170,8 +171,9 @@ def compile_folder(
     files = sorted(folder.glob("*.onnx"))
     if not files:
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
-    chosen = load_recipe(recipe) if recipe else Recipe()
-    compiler = _Compiler(load_target(target), Options.checked(chosen.options | options), track, several=True)
+    hardware = load_target(target)
+    chosen = _recipe(recipe, hardware)
+    compiler = _Compiler(hardware, Options.checked(chosen.options | options), track, several=True)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
@@ -553,6 +555,12 @@ def _spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[index * len(samples) // count] for index in range(count)]
 
 
+def _recipe(given: str | Path | None, target: Target) -> Recipe:
+    """The recipe that was asked for, or else the one that the target prefers."""
+    named = given or target.preferred.recipe
+    return load_recipe(named) if named else Recipe()
+
+
 def _digest(weight: Weight, fmt: Format) -> bytes:
     """Equal for weights of equal numbers in one format."""
     return hashlib.sha256(fmt.name.encode() + weight.matrix().numpy().tobytes()).digest()
@@ -563,7 +571,7 @@ def _config(
 ) -> Config:
     """The compile as its `compile.yaml` says it."""
     samples = files_of(calibration)
-    described = [Path(target)] if find_target(str(target)) is None else []
+    described = descriptor_files(target) if find_target(str(target)) is None else []
     read = [*files, *described, *samples, *([options.plan] if options.plan else [])]
     return Config(
         **options.model_dump(),

@@ -22,10 +22,13 @@ def hadamard(op: OpBuilder, X: ir.Value) -> ir.Value:
         [..., K], of X's type.
     """
     size = op.Reshape(attribute(op, "block_size"), [1])
-    blocks = op.Reshape(as_float(op, X), op.Concat([-1], size, axis=0))
+    rows, count = op.Shape(X, end=-1), op.Div(op.Shape(X, start=-1), size)
+    blocks = op.Reshape(as_float(op, X), op.Concat(rows, count, size, axis=0), allowzero=1)
     block = op.Slice(_largest_block(op), [0, 0], op.Concat(size, size, axis=0))
     scale = op.Reciprocal(op.Sqrt(as_float(op, size)))
-    return op.CastLike(op.Reshape(op.Mul(op.MatMul(blocks, block), scale), op.Shape(X), allowzero=1), X)
+    # not the shape of X itself, whose open sizes onnxruntime would take for several of -1
+    shape = op.Concat(rows, op.Mul(count, size), axis=0)
+    return op.CastLike(op.Reshape(op.Mul(op.MatMul(blocks, block), scale), shape, allowzero=1), X)
 
 
 def _largest_block(op: OpBuilder) -> ir.Value:

@@ -1,7 +1,20 @@
-"""Hardware descriptors. A new target is one YAML file in this folder, or anywhere, named on the command line."""
+"""Hardware descriptors: YAML files, the schema they follow, and what finds and reads them."""
 
 from __future__ import annotations
 
-from qxcompiler.targets.schema import Target, find_target, load_target, target_names
+from qxcompiler.targets.hardware import ComputeUnit, MemoryLevel, split_pair
+from qxcompiler.targets.loading import descriptor_files, find_target, load_target, target_names
+from qxcompiler.targets.schema import COST_SECTIONS, Target, target_json_schema
 
-__all__ = ["Target", "find_target", "load_target", "target_names"]
+__all__ = [
+    "COST_SECTIONS",
+    "ComputeUnit",
+    "MemoryLevel",
+    "Target",
+    "descriptor_files",
+    "find_target",
+    "load_target",
+    "split_pair",
+    "target_json_schema",
+    "target_names",
+]

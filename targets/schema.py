@@ -1,161 +1,130 @@
-"""The hardware descriptor: what a target can hold and multiply, and what it prefers."""
+"""The hardware descriptor: what a target can hold and multiply, what it consists of, and what it prefers."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
-from pydantic.functional_validators import BeforeValidator
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from qxcompiler.errors import QxcError, TargetError, UnsupportedByTargetError, first_invalid
-from qxcompiler.extensions import extensions, find
-from qxcompiler.formats import (
-    ACTIVATIONS,
-    CODEBOOK_BITS,
-    GROUP_SIZES,
-    INTEGER_BITS,
-    MX_FORMATS,
-    SCALE_TYPES,
-    CodebookFormat,
-    Format,
-    IntegerFormat,
-    MxFormat,
-    Scheme,
+from qxcompiler.errors import TargetError, UnsupportedByTargetError
+from qxcompiler.formats import CodebookFormat, Format, IntegerFormat, MxFormat, Scheme
+from qxcompiler.targets.hardware import (
+    ComputeUnit,
+    Cycles,
+    Dma,
+    Hertz,
+    Measured,
+    MemoryLevel,
+    MemoryMode,
+    Name,
+    Operators,
+    VectorUnit,
 )
-from qxcompiler.yaml_files import read_yaml
+from qxcompiler.targets.numerics import Activations, CodebookSupport, IntegerSupport, MxFormats, Preferred, Section
 
-__all__ = ["Target", "find_target", "load_target", "target_names"]
+__all__ = ["COST_SECTIONS", "Target", "target_json_schema"]
 
-_FOLDER = Path(__file__).parent
-
-
-def _one_of(allowed: tuple[Any, ...]) -> AfterValidator:
-    def check(values: list[Any]) -> list[Any]:
-        if not values or not set(values) <= set(allowed):
-            raise ValueError(f"must list some of {', '.join(map(str, allowed))}")
-        return values
-
-    return AfterValidator(check)
-
-
-def _parse_scheme(value: Any) -> Any:
-    try:
-        return Scheme.parse(value) if isinstance(value, str) else value
-    except QxcError as error:
-        raise ValueError(str(error)) from error
+COST_SECTIONS = (
+    "core_clock_hz",
+    "compute_units",
+    "vector_unit",
+    "memory",
+    "memory_mode",
+    "dma",
+    "operator_overhead_cycles",
+)
+"""What a descriptor must have for its costs to be predicted."""
 
 
-_Scheme = Annotated[Scheme, BeforeValidator(_parse_scheme), PlainSerializer(str)]
-
-
-def _multiplies(scheme: Scheme) -> Scheme:
-    if scheme.activation is None:
-        raise ValueError(f"{scheme} has no activation precision, write {scheme}/{ACTIVATIONS[-1]}")
-    return scheme
-
-
-def _looks_up(scheme: Scheme) -> Scheme:
-    if scheme.activation is not None:
-        raise ValueError(f"an embedding multiplies nothing, write {scheme.format.name} without /{scheme.activation}")
-    return scheme
-
-
-_SCALES = {suffix or "float16": scale_type for suffix, scale_type in SCALE_TYPES.items()}
-_Scales = Annotated[list[str], _one_of(tuple(_SCALES))]
-_GroupSizes = Annotated[list[int | Literal["row"]], _one_of((*GROUP_SIZES, "row"))]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True)
-
-
-class IntegerSupport(_Section):
-    """Which uniform formats the target decodes."""
-
-    bits: Annotated[list[int], _one_of(INTEGER_BITS)]
-    group_sizes: _GroupSizes
-    zero_points: bool
-    scales: _Scales = ["float16"]
-
-    def holds(self, fmt: IntegerFormat) -> bool:
-        """Whether a format is among them."""
-        return (
-            fmt.bits in self.bits
-            and (fmt.group_size or "row") in self.group_sizes
-            and (self.zero_points or not fmt.asymmetric)
-            and _has_scales(fmt, self.scales)
-        )
-
-    def __str__(self) -> str:
-        zero_points = ", with or without zero points (a)" if self.zero_points else ", without zero points"
-        scales = f", scales {_listed(self.scales)}"
-        return f"int {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}{zero_points}{scales}"
-
-
-class CodebookSupport(_Section):
-    """Which look-up-table formats the target decodes."""
-
-    bits: Annotated[list[int], _one_of(CODEBOOK_BITS)]
-    group_sizes: _GroupSizes
-    per_row: bool
-    scales: _Scales = ["float16"]
-
-    def holds(self, fmt: CodebookFormat) -> bool:
-        """Whether a format is among them."""
-        per_tensor = fmt.per_tensor or fmt.normal_float
-        return (
-            fmt.bits in self.bits
-            and (fmt.group_size or "row") in self.group_sizes
-            and (self.per_row or per_tensor)
-            and _has_scales(fmt, self.scales)
-        )
-
-    def __str__(self) -> str:
-        tables = "a table a row or a tensor (t)" if self.per_row else "a table a tensor (t)"
-        scales = f", scales {_listed(self.scales)}"
-        return f"lut {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}, {tables}{scales}"
-
-
-def _has_scales(fmt: Format, names: list[str]) -> bool:
-    return fmt.scale_type in [_SCALES[name] for name in names]
-
-
-class Preferred(_Section):
-    """The schemes used where the user asks for none."""
-
-    linear: Annotated[_Scheme, AfterValidator(_multiplies)]
-    head: Annotated[_Scheme, AfterValidator(_multiplies)]
-    embedding: Annotated[_Scheme, AfterValidator(_looks_up)]
-
-
-class Target(_Section):
-    """A hardware descriptor.
-
-    Attributes:
-        name: what it is called.
-        description: one line for people.
-        dialect: the operators its runtime takes.
-        activations: the precisions it multiplies in.
-        integer: the uniform weight formats it decodes, if any.
-        codebook: the look-up-table formats it decodes, if any; ternary ones are of 2 bits.
-        mx: the microscaling formats it decodes, if any.
-        others: formats of other kinds, which packages add, by name.
-        hadamard: whether it rotates activations by Hadamard matrices, for weights with rotated inputs (`lut3g128h`).
-        preferred: the schemes chosen where the user asks for none.
-    """
+class Target(Section):
+    """A hardware descriptor."""
 
     name: Annotated[str, Field(min_length=1)]
+    """What it is called."""
     description: str
+    """One line for people."""
+    inherit: str | None = None
+    """A target, by name, or a file beside this one, whose fields hold where this one says nothing; null removes one."""
     dialect: Literal["qxc"]
-    activations: Annotated[list[str], _one_of(ACTIVATIONS)]
+    """The operators that its runtime takes. `qxc`, the packed operators of this project, is all that is emitted."""
+    activations: Activations
+    """The precisions it multiplies in: `a32` is float, `a16` within 5e-5 of it, `a8` int8 with a scale a token."""
+    kv_cache: list[Literal["float32", "float16", "bfloat16", "float8e4m3", "float8e5m2", "int8", "int4"]] = Field(
+        default=["float32"]
+    )
+    """What keys and values that a model keeps may be held as."""
     integer: IntegerSupport | None = None
+    """The uniform weight formats it decodes, if any."""
     codebook: CodebookSupport | None = None
-    mx: Annotated[list[str], _one_of(MX_FORMATS)] | None = None
+    """The look-up-table formats it decodes, if any."""
+    mx: MxFormats | None = None
+    """The microscaling formats it decodes, if any."""
     others: list[str] | None = None
+    """Formats of other kinds, which packages add, by name."""
     hadamard: bool = False
+    """Whether it rotates activations by Hadamard matrices, for weights with rotated inputs (`lut3g128h`)."""
     preferred: Preferred
+    """The schemes chosen where the user asks for none."""
+
+    core_clock_hz: Hertz | None = None
+    """The clock that every field in cycles counts."""
+    compute_units: Annotated[dict[Name, ComputeUnit], Field(min_length=1, max_length=16)] | None = None
+    """What multiplies, by name."""
+    vector_unit: VectorUnit | None = None
+    """What decodes weights and computes what is no product."""
+    memory: Annotated[dict[Name, MemoryLevel], Field(min_length=1, max_length=16)] | None = None
+    """The memories, by name."""
+    memory_mode: MemoryMode | None = None
+    """Which memory holds what."""
+    dma: Dma | None = None
+    """How data moves between them."""
+    operator_overhead_cycles: Cycles | None = None
+    """What starting an operator costs."""
+    operators: Operators = Operators()
+    """Which ONNX operators it lacks, and what runs them."""
+    measured: Measured | None = None
+    """Rates measured on a machine, which go before what follows from the rest."""
+
+    @model_validator(mode="after")
+    def _memories(self) -> Self:
+        levels = self.memory or {}
+        for name, level in levels.items():
+            if level.below is not None and level.below not in levels:
+                raise _wrong(f"memory.{name}.below", f"there is no {level.below}, only {', '.join(levels)}")
+        for name in levels:
+            self._chain(name)
+        mode = self.memory_mode
+        if mode is None:
+            return self
+        for use in ("cache", "weights", "activations", "kv_cache"):
+            named = getattr(mode, use)
+            if named not in levels:
+                raise _wrong(f"memory_mode.{use}", f"there is no memory {named}, only {', '.join(levels) or 'none'}")
+            if named not in (reached := self._chain(mode.cache)):
+                problem = f"{mode.cache} is not filled from {named}, only from {', '.join(reached)}"
+                raise _wrong(f"memory_mode.{use}", problem)
+        if mode.cache_size_bytes is not None and mode.cache_size_bytes > levels[mode.cache].size_bytes:
+            raise _wrong("memory_mode.cache_size_bytes", f"is more than memory.{mode.cache}.size_bytes")
+        return self
+
+    def _chain(self, name: str) -> list[str]:
+        """A level and those below it."""
+        levels = self.memory or {}
+        chain = [name]
+        while (below := levels[chain[-1]].below) is not None:
+            if below in chain:
+                circle = " -> ".join([*chain, below])
+                raise _wrong(f"memory.{chain[-1]}.below", f"levels are below each other ({circle})")
+            chain.append(below)
+        return chain
+
+    def path(self, home: str) -> list[str]:
+        """The levels that data passes from where it lies up to `memory_mode.cache`, the farthest first."""
+        assert self.memory_mode is not None
+        chain = self._chain(self.memory_mode.cache)
+        return chain[chain.index(home) :: -1]
 
     def check(self, scheme: Scheme) -> None:
         """Make sure that the target can run a scheme.
@@ -180,6 +149,17 @@ class Target(_Section):
                 f"choose from: {', '.join(self.activations)}",
             )
 
+    def check_cost(self) -> None:
+        """Make sure that costs on the target can be predicted.
+
+        Raises:
+            TargetError: the descriptor lacks a section; the message names it.
+        """
+        for section in COST_SECTIONS:
+            if getattr(self, section) is None:
+                problem = f"has no section `{section}`, without which no cost can be predicted"
+                raise TargetError(f"target {self.name}", problem, "add it (docs/targets.md), or give --weights")
+
     def _holds(self, fmt: Format) -> bool:
         if isinstance(fmt, IntegerFormat):
             return self.integer is not None and self.integer.holds(fmt)
@@ -190,45 +170,15 @@ class Target(_Section):
         return replace(fmt, rotated=False).name in (self.others or [])
 
 
-def _listed(values: list[Any]) -> str:
-    return "/".join(str(value) for value in values)
+def _wrong(field: str, problem: str) -> PydanticCustomError:
+    """A field that does not fit the others; the field is named in the error's context."""
+    return PydanticCustomError("misfit", "{problem}", {"problem": problem, "field": field})
 
 
-def target_names() -> list[str]:
-    """The descriptors that come with the compiler, and those that packages add."""
-    return sorted({*_built_in(), *extensions("targets")})
-
-
-def _built_in() -> dict[str, Path]:
-    return {path.stem: path for path in _FOLDER.glob("*.yaml")}
-
-
-def find_target(name: str) -> Path | None:
-    """The descriptor of that name: one that comes with the compiler, or one that a package adds.
-
-    A package adds its own by an entry point of the group `qxcompiler.targets`: a path, or a function that gives it.
-    """
-    place: Any = find("targets", name, _built_in())
-    return None if place is None else Path(place() if callable(place) else place)
-
-
-def load_target(name_or_path: str | Path) -> Target:
-    """Read a descriptor, by its name or by its file.
-
-    Raises:
-        TargetError: there is none, or it is not valid; the message names the field.
-        UnsupportedByTargetError: it prefers what it says it cannot do.
-    """
-    path = find_target(str(name_or_path)) or Path(name_or_path)
-    if not path.is_file():
-        raise TargetError(name_or_path, "no such target", f"name one of {', '.join(target_names())}, or a YAML file")
-    fields = read_yaml(path, "a descriptor", "start from one of the descriptors of `qxc targets`")
-    try:
-        target = Target.model_validate(fields)
-    except ValidationError as error:
-        field, problem = first_invalid(error)
-        remedy = "see docs/targets.md for the fields and their values"
-        raise TargetError(path, f"field {field}: {problem}", remedy) from error
-    for scheme in (target.preferred.linear, target.preferred.head, target.preferred.embedding):
-        target.check(scheme)
-    return target
+def target_json_schema() -> dict[str, Any]:
+    """The JSON Schema of a descriptor's file, for editors. A file that inherits may leave out any field."""
+    schema = Target.model_json_schema()
+    for definition in schema["$defs"].values():
+        definition.pop("required", None)
+    schema["anyOf"] = [{"required": ["inherit"]}, {"required": schema.pop("required")}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -114,7 +114,7 @@ def test_external_data_outside_the_folder(tiny, external, fails, location):
 def test_an_unknown_field_in_the_target(tiny, fails):
     path = tiny.folder / "npu.yaml"
     path.write_text("name: npu\nwatts: 3\n")
-    assert "npu.yaml: field " in fails("--target", path, *calibrated(tiny))
+    assert "npu.yaml:2: field watts: there is no such field" in fails("--target", path, *calibrated(tiny))
 
 
 def test_what_the_target_cannot_do(tiny, fails):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -158,3 +159,29 @@ def test_verbose_says_what_every_pass_did(tiny):
     assert "qxc: FuseBias: nothing to do" in said
     assert "qxc: FuseSharedInput: -2 MatMulLut3, +2 Split" in said
     assert sum(" by rtn, error " in line for line in said) == 15
+
+
+def test_inspect_predicts_what_a_model_costs(tiny, qxc):
+    shown = qxc("inspect", tiny.model, "--target", "npu-int8", "--context", "7")
+    assert shown.returncode == 0, shown.stderr
+    assert "predicted on npu-int8" in shown.stdout
+    assert "decode at context 7" in shown.stdout and "prefill of 7" in shown.stdout
+    decode, prefill = json.loads(qxc("inspect", tiny.model, "--target", "cpu-x86", "--json").stdout)["predicted"]
+    assert decode["phase"] == "decode at context 512" and prefill["phase"] == "prefill of 512"
+    assert decode["tokens_per_second"] == pytest.approx(1 / decode["seconds"])
+    assert qxc("inspect", tiny.model).stdout.count("predicted") == 0
+
+
+@pytest.mark.parametrize("size", ["height", "=3", "height=0", "height=-1", "height=2.5", "height=9999999999"])
+def test_a_size_that_is_none_is_refused(tiny, qxc, size):
+    result = qxc("inspect", tiny.model, "--target", "npu-int8", "--size", size)
+    assert result.returncode == 2
+    assert "not a size: write NAME=N" in result.stderr
+
+
+def test_a_descriptor_that_says_too_little_predicts_nothing(tiny, qxc):
+    path = tiny.folder / "mine.yaml"
+    path.write_text("name: mine\ninherit: npu-int8\nvector_unit: null\n")
+    result = qxc("inspect", tiny.model, "--target", path)
+    assert result.returncode == 2
+    assert "target mine: has no section `vector_unit`, without which no cost can be predicted" in result.stderr

@@ -135,3 +135,13 @@ def test_memory_stands_in_the_report(tiny, tmp_path):
     report = qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", quantizer="rtn", weights="int4g16")
     assert 50e6 < report.peak_memory_bytes < 20e9
     assert json.loads((tmp_path / "out/report.json").read_text())["peak_memory_bytes"] == report.peak_memory_bytes
+
+
+def test_descriptors_that_are_inherited_are_noted(tiny, tmp_path):
+    (tmp_path / "base.yaml").write_text("inherit: cpu-x86\n")
+    (tmp_path / "mine.yaml").write_text("name: mine\ninherit: base.yaml\n")
+    out = tmp_path / "out"
+    qxcompiler.compile(tiny.model, tmp_path / "mine.yaml", out, weights="int4g16", quantizer="rtn")
+    said = written(out)
+    assert said["target"] == "../mine.yaml"
+    assert {"../mine.yaml", "../base.yaml"} < set(said["made_with"]["sha256"])

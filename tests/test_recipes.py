@@ -7,7 +7,8 @@ from test_config import contents, written
 
 import qxcompiler
 from qxcompiler.config import CONFIG, load_config
-from qxcompiler.errors import QxcError
+from qxcompiler.errors import QxcError, UsageError
+from qxcompiler.options import Options
 from qxcompiler.quantizers import find_quantizer
 from qxcompiler.recipes import load_recipe, recipe_names
 
@@ -99,3 +100,24 @@ def test_files_that_are_no_recipes(tiny, tmp_path, content, said):
         qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "out", recipe=recipe)
     assert said in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_target_may_prefer_a_recipe(tiny, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ninherit: cpu-x86\npreferred: {recipe: balanced}\n")
+    wishes = {"weights": "int4g16", "samples": 8, "length": 12, "tune": 4}
+    preferred, asked, other = (
+        qxcompiler.compile(tiny.model, target, tmp_path / name, calibration=tiny.calibration, **wishes, **recipe)
+        and written(tmp_path / name)
+        for name, target, recipe in (
+            ("preferred", path, {}),
+            ("asked", "cpu-x86", {"recipe": "balanced"}),
+            ("other", path, {"recipe": "fast"}),
+        )
+    )
+    ours = {name: preferred[name] for name in Options.model_fields}
+    assert ours == {name: asked[name] for name in Options.model_fields}
+    assert ours != {name: other[name] for name in Options.model_fields}
+    path.write_text("name: mine\ninherit: cpu-x86\npreferred: {recipe: gourmet}\n")
+    with pytest.raises(UsageError, match="gourmet: no such recipe"):
+        qxcompiler.compile(tiny.model, path, tmp_path / "none", weights="int4g16")

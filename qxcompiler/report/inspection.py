@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 from pydantic import BaseModel
 
+from qxcompiler.cost import Estimate, predict
 from qxcompiler.errors import ModelError
 from qxcompiler.graph import Site, find_sites, load_model, model_files, normalize
 from qxcompiler.passes.pack_sites import BLOCK, ROLE, SCHEME
 from qxcompiler.report.coverage import Unquantized, coverage
 from qxcompiler.runtime_ops.operators import Operator, operator_of
+from qxcompiler.targets import Target
 
 __all__ = ["InspectedSite", "Inspection", "inspect"]
 
@@ -54,6 +57,7 @@ class Inspection(BaseModel):
         model_bits_per_weight: over all weights of the model; None where it has none.
         others: the tensors that belong to no site, the most bytes first.
         sites: a row a site, in the order of the graph.
+        predicted: what each phase costs on a target, if one was named.
     """
 
     opset: int
@@ -64,20 +68,32 @@ class Inspection(BaseModel):
     model_bits_per_weight: float | None
     others: list[Unquantized]
     sites: list[InspectedSite]
+    predicted: list[Estimate]
 
 
-def inspect(path: str | Path) -> Inspection:
-    """List the sites of a model, original or compiled.
+def inspect(
+    path: str | Path, target: Target | None = None, *, context: int = 512, sizes: Mapping[str, int] | None = None
+) -> Inspection:
+    """List the sites of a model, original or compiled, and predict what it costs.
+
+    Args:
+        path: an ONNX file.
+        target: for which costs are predicted.
+        context: tokens before the one that is decoded, or in a prompt or an input.
+        sizes: free sizes of inputs that are none of batches and sequences, by their symbols.
 
     Raises:
-        ModelError: the file cannot be read.
+        ModelError: the file cannot be read, or an input has a free size that is not given.
+        TargetError: the target's descriptor lacks what predictions need.
+        UnsupportedByTargetError: the target cannot run the model.
     """
     path = Path(path)
     model = load_model(path)
     size = sum(file.stat().st_size for file in model_files(path, model))
     nodes = len(model.graph)
     normalize(model)
-    float_sites = {site.node: site for site in find_sites(model)}
+    sites = find_sites(model)
+    float_sites = {site.node: site for site in sites}
     seen: set[ir.Value] = set()
     listed: set[ir.Value] = set()  # with all that belongs to a packed weight
     rows = []
@@ -105,6 +121,7 @@ def inspect(path: str | Path) -> Inspection:
         model_bits_per_weight=8 * (site_bytes + rest.weight_bytes) / all_weights if all_weights else None,
         others=rest.rows,
         sites=rows,
+        predicted=[] if target is None else predict(model, sites, target, context=context, sizes=sizes),
     )
 
 

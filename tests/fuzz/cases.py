@@ -104,7 +104,7 @@ def _commands(draw: Random, name: str) -> list[str]:
     if how < 5:
         return _compile(draw, name)
     if how == 5:
-        return ["inspect", "model.onnx", *draw.choice(([], ["--json"]))]
+        return ["inspect", "model.onnx", *draw.choice(([], ["--json"], ["--target", "npu-int8", "--context", "4"]))]
     if name == "decoder" and how == 6:
         return ["generate", "model.onnx", "--prompt", "w1 w2 w3", "--max-new-tokens", "3"]
     arguments = ["eval", "model.onnx", "--text", _samples(draw, name), "--windows", "2", "--length", "6"]
@@ -146,6 +146,8 @@ def _target(folder: Path, draw: Random) -> list[str]:
     if draw.random() < 0.3:
         return ["targets", "target.yaml"]
     _model(folder, "half")
+    if draw.random() < 0.5:
+        return ["inspect", "model.onnx", "--target", "target.yaml", "--context", "4"]
     return ["compile", "model.onnx", "--target", "target.yaml", "-o", "out", "--quantizer", "rtn"]
 
 

@@ -169,7 +169,9 @@ def main() -> None:
         np.savez(CORPUS / f"{name}.npz", **arrays)
     (CORPUS / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 32}')
     (CORPUS / "generation_config.json").write_text('{"eos_token_id": [3], "bos_token_id": 1}')
-    (CORPUS / "target.yaml").write_text(yaml.safe_dump(load_target("npu-int8").model_dump(), sort_keys=False))
+    (CORPUS / "target.yaml").write_text(
+        yaml.safe_dump(load_target("npu-int8").model_dump(exclude_none=True), sort_keys=False)
+    )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         qxcompiler.compile(CORPUS / "functions.onnx", "cpu-x86", out, weights="int4g16a", quantizer="rtn")
