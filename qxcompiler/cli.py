@@ -88,7 +88,7 @@ _Weights = Annotated[str | None, typer.Option(help="Format of linear layers, suc
 _ActivationsOption = Annotated[_Activations | None, typer.Option(help="Precision of activations.")]
 _Head = Annotated[str | None, typer.Option(help="Format of the head, or float. [default: the target's]")]
 _Embedding = Annotated[str | None, typer.Option(help="Format of embeddings, or float. [default: the target's]")]
-_Error = Annotated[_ErrorTerm, typer.Option(help="What --bpw and --max-size keep small: see docs/allocation.md.")]
+_Error = Annotated[_ErrorTerm, typer.Option(help="What a budget keeps small: see docs/allocation.md.")]
 _Recipe = Annotated[
     str | None,
     typer.Option(help="fast, balanced or best, or a YAML file of options; the others given here go before it."),
@@ -175,9 +175,7 @@ def compile(  # noqa: A001
     embedding: _Embedding = None,
     allocation: Annotated[
         str | None,
-        typer.Option(
-            help="How schemes are chosen: uniform, budget, or one that a package adds. [default: by --bpw, --max-size]"
-        ),
+        typer.Option(help="How schemes are chosen: uniform, budget, or one that a package adds. [default: by limits]"),
     ] = _DEFAULTS.allocation,
     bits_per_weight: Annotated[
         float | None,
@@ -191,6 +189,10 @@ def compile(  # noqa: A001
             metavar="SIZE", help="Size of the compiled model's files, at most, such as 60MB; spent as --bpw is."
         ),
     ] = None,
+    min_tokens_per_second: Annotated[
+        float | None,
+        typer.Option(min=0, help="Rate that the target's cost model predicts, at least; spent as --bpw is."),
+    ] = _DEFAULTS.min_tokens_per_second,
     error: _Error = _DEFAULT_ERROR,
     recipe: _Recipe = None,
     quantizer: _QuantizerOption = _DEFAULTS.quantizer,
@@ -489,7 +491,8 @@ def explain(
     if found.agrees_with:
         rows["agrees with"] = ", ".join(found.agrees_with)
     for limit in found.limits:
-        price = f"{1e6 * limit.price:.3g} for a megabyte" if limit.price else "nothing: it is not what binds"
+        unit, name = (1e-3, "a millisecond") if limit.resource == "seconds" else (1e6, "a megabyte")
+        price = f"{unit * limit.price:.3g} for {name}" if limit.price else "nothing: it is not what binds"
         rows[limit.option] = f"{limit.used / limit.limit:.3%} used; price: {price}"
     _print_rows(rows)
     if found.choices:

@@ -44,7 +44,7 @@ from qxcompiler.graph import (
     raise_opset,
     save_model,
 )
-from qxcompiler.options import Options
+from qxcompiler.options import LIMITS, Options
 from qxcompiler.passes import PackSites, pipelines
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
@@ -78,8 +78,8 @@ _log = logging.getLogger(__name__)
 
 # What a plan leaves nothing of.
 _WISHES = {name: f"--{name}" for name in ("weights", "activations", "head", "embedding", "keep", "allocation")}
-_WISHES |= {"bits_per_weight": "--bpw", "max_size": "--max-size", "error": "--error"}
-_OF_A_BUDGET = {"bits_per_weight", "max_size", "error", "allocation"}  # beside which a plan pins some sites
+_WISHES |= LIMITS | {"error": "--error"}
+_OF_A_BUDGET = {*LIMITS, "error", "allocation"}  # beside which a plan pins some sites
 _SUSPECTS = 3  # sites named where verification fails
 
 
@@ -223,7 +223,7 @@ def pareto(
     chosen = load_recipe(recipe) if recipe else Recipe()
     bits = parse_budgets(budgets)
     given = chosen.options | options
-    for name in ("plan", "max_size"):
+    for name in ("plan", "max_size", "min_tokens_per_second"):
         if given.get(name) is not None:
             raise UsageError(f"option {name}", "is not for several budgets", "leave it out")
     marked = given.pop("bits_per_weight", None)
@@ -251,14 +251,14 @@ class _Compiler:
         find_quantizer(options.quantizer)
         self.allocate = find_allocation(_allocation(options))
         given = {field: name for field, name in _WISHES.items() if _is_chosen(options, field)}
-        if options.plan and not given.keys() <= (_OF_A_BUDGET if options.has_budget else set()):
+        if options.plan and not given.keys() <= (_OF_A_BUDGET if options.limits else set()):
             raise UsageError("--plan", "says every site's scheme already", f"leave out {' and '.join(given.values())}")
         if several and options.tune:
             raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
-        if several and options.max_size is not None:
-            raise UsageError("--max-size", "is the size of a single model", "give the ONNX file instead of the folder")
-        if _is_chosen(options, "error") and not (options.has_budget or options.plan):
-            raise UsageError(f"--error {options.error}", "has no budget", "give --bpw or --max-size")
+        if several and (of_one := [option for option in options.limits if option != LIMITS["bits_per_weight"]]):
+            raise UsageError(of_one[0], "is a limit for a single model", "give the ONNX file instead of the folder")
+        if _is_chosen(options, "error") and not (options.limits or options.plan):
+            raise UsageError(f"--error {options.error}", "has no budget", f"give one of {', '.join(LIMITS.values())}")
         self.target, self.options, self.track = target, options, track
         self.device = _device(options.device)
         self.several = several
@@ -365,7 +365,7 @@ class _Compiler:
         _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
         if not sites:
             raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
-        pinned = self._given_plan(options.plan, sites, partial=True) if options.plan and options.has_budget else None
+        pinned = self._given_plan(options.plan, sites, partial=True) if options.plan and options.limits else None
         samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
         calibrating = _spaced(samples, options.samples)
         counts = self._token_weights(graph, sites, calibrating)
@@ -398,7 +398,7 @@ class _Compiler:
         """How much each token counts, where the allocation or the quantizer asks for it."""
         options = self.options
         needs = find_quantizer(options.quantizer).needs
-        if options.has_budget and _allocation(options) == "budget":
+        if options.limits and _allocation(options) == "budget":
             needs |= TERMS[options.error].needs
         if "token weights" not in needs:
             return {}
@@ -407,7 +407,7 @@ class _Compiler:
 
     def _plan(self, question: Question) -> Plan:
         options, graph, sites = self.options, question.model, question.sites
-        if options.plan is not None and not options.has_budget:
+        if options.plan is not None and not options.limits:
             return self._given_plan(options.plan, sites)
         plan = self.allocate(question)
         if question.pinned is not None:
@@ -536,12 +536,11 @@ def _is_chosen(options: Options, field: str) -> bool:
 
 def _allocation(options: Options) -> str:
     """The name of the allocation that the options ask for."""
-    if options.allocation == "budget" and not options.has_budget:
-        raise UsageError("--allocation budget", "has no budget", "give --bpw or --max-size")
-    if options.allocation == "uniform" and options.has_budget:
-        limit = "--max-size" if options.bits_per_weight is None else "--bpw"
-        raise UsageError("--allocation uniform", "keeps no budget", f"leave out --allocation, or {limit}")
-    return options.allocation or ("budget" if options.has_budget else "uniform")
+    if options.allocation == "budget" and not options.limits:
+        raise UsageError("--allocation budget", "has no budget", f"give one of {', '.join(LIMITS.values())}")
+    if options.allocation == "uniform" and options.limits:
+        raise UsageError("--allocation uniform", "keeps no budget", f"leave out --allocation, or {options.limits[0]}")
+    return options.allocation or ("budget" if options.limits else "uniform")
 
 
 def _file_names(formats: Mapping[Weight, Format]) -> dict[Weight, str]:

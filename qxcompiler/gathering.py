@@ -21,7 +21,7 @@ from qxcompiler.config import SELF, file_digest, made_with
 from qxcompiler.errors import UsageError
 from qxcompiler.evaluation.writing import can_write, write_texts
 from qxcompiler.graph import model_files
-from qxcompiler.options import Options
+from qxcompiler.options import LIMITS, Options
 from qxcompiler.progress import Track
 from qxcompiler.quantizers import find_quantizer
 from qxcompiler.staging import WORK
@@ -77,11 +77,7 @@ def gather_samples(
     files = files_of(calibration)
     if calibration is None:
         if needs := _needs_samples(options):
-            without = {
-                "--quantizer": "--quantizer rtn",
-                "--bpw": "--error frobenius",
-                "--max-size": "--error frobenius",
-            }
+            without = {"--quantizer": "--quantizer rtn"} | dict.fromkeys(LIMITS.values(), "--error frobenius")
             other = without.get(needs.partition(" ")[0])
             remedy = f", or choose {other}" if other else ""
             raise UsageError(needs, "needs samples", f"give --calibration FILE{remedy}")
@@ -132,8 +128,8 @@ def _needs_samples(options: Options) -> str | None:
         return f"--quantizer {options.quantizer}"
     if options.tune:
         return "--tune"
-    if options.has_budget and TERMS[options.error].needs:
-        return "--max-size" if options.bits_per_weight is None else "--bpw"
+    if options.limits and TERMS[options.error].needs:
+        return options.limits[0]
     return None
 
 

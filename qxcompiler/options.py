@@ -11,7 +11,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from qxcompiler.errors import UsageError, first_invalid
 
-__all__ = ["ErrorTerm", "Options", "parse_size"]
+__all__ = ["LIMITS", "ErrorTerm", "Options", "parse_size"]
+
+LIMITS = {
+    "bits_per_weight": "--bpw",
+    "max_size": "--max-size",
+    "min_tokens_per_second": "--min-tokens-per-second",
+}
+"""What limits a budget, by the names of options, as the command line names it."""
 
 ErrorTerm: TypeAlias = Literal["divergence", "output", "frobenius", "curvature", "measured"]
 
@@ -43,12 +50,14 @@ class Options(BaseModel):
         head: format of the head, or `float`; by default what the target prefers.
         embedding: format of embeddings, or `float`; by default what the target prefers.
         allocation: how schemes are chosen: `uniform`, `budget`, or what a package adds; by default `budget` where
-            there is one (`bits_per_weight`, `max_size`), else `uniform`.
+            there is one (`bits_per_weight`, `max_size`, `min_tokens_per_second`), else `uniform`.
         bits_per_weight: at most so many for the linear layers other than the head, everything counted. Of the format
             of `weights` every layer gets those bits that serve the model best; where none is named, of some formats of
             the target.
         max_size: at most so many bytes for the compiled model's files, head, embeddings, what stays in float and the
             graph itself among them; a number, or text with a unit, such as `60MB`. Spent as `bits_per_weight` is.
+        min_tokens_per_second: at least so many, as the target's cost model predicts: of decoding one after 512 others,
+            or of a pass over an input of 512 where a model keeps no keys and values. Spent as `bits_per_weight` is.
         error: what is made small within these limits: `divergence` of the predictions (by their derivatives), squared
             `output` of the layers, `frobenius` norm of the weights, their `curvature`, or the divergence as `measured`
             with one group of layers at a time.
@@ -75,6 +84,7 @@ class Options(BaseModel):
     allocation: str | None = None
     bits_per_weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_size: Annotated[int, BeforeValidator(_size)] | None = Field(default=None, gt=0)
+    min_tokens_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     error: ErrorTerm = "divergence"
     quantizer: str = "gptq"
     samples: int = Field(default=48, ge=1)
@@ -87,9 +97,9 @@ class Options(BaseModel):
     verification: bool = True
 
     @property
-    def has_budget(self) -> bool:
-        """Whether there is a limit for an allocation to keep."""
-        return self.bits_per_weight is not None or self.max_size is not None
+    def limits(self) -> list[str]:
+        """The limits that an allocation has to keep, as the command line names them."""
+        return [option for name, option in LIMITS.items() if getattr(self, name) is not None]
 
     @classmethod
     def checked(cls, given: dict[str, Any]) -> Options:

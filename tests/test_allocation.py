@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+import yaml
 from conftest import named_as_published
 from onnx import numpy_helper
 from tiny_transformers import VOCABULARY
@@ -21,13 +22,14 @@ from qxcompiler.allocation.candidates import candidates, of_other_bits
 from qxcompiler.allocation.errors import measure_errors
 from qxcompiler.allocation.size import write_size
 from qxcompiler.calibration.walk import Calibration
+from qxcompiler.cost import predict
 from qxcompiler.errors import QxcError
 from qxcompiler.formats import parse_format
-from qxcompiler.graph import find_sites
+from qxcompiler.graph import find_sites, load_model
 from qxcompiler.graph.normal_form import normalize
 from qxcompiler.options import Options, parse_size
 from qxcompiler.report import Report
-from qxcompiler.targets import load_target
+from qxcompiler.targets import find_target, load_target
 
 CPU = torch.device("cpu")
 FORMATS = [parse_format(name) for name in ("int2g16", "int4g16")]
@@ -271,6 +273,51 @@ def test_two_limits_are_both_kept(decoder, tmp_path):
         )
 
 
+def predicted_rate(folder, target):
+    model = load_model(folder / "model.onnx")
+    (decode, _) = predict(model, find_sites(model), load_target(target), context=512)
+    return decode.tokens_per_second
+
+
+def test_a_rate_is_kept(decoder, tmp_path):
+    options = FAST | {"weights": "int4g32", "head": "float", "embedding": "float", "calibration": decoder.calibration}
+
+    def compiled(rate):
+        out = tmp_path / f"{rate:g}"
+        return qxcompiler.compile(decoder.model, "npu-int8", out, min_tokens_per_second=rate, **options), out
+
+    with pytest.raises(QxcError, match=r"--min-tokens-per-second 1e\+12: is too much: the fastest formats are") as raised:
+        compiled(1e12)
+    fastest = float(str(raised.value).split(" to give ")[1].split(":")[0])
+    quick, out = compiled(fastest)
+    assert {site.scheme for site in quick.sites if site.considered} == {"int2g32/a8"}
+    # nodes are fused after the plan is made, which leaves fewer to start
+    assert predicted_rate(out, "npu-int8") >= fastest
+    slow, _ = compiled(1.0)
+    assert {site.scheme for site in slow.sites if site.considered} == {"int8g32/a8"}
+    (loose,) = slow.allocation.limits
+    assert loose.price == 0
+    seconds = [each.allocation.limits[0].used for each in (quick, slow)]
+    (limit,) = quick.allocation.limits
+    tokens, rest = 1, 1 / fastest - limit.limit
+    between, _ = compiled(tokens / (rest + sum(seconds) / 2))
+    (spent,) = between.allocation.limits
+    assert seconds[0] <= spent.used <= spent.limit < seconds[1]
+    assert spent.price > 0
+    assert len({site.scheme for site in between.sites if site.considered}) > 1
+
+
+def test_a_rate_on_a_target_that_says_nothing_of_its_hardware(decoder, tmp_path):
+    fields = yaml.safe_load(find_target("npu-int8").read_text())
+    del fields["memory"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    with pytest.raises(QxcError, match="memory"):
+        qxcompiler.compile(
+            decoder.model, tmp_path / "mine.yaml", tmp_path / "out", min_tokens_per_second=5,
+            calibration=decoder.calibration, **FAST,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("term", ["divergence", "output", "frobenius", "curvature", "measured"])
 def test_every_term_chooses_within_the_budget(decoder, tmp_path, term):
     report = qxcompiler.compile(
@@ -318,7 +365,7 @@ def test_a_budget_without_samples(tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"error": "output"}, "--error output: has no budget: give --bpw or --max-size"),
+        ({"error": "output"}, "--error output: has no budget: give one of --bpw, --max-size, --min-tokens-per-second"),
         ({"error": "guess", "bits_per_weight": 3}, "option error: "),
         ({"allocation": "uniform", "max_size": "60MB"}, "--allocation uniform: keeps no budget: .* or --max-size"),
         ({"error": "output", "plan": "plan.yaml"}, "says every site's scheme already: leave out --error"),
@@ -327,6 +374,7 @@ def test_a_budget_without_samples(tmp_path):
             "says every .* already: leave out --keep and --max-size",
         ),
         ({"max_size": 0}, "option max_size: "),
+        ({"min_tokens_per_second": float("inf")}, "option min_tokens_per_second: "),
     ],
 )
 def test_options_that_make_no_sense(tiny, tmp_path, options, problem):
@@ -352,5 +400,5 @@ def test_the_command_line_takes_a_size_and_a_term(decoder, tmp_path, qxc):
 def test_a_folder_has_no_size(tmp_path):
     proto, _ = graph_models.mlp((64, 64))
     onnx.save(proto, tmp_path / "a.onnx")
-    with pytest.raises(QxcError, match="--max-size: is the size of a single model"):
+    with pytest.raises(QxcError, match="--max-size: is a limit for a single model"):
         qxcompiler.compile_folder(tmp_path, "cpu-x86", tmp_path / "out", max_size="1MB")

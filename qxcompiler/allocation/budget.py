@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from qxcompiler.allocation.account import Account, Choice, Choices, Limit
 from qxcompiler.allocation.candidates import candidates, of_other_bits
 from qxcompiler.allocation.errors import TERMS, Errors, measure_errors
+from qxcompiler.allocation.latency import Latency
 from qxcompiler.allocation.plan import Plan, sites_by_weight
 from qxcompiler.allocation.program import Group, InfeasibleError, solve
 from qxcompiler.allocation.question import Question
@@ -25,7 +26,7 @@ from qxcompiler.packing import packed_bytes
 
 _log = logging.getLogger(__name__)
 
-# What a weight takes in a format, of each resource that can be limited.
+# What a weight takes in a format, of each resource that can be limited; `seconds` besides.
 _COSTS: dict[str, Callable[[Format, Weight], float]] = {
     "bytes": lambda fmt, weight: packed_bytes(fmt, weight.out_features, weight.in_features),
     "file bytes": size_of_weight,
@@ -42,6 +43,8 @@ class Considered:
         formats: the same as formats.
         errors: what each format would lose, weight by weight.
         rest: bytes of the compiled model's files besides these weights, at most.
+        rest_seconds: how long a run takes besides these weights, where that is limited.
+        tokens: what a run gives.
     """
 
     groups: list[tuple[Weight, ...]]
@@ -49,6 +52,8 @@ class Considered:
     formats: list[list[Format]]
     errors: Errors
     rest: int
+    rest_seconds: float = 0.0
+    tokens: int = 0
 
     @property
     def weights(self) -> int:
@@ -114,12 +119,14 @@ def consider(question: Question) -> Considered:
             tried = ", ".join(fmt.name for fmt in offered[group[0]])
             problem = f"would lose infinitely much, or not become smaller, in any of {tried}"
             raise ModelError(f"weight '{group[0].name}'", problem, "leave it in float with --keep")
+    latency = None if options.min_tokens_per_second is None else Latency(question, plan)
+    costs = _COSTS if latency is None else _COSTS | {"seconds": latency.seconds}
     choices = [
         [
             Choice(
                 format=fmt.name,
                 error=_error(errors, group, fmt),
-                costs={name: sum(cost(fmt, weight) for weight in group) for name, cost in _COSTS.items()},
+                costs={name: sum(cost(fmt, weight) for weight in group) for name, cost in costs.items()},
             )
             for fmt in left
         ]
@@ -127,7 +134,9 @@ def consider(question: Question) -> Considered:
     ]
     chosen = {weight for group in groups for weight in group}
     rest = size_of_rest(question.model, sites, plan, chosen, {fmt for left in possible for fmt in left})
-    return Considered(groups, choices, possible, errors, rest)
+    if latency is None:
+        return Considered(groups, choices, possible, errors, rest)
+    return Considered(groups, choices, possible, errors, rest, latency.rest(chosen), latency.tokens)
 
 
 def limits(options: Options, considered: Considered) -> list[Limit]:
@@ -137,6 +146,9 @@ def limits(options: Options, considered: Considered) -> list[Limit]:
         found.append((f"--bpw {bits:g}", "bytes", bits * considered.weights / 8))
     if (size := options.max_size) is not None:
         found.append((f"--max-size {write_size(size)}", "file bytes", float(size - considered.rest)))
+    if (rate := options.min_tokens_per_second) is not None:
+        seconds = considered.tokens / rate - considered.rest_seconds
+        found.append((f"--min-tokens-per-second {rate:g}", "seconds", seconds))
     return [Limit(option=option, resource=resource, limit=limit) for option, resource, limit in found]
 
 
@@ -198,6 +210,12 @@ def _too_little(limits: Sequence[Limit], least: dict[str, float], considered: Co
     value, remedy = least[limit.resource], "give more"
     if limit.resource == "bytes":
         takes = f"the smallest formats take {math.ceil(8e3 * value / considered.weights) / 1e3:.3f} bits"
+    elif limit.resource == "seconds":
+        fastest = considered.tokens / (value + considered.rest_seconds)
+        takes = f"the fastest formats are predicted to give {math.floor(10 * fastest) / 10:g}"
+        others = " and ".join(each.option for each in limits if each is not limit)
+        problem = f"is too much: {takes}{f' beside {others}' if others else ''}"
+        return UsageError(limit.option, problem, "ask for less, or give less to --head, or choose other --activations")
     else:
         rest = write_size(considered.rest)
         takes = f"the smallest formats make {write_size(value + considered.rest)}, {rest} of it besides linear layers"
@@ -207,7 +225,7 @@ def _too_little(limits: Sequence[Limit], least: dict[str, float], considered: Co
 
 
 def _asked(options: Options) -> str:
-    return "--max-size" if options.bits_per_weight is None else f"--bpw {options.bits_per_weight:g}"
+    return options.limits[0] if options.bits_per_weight is None else f"--bpw {options.bits_per_weight:g}"
 
 
 def _error(errors: Errors, group: Sequence[Weight], fmt: Format) -> float:
