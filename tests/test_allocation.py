@@ -286,7 +286,9 @@ def test_a_rate_is_kept(decoder, tmp_path):
         out = tmp_path / f"{rate:g}"
         return qxcompiler.compile(decoder.model, "npu-int8", out, min_tokens_per_second=rate, **options), out
 
-    with pytest.raises(QxcError, match=r"--min-tokens-per-second 1e\+12: is too much: the fastest formats are") as raised:
+    with pytest.raises(
+        QxcError, match=r"--min-tokens-per-second 1e\+12: is too much: the fastest formats are"
+    ) as raised:
         compiled(1e12)
     fastest = float(str(raised.value).split(" to give ")[1].split(":")[0])
     quick, out = compiled(fastest)
