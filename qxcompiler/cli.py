@@ -581,9 +581,12 @@ def _print_report(path: Path, report: Report) -> None:
     rows["memory at most"] = _megabytes(report.peak_memory_bytes)
     if report.verification:
         rows["verified"] = _verified(report.verification)
+    if report.not_predicted:
+        rows["not predicted"] = report.not_predicted
     _print_rows(rows)
     _print_roles(report.sites)
     _print_unquantized("not quantized", report.unquantized)
+    _print_predicted(report.predicted)
 
 
 def _verified(verification: Verification) -> str:

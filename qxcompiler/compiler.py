@@ -64,6 +64,7 @@ from qxcompiler.report import (
     find_front,
     parse_budgets,
     plan_file,
+    report_costs,
     report_sites,
 )
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
@@ -343,6 +344,7 @@ class _Compiler:
             bytes_after=bytes_after,
             peak_memory_bytes=_peak_memory(),
             allocation=plan.account,
+            **report_costs(graph, self.target),
             tuning=tuning,
             verification=verification,
             warnings=[*_warnings(sites, plan, results), *warnings],

@@ -309,6 +309,28 @@ def test_a_rate_is_kept(decoder, tmp_path):
     assert len({site.scheme for site in between.sites if site.considered}) > 1
 
 
+def test_the_report_says_what_binds(decoder, tmp_path):
+    options = FAST | {"weights": "int4g32", "calibration": decoder.calibration}
+    report = qxcompiler.compile(decoder.model, "npu-int8", tmp_path / "out", **options)
+    assert report.not_predicted is None
+    assert [each.phase for each in report.predicted] == ["decode at context 512", "prefill of 512"]
+    inspected = qxcompiler.inspect(tmp_path / "out" / "model.onnx", load_target("npu-int8")).predicted
+    for ours, theirs in zip(report.predicted, inspected, strict=True):
+        assert ours.seconds == pytest.approx(theirs.seconds)
+        assert ours.bound_by == pytest.approx(theirs.bound_by)
+        assert {item.scheme for item in ours.items} == {"int4g32/a8", "int8g128", "int8g128/a8"}
+
+
+def test_a_target_that_says_nothing_of_its_hardware_compiles(decoder, tmp_path):
+    fields = yaml.safe_load(find_target("npu-int8").read_text())
+    del fields["memory"], fields["memory_mode"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    options = FAST | {"weights": "int4g32", "calibration": decoder.calibration}
+    report = qxcompiler.compile(decoder.model, tmp_path / "mine.yaml", tmp_path / "out", **options)
+    assert not report.predicted
+    assert "has no section `memory`" in report.not_predicted
+
+
 def test_a_rate_on_a_target_that_says_nothing_of_its_hardware(decoder, tmp_path):
     fields = yaml.safe_load(find_target("npu-int8").read_text())
     del fields["memory"]

@@ -9,11 +9,9 @@ from functools import cache
 
 from qxcompiler.allocation.plan import Plan, sites_by_weight
 from qxcompiler.allocation.question import Question
-from qxcompiler.cost import estimate, item_cost, phases, workload
+from qxcompiler.cost import CONTEXT, estimate, item_cost, phases, workload
 from qxcompiler.formats import Format, Scheme
 from qxcompiler.graph import Weight
-
-CONTEXT = 512  # tokens before the one that is decoded, or in an input
 
 
 class Latency:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from qxcompiler.cost.estimate import Estimate, ItemEstimate, estimate, item_cost
-from qxcompiler.cost.prediction import phases, predict
+from qxcompiler.cost.prediction import CONTEXT, phases, predict
 from qxcompiler.cost.product import Cost, Traffic, cost_of_product
 from qxcompiler.cost.workload import Item, Phase, Product, Workload, workload
 
 __all__ = [
+    "CONTEXT",
     "Cost",
     "Estimate",
     "Item",

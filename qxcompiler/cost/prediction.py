@@ -13,7 +13,10 @@ from qxcompiler.graph import Site
 from qxcompiler.graph.caches import is_past
 from qxcompiler.targets import Target
 
-__all__ = ["phases", "predict"]
+__all__ = ["CONTEXT", "phases", "predict"]
+
+CONTEXT = 512
+"""Tokens before the one that is decoded, or in an input, where nobody says how many."""
 
 
 def phases(model: ir.Model, context: int) -> list[Phase]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 from pydantic import BaseModel
 
 from qxcompiler.allocation import FLOAT, Account, Plan, sites_by_weight
+from qxcompiler.cost import CONTEXT, Estimate, predict
+from qxcompiler.errors import QxcError
 from qxcompiler.evaluation import Verification
-from qxcompiler.graph import Site, Weight
+from qxcompiler.graph import Site, Weight, find_sites
 from qxcompiler.packing import packed_bytes
 from qxcompiler.quantizers import QuantizationResult
 from qxcompiler.report.coverage import Unquantized, coverage
+from qxcompiler.targets import Target
 from qxcompiler.tuning import Tuning
 
-__all__ = ["Report", "SiteReport", "SitesReport", "report_sites"]
+__all__ = ["Report", "SiteReport", "SitesReport", "report_costs", "report_sites"]
 
 
 class SiteReport(BaseModel):
@@ -65,6 +69,9 @@ class Report(BaseModel):
         bytes_after: size of the compiled model's files.
         peak_memory_bytes: resident memory of the process at most, until the report was written.
         allocation: what a budget was spent on, None where there was none.
+        predicted: what the compiled model costs on the target, phase by phase, after 512 tokens or on an input of 512;
+            of its nodes, those with a weight.
+        not_predicted: why nothing was predicted, None where something was.
         tuning: what tuning reached, None where there was none.
         verification: None where nothing was verified; `warnings` says why.
         warnings: what a user should know.
@@ -81,6 +88,8 @@ class Report(BaseModel):
     bytes_after: int
     peak_memory_bytes: int
     allocation: Account | None = None
+    predicted: list[Estimate] = []
+    not_predicted: str | None = None
     tuning: Tuning | None
     verification: Verification | None
     warnings: list[str]
@@ -138,6 +147,19 @@ def report_sites(
         bits_per_weight=(packed + stored).bits_per_weight,
         model_bits_per_weight=(packed + _Sum(rest.weight_bytes, rest.weights)).bits_per_weight,
     )
+
+
+def report_costs(model: ir.Model, target: Target) -> dict[str, Any]:
+    """What `Report` says of a compiled model's costs, `predicted` and `not_predicted`."""
+    try:
+        estimates = predict(model, find_sites(model), target, context=CONTEXT)
+    except QxcError as error:
+        return {"predicted": [], "not_predicted": str(error)}
+    said = [
+        each.model_copy(update={"items": [item for item in each.items if item.scheme is not None]})
+        for each in estimates
+    ]
+    return {"predicted": said, "not_predicted": None}
 
 
 @dataclass
