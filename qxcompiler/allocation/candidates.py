@@ -19,6 +19,7 @@ from qxcompiler.formats import (
 )
 from qxcompiler.targets import Target
 
+_ROTATED_GROUP = 64
 _GROUPS = (128, 32)  # beside the target's own, these pay (docs/allocation.md)
 
 
@@ -27,7 +28,9 @@ def candidates(target: Target) -> list[Format]:
 
     In every number of bits a codebook, or integers where the target has none of so many bits; in groups as the target
     prefers them, of 128 and of 32; with two-level scales where the target reads those, which are as good in half the
-    bytes. A target that prefers microscaling formats gets these, and one that prefers a package's format gets that.
+    bytes. Where the target rotates activations, also a codebook a tensor for rotated inputs, in groups of 64 (QuIP#'s
+    incoherence: all rows are alike then). A target that prefers microscaling formats gets these, and one that prefers a
+    package's format gets that.
     """
     preferred = target.preferred.linear.format
     if isinstance(preferred, MxFormat):
@@ -45,6 +48,10 @@ def candidates(target: Target) -> list[Format]:
                 else [IntegerFormat(bits, size)]
             )
             forms = [*(replace(form, scale_type=TWO_LEVEL) for form in forms), *forms]
+            found += [form for form in forms if _holds(target, form)][:1]
+        if bits in tables:
+            rotated = CodebookFormat(bits, _ROTATED_GROUP, per_tensor=True, rotated=True)
+            forms = [replace(rotated, scale_type=TWO_LEVEL), rotated]
             found += [form for form in forms if _holds(target, form)][:1]
     return found
 
