@@ -7,7 +7,7 @@ import json
 import logging
 import resource
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from qxcompiler.calibration.segment_runner import TokenWeights
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
 from qxcompiler.config import CONFIG, SELF, Config, made_with, save_config
 from qxcompiler.derivatives import TorchModel, compared_output, token_weights
-from qxcompiler.errors import CalibrationError, ModelError, UsageError
+from qxcompiler.errors import CalibrationError, ModelError, UnsupportedByTargetError, UsageError
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
 from qxcompiler.evaluation.running import Runner
@@ -297,6 +297,8 @@ class _Compiler:
                 warnings.append(f"not verified: {error}")
 
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
+        if lacking := _lacking(graph, self.target, {site.node for site in schemes}):
+            warnings.append(lacking)
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
         planned = walk.Calibration(sites, calibrating, self.device, self.track, schemes)
         preparing = pipelines.before_calibration(planned)
@@ -637,6 +639,23 @@ def _warnings(sites: Sequence[Site], plan: Plan, results: Mapping[Weight, Quanti
     if not any(plan.values()):
         said.append("nothing was quantized: the plan leaves every site in floating point")
     return said
+
+
+def _lacking(graph: ir.Model, target: Target, replaced: Collection[ir.Node]) -> str | None:
+    """What a user should know of the operators that the target lacks, if its host runs some.
+
+    Raises:
+        UnsupportedByTargetError: nothing runs them.
+    """
+    counts = Counter(node.op_type for node in graph.graph.all_nodes() if node not in replaced and node.domain == "")
+    found = {operator: counts[operator] for operator in target.operators.lacking if counts[operator]}
+    if not found:
+        return None
+    said = ", ".join(f"{operator} ({count})" for operator, count in found.items())
+    if target.operators.host is None:
+        remedy = "describe a host that runs them (operators.host), or choose another target"
+        raise UnsupportedByTargetError(f"target {target.name}", f"lacks operators of the model: {said}", remedy)
+    return f"the target's host runs what it lacks: {said}"
 
 
 def _size(paths: Iterable[Path]) -> int:

@@ -331,6 +331,23 @@ def test_a_target_that_says_nothing_of_its_hardware_compiles(decoder, tmp_path):
     assert "has no section `memory`" in report.not_predicted
 
 
+@pytest.mark.parametrize("host", [False, True])
+def test_operators_that_a_target_lacks(decoder, tmp_path, host):
+    fields = yaml.safe_load(find_target("npu-int8").read_text())
+    fields["operators"] = {"lacking": ["Sigmoid", "Loop"]}
+    if host:
+        speeds = {"macs_per_second": 1e9, "bandwidth_bytes_per_second": 1e9, "overhead_seconds": 1e-5}
+        fields["operators"]["host"] = speeds
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    options = FAST | {"weights": "int4g32", "calibration": decoder.calibration}
+    if host:
+        report = qxcompiler.compile(decoder.model, tmp_path / "mine.yaml", tmp_path / "out", **options)
+        assert "the target's host runs what it lacks: Sigmoid (2)" in report.warnings
+    else:
+        with pytest.raises(QxcError, match=r"lacks operators of the model: Sigmoid \(2\): describe a host"):
+            qxcompiler.compile(decoder.model, tmp_path / "mine.yaml", tmp_path / "out", **options)
+
+
 def test_a_rate_on_a_target_that_says_nothing_of_its_hardware(decoder, tmp_path):
     fields = yaml.safe_load(find_target("npu-int8").read_text())
     del fields["memory"]
