@@ -331,6 +331,36 @@ def test_a_target_that_says_nothing_of_its_hardware_compiles(decoder, tmp_path):
     assert "has no section `memory`" in report.not_predicted
 
 
+def test_each_target_has_a_plan_of_its_own(decoder, tmp_path):
+    """At the same share between its slowest rate and its fastest, no target would take another's plan."""
+    options = FAST | {"activations": "a8", "head": "float", "embedding": "float", "calibration": decoder.calibration}
+    targets = ("cpu-x86", "npu-int8", "npu-lut")
+    accounts = {}
+    for target in targets:
+        slow = qxcompiler.compile(
+            decoder.model, target, tmp_path / f"{target}-slow", min_tokens_per_second=1, **options
+        )
+        choices = [group.choices for group in slow.allocation.groups]
+        ends = [sum(end(choice.costs["seconds"] for choice in each) for each in choices) for end in (min, max)]
+        (limit,) = slow.allocation.limits
+        rest = 1 - limit.limit  # of a second, at one token a second
+        rate = 1 / (rest + ends[0] + 0.3 * (ends[1] - ends[0]))
+        report = qxcompiler.compile(decoder.model, target, tmp_path / target, min_tokens_per_second=rate, **options)
+        accounts[target] = report.allocation
+    plans = {target: tuple(group.chosen for group in account.groups) for target, account in accounts.items()}
+    assert len(set(plans.values())) == len(targets)
+    for account in accounts.values():
+        (limit,) = account.limits
+        offered = [{choice.format: choice for choice in group.choices} for group in account.groups]
+        for other in targets:
+            found = [by_name.get(name) for by_name, name in zip(offered, plans[other], strict=True)]
+            if None in found:  # a format that this target lacks, or that is not worth comparing there
+                continue
+            assert sum(choice.costs["seconds"] for choice in found) > limit.limit * (1 + 1e-9) or sum(
+                choice.error for choice in found
+            ) >= account.expected_error * (1 - 1e-4)
+
+
 @pytest.mark.parametrize("host", [False, True])
 def test_operators_that_a_target_lacks(decoder, tmp_path, host):
     fields = yaml.safe_load(find_target("npu-int8").read_text())
