@@ -13,14 +13,21 @@ from qxcompiler.graph import Site, Weight, by_operator
 from qxcompiler.graph.nodes import replace_value
 from qxcompiler.packing import LAYOUT, PackedWeight
 from qxcompiler.passes.rewriting import Additions, add_functions, bias_input
-from qxcompiler.runtime_ops.operators import DOMAIN, HADAMARD, MINIMUM_OPSET, OPERATORS, function_for, operator_name
+from qxcompiler.runtime_ops.operators import (
+    DOMAIN,
+    HADAMARD,
+    MINIMUM_OPSET,
+    OPERATORS,
+    SCHEME,
+    function_for,
+    operator_name,
+)
 
 __all__ = ["BLOCK", "GROUP", "ROLE", "SCHEME", "PackSites"]
 
 # metadata of a packed operator's node, for those who read a compiled model
 ROLE = "qxc.role"
 BLOCK = "qxc.block"
-SCHEME = "qxc.scheme"
 
 # in memory, on the packed `MatMul` nodes of this compilation: equal for those that one operator can compute
 GROUP = "qxc.group"

@@ -220,12 +220,13 @@ def rounded(X: torch.Tensor) -> torch.Tensor:
 
 def _error(X: torch.Tensor, layers: Sequence[_Layer], s: torch.Tensor) -> float:
     """`|(X / s)(W s)ᵀ - XWᵀ| / |XWᵀ|`, with activations and weights rounded as planned: the mean over layers."""
+    X_s = X / s
+    inputs = {rotated: rotate(X_s) if rotated else X_s for rotated in {each.scheme.format.rotated for each in layers}}
     total = 0.0
     for layer in layers:
         W = layer.W[:: -(-len(layer.W) // _OUTPUTS)]
-        X_s, W_s = X / s, W * s
-        if layer.scheme.format.rotated:
-            X_s, W_s = rotate(X_s), rotate(W_s)
+        W_s = rotate(W * s) if layer.scheme.format.rotated else W * s
+        X_s = inputs[layer.scheme.format.rotated]
         try:
             grid = layer.scheme.format.fit(W_s, X_s.square().mean(0))
         except OverflowError:  # the weight does not fit the format

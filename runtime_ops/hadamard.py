@@ -16,7 +16,7 @@ def hadamard(op: OpBuilder, X: ir.Value) -> ir.Value:
 
     Args:
         op: writes the nodes.
-        X: float32 or float16 [..., K]; `block_size`, a power of two up to 64, divides K.
+        X: float32 or float16 [..., K]; `block_size`, which is 8, 16, 32 or 64, divides K.
 
     Returns:
         [..., K], of X's type.
@@ -26,7 +26,7 @@ def hadamard(op: OpBuilder, X: ir.Value) -> ir.Value:
     blocks = op.Reshape(as_float(op, X), op.Concat(rows, count, size, axis=0), allowzero=1)
     block = op.Slice(_largest_block(op), [0, 0], op.Concat(size, size, axis=0))
     scale = op.Reciprocal(op.Sqrt(as_float(op, size)))
-    # not the shape of X itself, whose open sizes onnxruntime would take for several of -1
+    # not the shape of X itself: beside a library without this operator, onnxruntime takes its open sizes for -1
     shape = op.Concat(rows, op.Mul(count, size), axis=0)
     return op.CastLike(op.Reshape(op.Mul(op.MatMul(blocks, block), scale), shape, allowzero=1), X)
 

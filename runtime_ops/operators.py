@@ -26,6 +26,7 @@ __all__ = [
     "HADAMARD",
     "MINIMUM_OPSET",
     "OPERATORS",
+    "SCHEME",
     "VERSION",
     "Operator",
     "function_for",
@@ -101,6 +102,7 @@ _WEIGHT_TYPES = [
     for scale_type in SCALE_TYPES.values()
 ]
 HADAMARD = "Hadamard"
+SCHEME = "qxc.scheme"  # the metadata of a packed operator's node that says what its weight is
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (

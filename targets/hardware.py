@@ -252,7 +252,7 @@ class Operators(Section):
     lacking: Annotated[list[str], Field(max_length=1000)] = Field(default=[])
     """ONNX operators that the target cannot run."""
     host: Host | None = None
-    """Where those run instead; without a host, a model that has one gets no prediction."""
+    """Where those run instead; without a host, a model that has one is not compiled, and gets no prediction."""
 
 
 class MeasuredKernel(Section):

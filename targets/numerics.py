@@ -89,12 +89,7 @@ class IntegerSupport(Section):
 
     def holds(self, fmt: IntegerFormat) -> bool:
         """Whether a format is among them."""
-        return (
-            fmt.bits in self.bits
-            and (fmt.group_size or "row") in self.group_sizes
-            and (self.zero_points or not fmt.asymmetric)
-            and _has_scales(fmt, self.scales)
-        )
+        return _decodes(self, fmt) and (self.zero_points or not fmt.asymmetric)
 
     def __str__(self) -> str:
         zero_points = ", with or without zero points (a)" if self.zero_points else ", without zero points"
@@ -116,13 +111,7 @@ class CodebookSupport(Section):
 
     def holds(self, fmt: CodebookFormat) -> bool:
         """Whether a format is among them."""
-        per_tensor = fmt.per_tensor or fmt.normal_float
-        return (
-            fmt.bits in self.bits
-            and (fmt.group_size or "row") in self.group_sizes
-            and (self.per_row or per_tensor)
-            and _has_scales(fmt, self.scales)
-        )
+        return _decodes(self, fmt) and (self.per_row or fmt.per_tensor or fmt.normal_float)
 
     def __str__(self) -> str:
         tables = "a table a row or a tensor (t)" if self.per_row else "a table a tensor (t)"
@@ -130,8 +119,13 @@ class CodebookSupport(Section):
         return f"lut {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}, {tables}{scales}"
 
 
-def _has_scales(fmt: Format, names: list[str]) -> bool:
-    return fmt.scale_type in [_SCALES[name] for name in names]
+def _decodes(support: IntegerSupport | CodebookSupport, fmt: Format) -> bool:
+    """Whether a format's bits, groups and scales are among those supported."""
+    return (
+        fmt.bits in support.bits
+        and (fmt.group_size or "row") in support.group_sizes
+        and fmt.scale_type in [_SCALES[name] for name in support.scales]
+    )
 
 
 def _listed(values: list[Any]) -> str:

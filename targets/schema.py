@@ -158,7 +158,7 @@ class Target(Section):
         for section in COST_SECTIONS:
             if getattr(self, section) is None:
                 problem = f"has no section `{section}`, without which no cost can be predicted"
-                raise TargetError(f"target {self.name}", problem, "add it (docs/targets.md), or give --weights")
+                raise TargetError(f"target {self.name}", problem, "add it (docs/targets.md)")
 
     def _holds(self, fmt: Format) -> bool:
         if isinstance(fmt, IntegerFormat):

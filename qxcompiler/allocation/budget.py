@@ -43,8 +43,7 @@ class Considered:
         formats: the same as formats.
         errors: what each format would lose, weight by weight.
         rest: bytes of the compiled model's files besides these weights, at most.
-        rest_seconds: how long a run takes besides these weights, where that is limited.
-        tokens: what a run gives.
+        rest_seconds, tokens: how long a run takes besides these weights, and what it gives; 0 where time has no limit.
     """
 
     groups: list[tuple[Weight, ...]]
@@ -52,8 +51,8 @@ class Considered:
     formats: list[list[Format]]
     errors: Errors
     rest: int
-    rest_seconds: float = 0.0
-    tokens: int = 0
+    rest_seconds: float
+    tokens: int
 
     @property
     def weights(self) -> int:
@@ -134,9 +133,8 @@ def consider(question: Question) -> Considered:
     ]
     chosen = {weight for group in groups for weight in group}
     rest = size_of_rest(question.model, sites, plan, chosen, {fmt for left in possible for fmt in left})
-    if latency is None:
-        return Considered(groups, choices, possible, errors, rest)
-    return Considered(groups, choices, possible, errors, rest, latency.rest(chosen), latency.tokens)
+    seconds, tokens = (0.0, 0) if latency is None else (latency.rest(chosen), latency.tokens)
+    return Considered(groups, choices, possible, errors, rest, seconds, tokens)
 
 
 def limits(options: Options, considered: Considered) -> list[Limit]:
@@ -207,21 +205,19 @@ def spend(question: Question, considered: Considered, limits: Sequence[Limit]) -
 def _too_little(limits: Sequence[Limit], least: dict[str, float], considered: Considered) -> UsageError:
     """The nearest limit that can be kept, as the option would say it."""
     limit = next(each for each in limits if each.resource in least)
-    value, remedy = least[limit.resource], "give more"
+    value, wrong, remedy = least[limit.resource], "is too little", "give more"
     if limit.resource == "bytes":
         takes = f"the smallest formats take {math.ceil(8e3 * value / considered.weights) / 1e3:.3f} bits"
     elif limit.resource == "seconds":
         fastest = considered.tokens / (value + considered.rest_seconds)
         takes = f"the fastest formats are predicted to give {math.floor(10 * fastest) / 10:g}"
-        others = " and ".join(each.option for each in limits if each is not limit)
-        problem = f"is too much: {takes}{f' beside {others}' if others else ''}"
-        return UsageError(limit.option, problem, "ask for less, or give less to --head, or choose other --activations")
+        wrong, remedy = "is too much", "ask for less, or give less to --head, or choose other --activations"
     else:
         rest = write_size(considered.rest)
         takes = f"the smallest formats make {write_size(value + considered.rest)}, {rest} of it besides linear layers"
         remedy = "give more, or less to --head and --embedding"
     others = " and ".join(each.option for each in limits if each is not limit)
-    return UsageError(limit.option, f"is too little: {takes}{f' beside {others}' if others else ''}", remedy)
+    return UsageError(limit.option, f"{wrong}: {takes}{f' beside {others}' if others else ''}", remedy)
 
 
 def _asked(options: Options) -> str:

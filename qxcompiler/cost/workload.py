@@ -13,11 +13,9 @@ from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site
 from qxcompiler.graph.caches import is_past, is_past_size, is_present
-from qxcompiler.runtime_ops.operators import HADAMARD, operator_of
+from qxcompiler.runtime_ops.operators import HADAMARD, SCHEME, operator_of
 
 __all__ = ["Item", "Phase", "Product", "Workload", "workload"]
-
-SCHEME = "qxc.scheme"  # what a packed operator notes of itself
 
 
 @dataclass(frozen=True)
