@@ -15,7 +15,7 @@ from qxcompiler.graph import Site
 from qxcompiler.graph.caches import is_past, is_past_size, is_present
 from qxcompiler.runtime_ops.operators import HADAMARD, SCHEME, operator_of
 
-__all__ = ["Item", "Phase", "Product", "Workload", "workload"]
+__all__ = ["Item", "Phase", "Product", "Workload", "value_shapes", "workload"]
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,9 @@ def workload(model: ir.Model, sites: Sequence[Site], phase: Phase, sizes: Mappin
         ModelError: a free size has no number, or a value would be larger than any memory.
     """
     tokens = phase.rows * phase.batch
-    keeps = any(is_past(value.name or "") for value in model.graph.inputs)
-    if phase.past and not keeps:  # everything is computed again for every token
+    if phase.past and not _keeps(model):  # everything is computed again for every token
         phase = Phase(phase.name, phase.past + phase.rows, 0, phase.batch)
-    found = infer(model, _Sizes(phase, sizes or {}), _own_shapes)
+    found = value_shapes(model, phase, sizes)
     fixed = _fixed(model, found)
     by_node = {site.node: site for site in sites}
     items, unknown = [], []
@@ -181,6 +180,24 @@ def workload(model: ir.Model, sites: Sequence[Site], phase: Phase, sizes: Mappin
     kept += [value for value in model.graph.outputs if is_present(value.name or "")]
     cached = sum(_count(found[value]) for value in kept)
     return Workload(phase, tokens, tuple(items), weights, constants, _live(model, found, fixed), cached, tuple(unknown))
+
+
+def value_shapes(model: ir.Model, phase: Phase, sizes: Mapping[str, int] | None = None) -> Shapes:
+    """The shapes of a model's values in a phase.
+
+    Args:
+        model, phase, sizes: as for `workload`; without a past, all tokens are rows.
+
+    Raises:
+        ModelError: a free size has no number, or a value would be larger than any memory.
+    """
+    if not _keeps(model):
+        phase = Phase(phase.name, phase.past + phase.rows, 0, phase.batch)
+    return infer(model, _Sizes(phase, sizes or {}), _own_shapes)
+
+
+def _keeps(model: ir.Model) -> bool:
+    return any(is_past(value.name or "") for value in model.graph.inputs)
 
 
 def _fixed(model: ir.Model, found: Shapes) -> set[ir.Value]:
