@@ -15,6 +15,7 @@ from onnxscript import OpBuilder, build_function
 
 from qxcompiler.extensions import find, named
 from qxcompiler.formats import CODEBOOK_BITS, INTEGER_BITS, SCALE_TYPES, Format
+from qxcompiler.runtime_ops.attention import ATTENTION_ATTRIBUTES, ATTENTION_TYPES
 from qxcompiler.runtime_ops.gather_packed import gather_packed
 from qxcompiler.runtime_ops.hadamard import hadamard
 from qxcompiler.runtime_ops.matmul_packed import matmul_packed
@@ -108,6 +109,10 @@ OPERATORS: dict[str, Operator] = {
     for operator in (
         *(kind.operator(name, weight) for name, kind in _KINDS.items() for weight in _WEIGHT_TYPES),
         Operator(HADAMARD, ("X",), ("Y",), {"block_size": ir.AttributeType.INT}, hadamard),
+        *(
+            Operator(each.name, each.inputs, each.outputs, ATTENTION_ATTRIBUTES, each.write_body)
+            for each in ATTENTION_TYPES
+        ),
     )
 }
 

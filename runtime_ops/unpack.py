@@ -20,6 +20,11 @@ ATTRIBUTES = {
     "group_size": ir.AttributeType.INT,
     "layout": ir.AttributeType.STRING,
 }
+_ATTRIBUTE_TYPES = {
+    ir.AttributeType.INT: ir.DataType.INT64,
+    ir.AttributeType.FLOAT: ir.DataType.FLOAT,
+    ir.AttributeType.STRING: ir.DataType.STRING,
+}
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,10 @@ class WeightType:
 
 
 def attribute(op: OpBuilder, name: str, kind: ir.AttributeType = ir.AttributeType.INT) -> ir.Value:
-    """An attribute of the function: int64 or string, a scalar."""
+    """An attribute of the function: int64, float32 or string, a scalar."""
     field = f"value_{kind.name.lower()}"
     value = op.Constant(**{field: ir.RefAttr(field, name, kind)})
-    value.dtype = ir.DataType.INT64 if kind == ir.AttributeType.INT else ir.DataType.STRING
+    value.dtype = _ATTRIBUTE_TYPES[kind]
     return value
 
 

@@ -51,7 +51,7 @@ def test_names_carry_the_format() -> None:
     assert operator_name(parse_format("mxfp4"), "Gather") == "GatherFp4E8"
     assert operator_name(parse_format("int4g32a"), "SwiGlu") == "SwiGluUInt4"
     assert operator_name(parse_format("lut3g64s8"), "MatMul") == "MatMulLut3S8"
-    assert len(OPERATORS) == 3 * 3 * (2 * len(INTEGER_BITS) + len(CODEBOOK_BITS) + 1) + 1
+    assert len(OPERATORS) == 3 * 3 * (2 * len(INTEGER_BITS) + len(CODEBOOK_BITS) + 1) + 5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
