@@ -21,6 +21,7 @@ _HEADS_INSIDE = (0, 2, 1, 3)  # [B, H, L, D] of [B, L, H, D]
 _LAST_TWO, _KEYS_BY_TOKEN = (0, 1, 3, 2), (0, 2, 3, 1)  # [B, H, D, T] of [B, H, T, D], of [B, T, H, D]
 _NO_CHANGE = ("Identity", "Cast", "Dropout")
 _REPEATS = ("Reshape", "Expand", "Unsqueeze", "Gather", "Tile")
+_LEAVES_WHOLE = ("Expand", "Identity")
 _MASKED = -1e4  # what is at most that is taken for a mask's "no"
 
 
@@ -94,7 +95,7 @@ def find_attentions(model: ir.Model, shapes: Shapes) -> Iterator[tuple[ir.Node, 
         shapes: of its values, for one choice of the free sizes.
     """
     for node in model.graph:
-        if not is_standard(node, ("Softmax",)) or shapes[node.inputs[0]] is None:
+        if not is_standard(node, ("Softmax",)):
             continue
         reader = _Reader(shapes)
         weighed = reader.weighed_by(node.outputs[0])
@@ -119,12 +120,14 @@ class _Scores:
 class _Reader:
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes
+        self.leaves_whole = _LEAVES_WHOLE
 
     def read(self, softmax: ir.Node, product: ir.Node, weighed: ir.Node) -> Attention:
-        rank = len(self.shapes[softmax.inputs[0]] or ())
+        if softmax.inputs[0] is None or self.shapes[softmax.inputs[0]] is None:
+            raise Unrecognized("its shapes depend on data")
+        rank = len(self.shape(softmax.inputs[0]))
         if softmax.attributes.get_int("axis", -1) not in (-1, rank - 1):
             raise Unrecognized("the softmax is not over the last axis")
-        passed = self.scores(softmax.inputs[0], product)
         size = self.shape(product.inputs[0])[-1]
         if self.shape(weighed.inputs[1])[-1] != size:
             raise Unrecognized("keys and values are of different sizes")
@@ -135,6 +138,9 @@ class _Reader:
             raise Unrecognized("query, key and value do not fit together")
         if (key.past is None) != (value.past is None):
             raise Unrecognized("of keys and values, one is kept")
+        # a slice of the mask to as many tokens as there are keys asks for their shape: of keys that are kept, it is all
+        self.leaves_whole = ("Slice", *_LEAVES_WHOLE) if key.past is not None else _LEAVES_WHOLE
+        passed = self.scores(softmax.inputs[0], product)
         output, merged = self.merged(weighed.outputs[0])
         scale = passed.factor * query.factor * key.factor
         return Attention(softmax, query, key, value, scale, passed.softcap, passed.masks, output, merged, size)
@@ -149,7 +155,7 @@ class _Reader:
             node = nodes[0]
             if is_standard(node, ("MatMul",)) and node.inputs[0] is value:
                 return node if not self.is_constant(node.inputs[1]) else None
-            if not is_standard(node, (*_NO_CHANGE, "Where")):
+            if not is_standard(node, (*_NO_CHANGE, "Where", "Reshape")):
                 return None
             value = node.outputs[0]
 
@@ -160,8 +166,8 @@ class _Reader:
             return None
         if is_standard(node, ("MatMul",)):
             return None if any(self.is_constant(each) for each in node.inputs) else node
-        if is_standard(node, ("Add", "Mul", "Div", "Where", "Tanh", *_NO_CHANGE)):
-            inputs = node.inputs[1:] if node.op_type == "Where" else node.inputs[:2]
+        if is_standard(node, ("Add", "Mul", "Div", "Where", "Tanh", "Reshape", *_NO_CHANGE)):
+            inputs = node.inputs[1:] if node.op_type == "Where" else node.inputs[: 1 if node.op_type == "Reshape" else 2]
             return next((found for each in inputs if (found := self.product_before(each))), None)
         return None
 
@@ -174,6 +180,8 @@ class _Reader:
             assert node is not None  # `product_before` came along
             if is_standard(node, _NO_CHANGE):
                 value = node.inputs[0]
+            elif is_standard(node, ("Reshape",)):
+                raise Unrecognized("its scores have not four axes")
             elif is_standard(node, ("Add", "Where")):
                 if passed.factor != 1 or passed.softcap:
                     raise Unrecognized("a mask comes before a scale")
@@ -221,7 +229,7 @@ class _Reader:
         """What a value is, before a slice or an expansion that changes nothing."""
         while True:
             node = value.producer()
-            if node is None or not is_standard(node, ("Slice", "Expand", "Identity")) or node.inputs[0] is None:
+            if node is None or not is_standard(node, self.leaves_whole) or node.inputs[0] is None:
                 return value
             if self.shapes[node.inputs[0]] != self.shapes[value]:
                 return value

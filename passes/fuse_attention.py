@@ -34,11 +34,15 @@ class FuseAttention(ir.passes.InPlacePass):
     - Heads that share keys need no copies of them; what computed the copies goes.
     - Each is compared with what stood there, on random numbers of two choices of sizes, before it is taken.
 
+    Args:
+        samples: of the model's inputs, whose sizes tell what tokens and batches do not: channels, height and width.
+
     Attributes:
         notes: which attention was left as it is, and why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, samples: Sequence[Mapping[str, np.ndarray]] = ()) -> None:
+        self.samples = samples
         self.notes: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -47,7 +51,7 @@ class FuseAttention(ir.passes.InPlacePass):
         if not any(is_standard(node, ("Softmax",)) for node in model.graph):
             return ir.passes.PassResult(model, modified=False)
         try:
-            shapes = [value_shapes(model, phase) for phase in _PHASES]
+            shapes = _shapes(model, self.samples)
         except ModelError as error:
             self.notes.append(f"attention is computed node by node: {error}")
             return ir.passes.PassResult(model, modified=False)
@@ -65,6 +69,33 @@ class FuseAttention(ir.passes.InPlacePass):
             model.graph.sort()
             ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(operators))
+
+
+def _shapes(model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]) -> list[Shapes]:
+    """Of all values, for two choices of the free sizes: of tokens, or of the samples where tokens alone do not fit.
+
+    Raises:
+        ModelError: neither fits.
+    """
+    sizes = [_sizes(model, sample) for sample in samples[:2]]
+    fixed = {name: size for name, size in (sizes or [{}])[0].items() if _PHASES[0].size_of(name, -1) is None}
+    try:
+        return [value_shapes(model, phase, fixed) for phase in _PHASES]
+    except ModelError:
+        if not sizes:
+            raise
+        return [value_shapes(model, _PHASES[0], each) for each in sizes]
+
+
+def _sizes(model: ir.Model, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """What the names of free sizes stand for in a sample."""
+    return {
+        dim.value: sample[value.name].shape[axis]
+        for value in model.graph.inputs
+        if value.name in sample and value.shape is not None and len(value.shape) == sample[value.name].ndim
+        for axis, dim in enumerate(value.shape)
+        if isinstance(dim, ir.SymbolicDim) and dim.value is not None
+    }
 
 
 class _Writer:
@@ -122,10 +153,24 @@ class _Writer:
         new = [output, *fused.outputs[1:]]
         for shapes in self.shapes:
             self.compare(attention, old, new, shapes)
+        for each in (key, value):
+            self.part_shape_from_past(each)
         for before, after in zip(old, new, strict=True):
             replace_value(before, after)
         self.model.graph.extend(self.nodes)
         return kind.name
+
+    def part_shape_from_past(self, operand: Operand) -> None:
+        """Let what asks for the shape of all keys have it before there are any: a mask may depend on it."""
+        if operand.past is None or operand.present is None:
+            return
+        length = self.made("Shape", operand.value, start=1, end=2)
+        grown = self.made("Concat", self.constant(0, 0), length, self.constant(0), axis=0)
+        shape = self.made("Add", self.made("Shape", operand.past), grown)
+        for node in operand.present.consumers():
+            if is_standard(node, ("Shape",)):
+                start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 4)
+                replace_value(node.outputs[0], self.made("Slice", shape, self.constant(start), self.constant(end)))
 
     def compare(
         self, attention: Attention, old: Sequence[ir.Value], new: Sequence[ir.Value], shapes: Shapes
@@ -137,6 +182,8 @@ class _Writer:
         draws = np.random.default_rng(0)
         feeds = {each: random(each, shapes, draws) for each in given if each is not None}
         feeds |= {each.value: random_mask(each, shapes, draws) for each in attention.masks}
+        # what follows from shapes alone is what it is: so are the values that follow from it
+        feeds = {each: array for each, array in feeds.items() if each not in shapes.constants}
         dtype = ir.DataType.FLOAT
         try:
             dtype = dtype_of(attention.query.value, shapes)
@@ -176,7 +223,7 @@ class _Writer:
         if not attention.masks:
             if present is not None:
                 raise Unrecognized("no mask tells how many tokens are kept")
-            zero = ir.tensor(np.zeros((1, 1, 1, 1)), dtype=dtype)
+            zero = ir.tensor(np.zeros((1, 1, 1, 1), dtype.numpy()))
             return self.additions.shared(("no mask", dtype), "qxc.no_mask", zero)
         total: ir.Value | None = None
         key: tuple[Hashable, ...] = ()

@@ -114,6 +114,7 @@ def _is_graph(attribute: ir.Attr) -> bool:
 def _infer_node(node: ir.Node, opset: int, ir_version: int, found: Shapes) -> None:
     inputs = [value for value in node.inputs if value is not None]
     if any(found.type_of(value) is None for value in inputs):
+        _infer_from_one(node, found)
         return
     if node.op_type == "Shape":
         with suppress(Exception):
@@ -148,6 +149,14 @@ def _infer_node(node: ir.Node, opset: int, ir_version: int, found: Shapes) -> No
     if known or node.op_type == "NonZero":
         with suppress(Exception):
             _note(node, _evaluate(proto, opset, data), found)
+
+
+def _infer_from_one(node: ir.Node, found: Shapes) -> None:
+    """The shape that does not depend on how much data there is, such as which tokens an expert has."""
+    first = node.inputs[0]
+    known = found[first]
+    if node.op_type in ("ScatterND", "ScatterElements") and known is not None and first is not None:
+        found.set(node.outputs[0], known, ir.DataType(found.type_of(first).tensor_type.elem_type))  # type: ignore[union-attr]
 
 
 def _shape_of(node: ir.Node, found: Shapes) -> list[np.ndarray]:

@@ -50,6 +50,20 @@ class Phase:
         return cls(f"pass over {length}" if length > 1 else "pass", length, batch=batch)
 
 
+    def size_of(self, symbol: str | None, axis: int) -> int | None:
+        """What a free size of an input stands for, by its name or its place; None for one that is no phase's matter."""
+        name = (symbol or "").lower()
+        if "batch" in name or (not name and axis == 0):
+            return self.batch
+        if "+" in name or "total" in name:
+            return self.past + self.rows
+        if is_past_size(name):
+            return self.past
+        if any(word in name for word in ("seq", "length", "len", "token", "frame", "time")):
+            return self.rows
+        return None
+
+
 @dataclass(frozen=True)
 class Product:
     """Products [M, K] x [K, N], `copies` of them.
@@ -220,16 +234,9 @@ class _Sizes:
     def __call__(self, value: ir.Value, axis: int, symbol: str | None) -> int:
         if symbol is not None and symbol in self.given:
             return self.given[symbol]
-        name = (symbol or "").lower()
-        phase = self.phase
-        if "batch" in name or (not name and axis == 0):
-            return phase.batch
-        if "+" in name or "total" in name:
-            return phase.past + phase.rows
-        if is_past_size(name):
-            return phase.past
-        if any(word in name for word in ("seq", "length", "len", "token", "frame", "time")):
-            return phase.rows
+        size = self.phase.size_of(symbol, axis)
+        if size is not None:
+            return size
         which = f"size {symbol!r}" if symbol else f"size without a name (axis {axis})"
         problem = f"has a {which} that the phase does not tell"
         raise ModelError(f"input '{value.name}'", problem, "name it with --size, such as --size height=224")
