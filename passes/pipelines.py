@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from qxcompiler.calibration.walk import Calibration
 from qxcompiler.extensions import extensions
+from qxcompiler.passes.fuse_attention import FuseAttention
 from qxcompiler.passes.fuse_bias import FuseBias
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
+from qxcompiler.passes.share_cache import ShareCache
 from qxcompiler.passes.smooth import Smooth
 
 __all__ = ["after_packing", "before_calibration", "run"]
@@ -34,9 +36,16 @@ def before_calibration(calibration: Calibration) -> list[ir.passes.InPlacePass]:
     return [make(calibration) for make in (*_BEFORE_CALIBRATION, *_added("before_calibration"))]
 
 
-def after_packing() -> list[ir.passes.InPlacePass]:
-    """What makes fewer and larger operators of those that `PackSites` has put in the sites' places."""
-    return [make() for make in (*_AFTER_PACKING, *_added("after_packing"))]
+def after_packing(samples: Sequence[Mapping[str, Any]], *, plain: bool) -> list[ir.passes.InPlacePass]:
+    """What makes fewer and larger operators of those that `PackSites` has put in the sites' places, and of attention.
+
+    Args:
+        samples: of the model's inputs.
+        plain: leave attention as it is.
+    """
+    passes = [make() for make in _AFTER_PACKING]
+    passes += [] if plain else [FuseAttention(samples), ShareCache()]
+    return [*passes, *(make() for make in _added("after_packing"))]
 
 
 def run(passes: Sequence[ir.passes.InPlacePass], model: ir.Model) -> bool:

@@ -208,6 +208,9 @@ def compile(  # noqa: A001
     ] = None,
     device: _DeviceOption = _DEFAULT_DEVICE,
     seed: _Seed = _DEFAULTS.seed,
+    plain: Annotated[bool, typer.Option("--plain", help="Leave attention as it is, in the model's own operators.")] = (
+        _DEFAULTS.plain
+    ),
     verification: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run the result beside the original before it is handed over.")
     ] = _DEFAULTS.verification,

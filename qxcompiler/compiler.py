@@ -46,6 +46,7 @@ from qxcompiler.graph import (
 )
 from qxcompiler.options import LIMITS, Options
 from qxcompiler.passes import PackSites, pipelines
+from qxcompiler.passes.fuse_attention import FuseAttention
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     QuantizationResult,
@@ -322,7 +323,9 @@ class _Compiler:
             )
         said = report_sites(graph, sites, plan, results)
         packing = PackSites(schemes, {weight: result.packed for weight, result in results.items()})
-        pipelines.run([packing, *pipelines.after_packing()], graph)
+        finishing = pipelines.after_packing([*held_back, *calibrating], plain=options.plain)
+        pipelines.run([packing, *finishing], graph)
+        warnings += [note for each in finishing if isinstance(each, FuseAttention) for note in each.notes]
         save_model(graph, stage, name)
 
         check_unchanged(graph)

@@ -13,7 +13,8 @@ from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site
 from qxcompiler.graph.caches import is_past, is_past_size, is_present
-from qxcompiler.runtime_ops.operators import HADAMARD, SCHEME, operator_of
+from qxcompiler.runtime_ops.attention import ATTENTION_TYPES
+from qxcompiler.runtime_ops.operators import DOMAIN, HADAMARD, SCHEME, operator_of
 
 __all__ = ["Item", "Phase", "Product", "Workload", "value_shapes", "workload"]
 
@@ -249,6 +250,11 @@ def _own_shapes(node: ir.Node, found: Shapes) -> list[Shape] | None:
     operator = operator_of(node)
     if operator is not None and operator.name == HADAMARD:
         return [first]
+    if operator is not None and operator.name in _ATTENTION:
+        past, mask = found[node.inputs[-2]], found[node.inputs[-1]]
+        if not _ATTENTION[operator.name].cached:
+            return [first]
+        return [first, *[(*past[:2], max(past[2], mask[-1]), past[3])] * 2] if past and mask else None
     if operator is not None and operator.kind is not None:
         N, K = node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
         if operator.kind == "Gather":
@@ -341,7 +347,8 @@ def _without_rotation(scheme: Scheme) -> Scheme:
     return Scheme(replace(scheme.format, rotated=False), scheme.activation)
 
 
-_SCORES = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
+_ATTENTION = {each.name: each for each in ATTENTION_TYPES}  # ours
+_SCORES = {"Attention", "MultiHeadAttention", "GroupQueryAttention", *_ATTENTION}
 
 
 def _products(node: ir.Node, found: Shapes, fixed: set[ir.Value]) -> tuple[Product, ...] | None:
@@ -393,12 +400,20 @@ def _attention(node: ir.Node, shapes: Sequence[Shape | None]) -> tuple[Product, 
         if heads < 1:
             return None
         size, length = width // heads, k[1]
+        if node.domain == DOMAIN:
+            mask = shapes[-1]
+            length = mask[-1] if mask and _ATTENTION[node.op_type].cached else length
+            return _scores_and_values(rows, length, size, batch * heads)
     past = next((shape for shape in shapes[3:] if shape is not None and len(shape) == 4 and shape[-1] == size), None)
     length += past[2] if past and node.op_type != "Attention" else 0
     if node.op_type == "Attention" and len(shapes) > 4 and (kept := shapes[4]) is not None:
         length += kept[2]
-    scores = Product(rows, length, size, batch * heads, between=True, cached=True)
-    return scores, Product(rows, size, length, batch * heads, between=True, cached=True)
+    return _scores_and_values(rows, length, size, batch * heads)
+
+
+def _scores_and_values(rows: int, length: int, size: int, heads: int) -> tuple[Product, ...]:
+    scores = Product(rows, length, size, heads, between=True, cached=True)
+    return scores, Product(rows, size, length, heads, between=True, cached=True)
 
 
 def _is_kept(value: ir.Value | None) -> bool:

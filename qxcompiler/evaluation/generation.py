@@ -21,8 +21,9 @@ from qxcompiler.calibration.samples import context_limit, encode, load_tokenizer
 from qxcompiler.errors import ModelError, UsageError
 from qxcompiler.evaluation.language import is_language_model
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.graph.caches import is_past, is_present, past_of_present
+from qxcompiler.graph.caches import SHARED_CACHE, is_past, is_present, past_of_present
 
+_LEAST_ROOM = 256  # tokens
 _SEEDS = 2**64  # what torch's generator takes
 
 
@@ -144,7 +145,11 @@ def generate(
 
 
 class Decoder:
-    """A language model with its past, which stays inside onnxruntime between steps."""
+    """A language model with its past, which stays inside onnxruntime between steps.
+
+    A model that can writes keys and values where the past is (`graph/caches.py`); room for more of them is doubled
+    when it is full.
+    """
 
     def __init__(self, model: Runner) -> None:
         if not is_language_model(model):
@@ -153,6 +158,8 @@ class Decoder:
         self.ids_name = next(spec.name for spec in model.inputs if spec.name.endswith("input_ids"))
         self.past_of = _past_of_present(model)
         self.uses_past = bool(self.past_of)
+        self.is_in_place = SHARED_CACHE in model.session.get_modelmeta().custom_metadata_map
+        self.room = 0
         self.past: dict[str, OrtValue] = {}
         self.seen: npt.NDArray[Any] | None = None
 
@@ -162,15 +169,41 @@ class Decoder:
         self.seen = given if self.seen is None else np.concatenate([self.seen, given], 1)
         fresh = given if self.uses_past else self.seen
         past_length = self.seen.shape[1] - fresh.shape[1]
+        if self.is_in_place:
+            self._make_room(*self.seen.shape)
         specs = [spec for spec in self.model.inputs if spec.name not in self.past]
         sample = supply_missing({self.ids_name: fresh}, specs, past_length=past_length, subject=self.model.path)
         feed = {name: OrtValue.ortvalue_from_numpy(value) for name, value in sample.items()} | self.past
+        binding = self.model.session.io_binding()
+        for name, value in feed.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits")
+        for present, past in self.past_of.items():
+            if self.is_in_place:
+                binding.bind_ortvalue_output(present, self.past[past])
+            else:
+                binding.bind_output(present)
         try:
-            logits, *present = self.model.session.run_with_ort_values(["logits", *self.past_of], feed)
+            self.model.session.run_with_iobinding(binding)
         except Exception as error:
             raise self.model.failure(error) from error
-        self.past = dict(zip(self.past_of.values(), present, strict=True))
+        logits, *presents = binding.get_outputs()
+        if not self.is_in_place:
+            self.past = dict(zip(self.past_of.values(), presents, strict=True))
         return torch.from_numpy(logits.numpy()[:, -1].astype(np.float32))
+
+    def _make_room(self, batch: int, tokens: int) -> None:
+        """Memory for so many tokens' keys and values at least, with those that are there."""
+        if tokens <= self.room:
+            return
+        kept, self.room = self.room, max(_LEAST_ROOM, 2 * tokens)
+        for spec in self.model.inputs:
+            if is_past(spec.name):
+                heads, size = (each for each in (spec.shape[1], spec.shape[3]) if isinstance(each, int))
+                memory = np.zeros((batch, heads, self.room, size), spec.dtype)
+                if spec.name in self.past:
+                    memory[:, :, :kept] = self.past[spec.name].numpy()
+                self.past[spec.name] = OrtValue.ortvalue_from_numpy(memory)
 
     def _dtype(self) -> npt.DTypeLike:
         return next(spec.dtype for spec in self.model.inputs if spec.name == self.ids_name)
