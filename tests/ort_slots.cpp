@@ -30,6 +30,7 @@ QXC_SAME_SLOT(GetDimensionsCount, GetDimensionsCount);
 QXC_SAME_SLOT(GetDimensions, GetDimensions);
 QXC_SAME_SLOT(GetSymbolicDimensions, GetSymbolicDimensions);
 QXC_SAME_SLOT(GetTensorTypeAndShape, GetTensorTypeAndShape);
+QXC_SAME_SLOT(KernelInfoGetAttributeFloat, KernelInfoGetAttribute_float);
 QXC_SAME_SLOT(KernelInfoGetAttributeInt, KernelInfoGetAttribute_int64);
 QXC_SAME_SLOT(KernelInfoGetAttributeString, KernelInfoGetAttribute_string);
 QXC_SAME_SLOT(KernelContextGetInput, KernelContext_GetInput);

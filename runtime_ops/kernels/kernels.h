@@ -25,6 +25,8 @@ struct MatMulFamily {
 // numbers too small to scale): it is then all zeros in `out`, and needs the product with decoded rows.
 using QuantizeRow = bool (*)(const float* a, int64_t columns, int64_t row, const QuantizedRows& out);
 
+struct AttentionLayout;
+
 }  // namespace qxc
 
 struct qxc_kernels {
@@ -37,6 +39,10 @@ struct qxc_kernels {
   void (*silu_gate)(const float* products, int64_t pairs, bool is_half, void* y);
   // A row times Hadamard matrices, [columns] to [columns], which may be the same memory.
   void (*rotate)(const float* x, int64_t columns, int64_t block_size, float* y);
+  // The phases of an attention, a task each (attention_layout.h). `scratch` is one worker's.
+  void (*append)(const qxc::AttentionLayout& layout, int64_t task);
+  void (*attend)(const qxc::AttentionLayout& layout, int64_t task, float* scratch);
+  void (*combine)(const qxc::AttentionLayout& layout, int64_t task);
 };
 
 namespace qxc {

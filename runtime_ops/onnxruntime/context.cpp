@@ -85,6 +85,12 @@ std::optional<int64_t> KernelInfo::attribute_int(const char* name) const {
   return value;
 }
 
+std::optional<float> KernelInfo::attribute_float(const char* name) const {
+  float value = 0;
+  if (!succeeds(api_, KernelInfoGetAttributeFloat::call(api_, info_, name, &value))) return {};
+  return value;
+}
+
 std::optional<std::string> KernelInfo::attribute_string(const char* name) const {
   size_t size = 0;
   if (!succeeds(api_, KernelInfoGetAttributeString::call(api_, info_, name, static_cast<char*>(nullptr), &size))) {

@@ -81,6 +81,7 @@ class KernelInfo {
   std::string node_name() const;
   // Nothing where the node has no such attribute, or one of another type.
   std::optional<int64_t> attribute_int(const char* name) const;
+  std::optional<float> attribute_float(const char* name) const;
   std::optional<std::string> attribute_string(const char* name) const;
 
   // Nothing where the input is known only when the model runs.

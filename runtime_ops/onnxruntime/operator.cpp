@@ -61,6 +61,12 @@ int64_t Node::attribute_int(const KernelInfo& info, const char* name) const {
   return *value;
 }
 
+float Node::attribute_float(const KernelInfo& info, const char* name) const {
+  const auto value = info.attribute_float(name);
+  if (!value) throw error(kInvalidGraph, std::string("attribute '") + name + "' is missing, or no float");
+  return *value;
+}
+
 std::string Node::attribute_string(const KernelInfo& info, const char* name) const {
   auto value = info.attribute_string(name);
   if (!value) throw error(kInvalidGraph, std::string("attribute '") + name + "' is missing, or no string");

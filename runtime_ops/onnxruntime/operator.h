@@ -28,6 +28,7 @@ class Node {
   explicit Node(const KernelInfo& info) : name_(info.node_name()) {}
 
   int64_t attribute_int(const KernelInfo& info, const char* name) const;
+  float attribute_float(const KernelInfo& info, const char* name) const;
   std::string attribute_string(const KernelInfo& info, const char* name) const;
 
   // Checked inputs of a call, and of the kernel where they are constant.

@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define QXC_KERNELS_VERSION_MAJOR 1 /* grows when a caller has to change */
-#define QXC_KERNELS_VERSION_MINOR 1
+#define QXC_KERNELS_VERSION_MINOR 2
 #define QXC_ALIGNMENT 64 /* of the workspace, in bytes */
 
 /* Of `tile16.v1`: W is tiles of rows, a tile blocks of columns, and a block of b-bit codes b lines of bytes. */
@@ -145,6 +145,59 @@ QXC_API void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, i
  * `columns`: for anything else QXC_BAD_SIZE. Y may be X. */
 QXC_API qxc_status qxc_rotate(const qxc_kernels* kernels, qxc_element element, int64_t rows, int64_t columns,
                               int64_t block_size, const void* x, void* y);
+
+/* Y = softmax(softcap(scale Q K^T) + mask) V for each head. H query heads share G heads of keys and values, H / G
+ * neighbors one. All tensors are row-major, and of one element type; sums and exponentials are float32.
+ *
+ * With a cache, the T keys and values end in the L new ones. The rows before them are those of `past`, [B, G, P, D]
+ * with P of at least T - L, and `present`, [B, G, max(P, T), D], becomes `past` with the new ones in rows T - L to T.
+ * Where both are the same memory, which P of at least T allows, nothing else is written. */
+typedef struct qxc_attention {
+  const qxc_kernels* kernels;
+  qxc_element element;   /* of all tensors */
+  int64_t batch;         /* B */
+  int64_t length;        /* L, queries */
+  int64_t tokens;        /* T, keys; with a cache at least L, with a rotary embedding and no cache L */
+  int64_t heads;         /* H */
+  int64_t kv_heads;      /* G, which divides H */
+  int64_t head_size;     /* D */
+  float scale;           /* of products of query and key */
+  float softcap;         /* c tanh(x / c), after the scale; 0 for none */
+  const void* query;     /* [B, L, H D] */
+  const void* key;       /* [B, T, G D]; with a cache [B, L, G D] */
+  const void* value;     /* likewise */
+  const void* mask;      /* added; minus infinity for a key that is left out. Zeros come out where all are */
+  int64_t mask_shape[4]; /* [B, H, L, T], any of them 1 */
+  int64_t rotary_size;   /* R, even: how many channels of queries and new keys are rotated, by halves; 0 for none */
+  int64_t rotary_batch;  /* b, 1 or B */
+  const void* cos;       /* [b, L, R] */
+  const void* sin;
+  int32_t has_cache;
+  int64_t past_tokens; /* P */
+  const void *past_key, *past_value;
+  void *present_key, *present_value;
+  void* y;         /* [B, L, H D] */
+  int64_t workers; /* how many calls of qxc_attention_compute may run at once */
+  void* workspace; /* as many bytes as qxc_attention_check says, aligned to QXC_ALIGNMENT */
+} qxc_attention;
+
+/* One after the other; each has tasks that may run at once. */
+typedef enum qxc_attention_phase {
+  QXC_APPEND = 0,  /* new keys and values, rotated, to the present ones */
+  QXC_ATTEND = 1,  /* queries, to all keys or to a piece of them */
+  QXC_COMBINE = 2, /* pieces */
+} qxc_attention_phase;
+
+/* Checks an attention, whose workspace need not be set yet, and gives the bytes of its workspace. The functions below
+ * check nothing. What comes out does not depend on `workers`. */
+QXC_API qxc_status qxc_attention_check(const qxc_attention* attention, size_t* workspace_bytes);
+
+/* Tasks of a phase: none where there is nothing to do. */
+QXC_API int64_t qxc_attention_tasks(const qxc_attention* attention, qxc_attention_phase phase);
+
+/* Runs tasks [first, last) of a phase. Of the calls that run at once, each has a worker of its own, below `workers`. */
+QXC_API void qxc_attention_compute(const qxc_attention* attention, qxc_attention_phase phase, int64_t worker,
+                                   int64_t first, int64_t last);
 
 /* Decodes columns [first, last) of one row of a weight. */
 QXC_API void qxc_weight_decode_row(const qxc_weight* weight, int64_t row, int64_t first_column, int64_t last_column,

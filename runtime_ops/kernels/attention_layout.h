@@ -1,0 +1,37 @@
+// An attention as the kernels see it: where everything lies, and how the work is cut. Plain data.
+#pragma once
+
+#include <cstdint>
+
+#include "qxc/kernels.h"
+
+namespace qxc {
+
+constexpr int64_t kKeysPerBlock = 64;  // whose scores are computed at once
+constexpr int64_t kRowsPerTask = 64;   // queries of all heads that share keys, at most, but at least one token's
+constexpr int64_t kTokensPerAppend = 256;
+constexpr int64_t kLargestLanes = 16;  // rows of the scratch are whole vectors
+
+// Rows of D numbers, at `at` + the sum of the products with these strides, which count elements.
+struct HeadRows {
+  const void* at;
+  int64_t batch, head, token;
+};
+
+struct AttentionLayout {
+  const qxc_attention* given;
+  int64_t group;  // H / G
+  HeadRows key, value;
+  void* rotated_keys;                // [B, G, T, D], with a rotary embedding and no cache
+  int64_t mask_strides[4];           // in elements; 0 where the mask has one for all
+  int64_t first_appended, appended;  // tokens of `present`, or of rotated_keys, that phase QXC_APPEND writes
+  int64_t queries, query_blocks;     // tokens of a task
+  int64_t keys, pieces;              // of a task
+  // results of pieces, where there are several: of each row the sum of values, the largest score, and the sum
+  float* partials;
+  int64_t partial_floats;  // of a task
+  float* scratch;
+  int64_t scratch_floats;  // of a worker
+};
+
+}  // namespace qxc

@@ -1,0 +1,160 @@
+// Floats by the vector, as many as a register of the instruction set holds, in the compiler's vector extension.
+// Internal linkage: see scalar.h.
+#pragma once
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <utility>
+
+namespace qxc {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Integers __attribute__((vector_size(4 * kLanes)));
+
+inline Floats load(const float* from) {
+  Floats values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
+inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
+
+inline Floats splat(float value) { return value - Floats{}; }
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }  // b where one is NaN
+
+// a b + c, rounded once where the instruction set can.
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__ARM_NEON)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class Order, int... lane>
+inline Floats picked(Floats a, Floats b, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Order::at(lane)...);
+#else
+  return __builtin_shuffle(a, b, Integers{Order::at(lane)...});
+#endif
+}
+
+// Lanes of a and b, which are numbered on from those of a: lane i is `Order::at(i)`.
+template <class Order>
+inline Floats picked(Floats a, Floats b) {
+  return picked<Order>(a, b, std::make_integer_sequence<int, kLanes>());
+}
+
+template <int first>
+struct EverySecond {
+  static constexpr int at(int lane) { return 2 * lane + first; }
+};
+template <int first>
+struct InTurn {
+  static constexpr int at(int lane) { return first + lane / 2 + lane % 2 * kLanes; }
+};
+template <int distance>
+struct Exchanged {
+  static constexpr int at(int lane) { return lane ^ distance; }
+};
+
+// Lane i is the sum of the lanes of vectors[i], which are overwritten.
+inline Floats totals(Floats (&vectors)[kLanes]) {
+#pragma GCC unroll 4
+  for (int count = kLanes; count > 1; count /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count / 2; ++i) {
+      const Floats a = vectors[2 * i], b = vectors[2 * i + 1];
+      vectors[i] = picked<EverySecond<0>>(a, b) + picked<EverySecond<1>>(a, b);
+    }
+  }
+  return vectors[0];
+}
+
+// Rows become columns.
+inline void transpose(Floats (&rows)[kLanes]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    Floats mixed[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      const Floats a = rows[i], b = rows[i + kLanes / 2];
+      mixed[2 * i] = picked<InTurn<0>>(a, b);
+      mixed[2 * i + 1] = picked<InTurn<kLanes / 2>>(a, b);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = mixed[i];
+  }
+}
+
+// Of all lanes: `fold` of two vectors, by halves.
+template <int distance = kLanes / 2, class Fold>
+inline float folded(Floats values, Fold fold) {
+  values = fold(values, picked<Exchanged<distance>>(values, values));
+  if constexpr (distance > 1) return folded<distance / 2>(values, fold);
+  return values[0];
+}
+
+inline float total(Floats values) {
+  return folded(values, [](Floats a, Floats b) { return a + b; });
+}
+
+inline float largest(Floats values) { return folded(values, larger); }
+
+constexpr float kLeastExponent = -87;  // e^-87 is still a normal number
+
+// e^x to 2e-7, for x of at most 0; of less than -87, such as minus infinity, 0.
+inline Floats exp_of_negative(Floats x) {
+  constexpr float kLog2E = 1.44269504f;
+  constexpr float kLn2High = 0.693145752f, kLn2Low = 1.42860677e-6f;  // the high part times any n is exact
+  constexpr float kIntegerBits = 0x1.8p23f;                           // added, it leaves an integer in the low bits
+  const Floats t = x < kLeastExponent ? splat(kLeastExponent) : x;
+  const Floats shifted = multiply_add(t, splat(kLog2E), splat(kIntegerBits));
+  const Floats n = shifted - kIntegerBits;
+  const Floats r = multiply_add(n, splat(-kLn2Low), multiply_add(n, splat(-kLn2High), t));
+  Floats series = splat(1.0f / 5040);  // Taylor's, for |r| <= ln(2) / 2
+  for (const float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    series = multiply_add(series, r, splat(coefficient));
+  }
+  Integers exponent;
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  exponent = (exponent + 127) << 23;  // the bits above n are lost
+  Floats power;
+  std::memcpy(&power, &exponent, sizeof power);
+  return x < kLeastExponent ? Floats{} : series * power;
+}
+
+inline Floats tanh_of(Floats x) {
+  const Floats magnitude = x < 0.0f ? -x : x;
+  const Floats e = exp_of_negative(-2.0f * magnitude);
+  const Floats far = (1.0f - e) / (1.0f + e), square = x * x;
+  Floats series = splat(-17.0f / 315);  // Taylor's, where 1 - e would lose digits
+  for (const float coefficient : {2.0f / 15, -1.0f / 3, 1.0f})
+    series = multiply_add(series, square, splat(coefficient));
+  return magnitude < 0.25f ? x * series : x < 0.0f ? -far : far;
+}
+
+}  // namespace
+}  // namespace qxc
