@@ -36,7 +36,7 @@ def before_calibration(calibration: Calibration) -> list[ir.passes.InPlacePass]:
     return [make(calibration) for make in (*_BEFORE_CALIBRATION, *_added("before_calibration"))]
 
 
-def after_packing(samples: Sequence[Mapping[str, Any]], *, plain: bool) -> list[ir.passes.InPlacePass]:
+def after_packing(samples: Sequence[Mapping[str, Any]] = (), *, plain: bool = False) -> list[ir.passes.InPlacePass]:
     """What makes fewer and larger operators of those that `PackSites` has put in the sites' places, and of attention.
 
     Args:

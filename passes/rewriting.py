@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 
 from qxcompiler.graph import Names
-from qxcompiler.runtime_ops.operators import function_for
+from qxcompiler.runtime_ops.operators import DOMAIN, VERSION, function_for
 
 __all__ = ["Additions", "add_functions", "bias_input"]
 
@@ -91,5 +91,6 @@ def bias_input(added: ir.Value, N: int, additions: Additions, factor: float = 1.
 def add_functions(model: ir.Model, operators: Iterable[str]) -> None:
     """Put the function body of each of our operators in a model, so that it runs without the library."""
     for operator in sorted(operators):
+        model.opset_imports[DOMAIN] = VERSION
         function = function_for(operator, model.opset_imports[""])
         model.functions[function.identifier()] = function

@@ -50,8 +50,8 @@ def decoded(proto: onnx.ModelProto, scheme: str) -> list[np.ndarray]:
 
 
 def fuse(model: ir.Model) -> bool:
-    """All fusing passes, as `compile` runs them; whether one of them changed anything."""
-    return pipelines.run(pipelines.after_packing(), model)
+    """All passes that fuse packed operators, as `compile` runs them; whether one of them changed anything."""
+    return pipelines.run(pipelines.after_packing(plain=True), model)
 
 
 def serialized(model: ir.Model) -> bytes:
