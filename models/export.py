@@ -211,8 +211,16 @@ def _check_config(path: Path) -> None:
 
 
 def _follow_gguf(path: Path, tokenizer: Any) -> None:
-    """Let a leading `<s>` be as the GGUF file says; transformers always adds one to Llama's."""
+    """Let a leading `<s>` be as the GGUF file says; transformers always adds one to Llama's.
+
+    To tokens of bytes transformers adds SentencePiece's decoder, which onnxruntime-genai takes for SentencePiece.
+    """
     import gguf
+    from tokenizers import decoders, pre_tokenizers
+
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+        backend.decoder = decoders.ByteLevel()
 
     fields = gguf.GGUFReader(path).fields
     says = fields.get("tokenizer.ggml.add_bos_token")

@@ -31,6 +31,7 @@ from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, En
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.formats import Format
 from qxcompiler.gathering import HELD_BACK, WRITTEN, Calibration, default_calibration, files_of, gather_samples
+from qxcompiler.genai import GENAI_FILES, write_genai_files
 from qxcompiler.graph import (
     Site,
     Weight,
@@ -104,8 +105,8 @@ def compile(  # noqa: A001  (it is what a compiler does)
     Args:
         model: the ONNX file, opset 11 or later, or a model in memory.
         target: name or file of a hardware descriptor.
-        output: the folder to write `model.onnx`, its data, `plan.yaml`, `report.json`, `compile.yaml`, and what the
-            model wrote, `self-calibration.jsonl`, to.
+        output: the folder to write `model.onnx`, its data, `plan.yaml`, `report.json`, `compile.yaml`, what the
+            model wrote, `self-calibration.jsonl`, and what onnxruntime-genai reads beside a language model to.
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, several such files, which are mixed evenly, or feeds
             of the model. `self` stands for text that a language model writes, and is what such a model is calibrated
             on where samples are needed and none given. May be left out for `rtn`, which then counts all inputs alike.
@@ -129,7 +130,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     if calibration is None:
         calibration = default_calibration(graph, original, compiler.options, writes=chosen.writes)
     files = model_files(original, graph) if isinstance(original, Path) else []
-    names = ["model.onnx", "plan.yaml", "report.json", CONFIG]
+    names = ["model.onnx", "plan.yaml", "report.json", CONFIG, *GENAI_FILES]
     if SELF in files_of(calibration):
         names.append(WRITTEN)
     check_sources([*files, *files_of(calibration)], output, names)
@@ -139,6 +140,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
         save_config(config, stage, output)
         if isinstance(original, Path):
             copy_files(original.parent, stage, (*CONFIGURATIONS, *COMPANIONS))
+            write_genai_files(graph, original.parent, stage)
     return report
 
 
