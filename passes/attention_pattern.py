@@ -7,7 +7,7 @@ graph itself, on random numbers: a wrong reading is not taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -120,7 +120,7 @@ class _Scores:
 class _Reader:
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes
-        self.leaves_whole = _LEAVES_WHOLE
+        self.leaves_whole: tuple[str, ...] = _LEAVES_WHOLE
 
     def read(self, softmax: ir.Node, product: ir.Node, weighed: ir.Node) -> Attention:
         if softmax.inputs[0] is None or self.shapes[softmax.inputs[0]] is None:
@@ -167,7 +167,7 @@ class _Reader:
         if is_standard(node, ("MatMul",)):
             return None if any(self.is_constant(each) for each in node.inputs) else node
         if is_standard(node, ("Add", "Mul", "Div", "Where", "Tanh", "Reshape", *_NO_CHANGE)):
-            inputs = node.inputs[1:] if node.op_type == "Where" else node.inputs[: 1 if node.op_type == "Reshape" else 2]
+            inputs = {"Where": node.inputs[1:], "Reshape": node.inputs[:1]}.get(node.op_type, node.inputs[:2])
             return next((found for each in inputs if (found := self.product_before(each))), None)
         return None
 
@@ -212,7 +212,8 @@ class _Reader:
         constant, condition = self.number(other), node.inputs[0]
         if constant is None or constant > _MASKED or condition is None:
             raise Unrecognized("scores are replaced by something else than a large negative number")
-        masks.append(Mask(self.whole(condition), 0.0, constant) if before else Mask(self.whole(condition), constant, 0.0))
+        yes, no = (0.0, constant) if before else (constant, 0.0)
+        masks.append(Mask(self.whole(condition), yes, no))
         return scores
 
     def as_mask(self, value: ir.Value) -> Mask:
@@ -239,7 +240,7 @@ class _Reader:
         """Query, key and value."""
         keys, factor = self.unscaled(product.inputs[1])
         node = keys.producer()
-        order = tuple(node.attributes.get_ints("perm", ())) if node and is_standard(node, ("Transpose",)) else None
+        order = order_of(node) if node and is_standard(node, ("Transpose",)) else None
         if node is None or order not in (_LAST_TWO, _KEYS_BY_TOKEN):
             raise Unrecognized("the keys are not transposed")
         query = self.operand(product.inputs[0], 1.0, rotated)
@@ -269,18 +270,15 @@ class _Reader:
             value, scale = self.unscaled(value)
             factor *= scale
         node = value.producer()
-        if node is not None and is_standard(node, ("Transpose",)) and node.inputs[0] is not None:
-            if tuple(node.attributes.get_ints("perm", ())) == _HEADS_INSIDE:
-                return Operand(self.flat(node.inputs[0]), False, heads, factor, rotary, past, present)
+        if (by_token := inputs_of(value, "Transpose")) and node and order_of(node) == _HEADS_INSIDE:
+            return Operand(self.flat(by_token[0]), False, heads, factor, rotary, past, present)
         return Operand(value, True, heads, factor, rotary, past, present)
 
     def flat(self, value: ir.Value) -> ir.Value:
         """What a value [B, L, H, D] was before its heads were told apart, [B, L, H * D]; itself if nothing."""
-        node, shape = value.producer(), self.shape(value)
-        if node is not None and is_standard(node, ("Reshape",)) and node.inputs[0] is not None:
-            if self.shapes[node.inputs[0]] == (*shape[:2], shape[2] * shape[3]):
-                return node.inputs[0]
-        return value
+        shape, before = self.shape(value), inputs_of(value, "Reshape")
+        flat = (*shape[:2], shape[2] * shape[3])
+        return before[0] if before and self.shapes[before[0]] == flat else value
 
     def shape(self, value: ir.Value | None) -> Shape:
         """A shape of four axes."""
@@ -306,45 +304,29 @@ class _Reader:
     def is_kept(self, concat: ir.Node, value: ir.Value) -> bool:
         axis = concat.attributes.get_int("axis", 0)
         past = concat.inputs[0]
-        return len(concat.inputs) == 2 and axis in (2, -2) and past is not None and past.is_graph_input() and (
-            value.is_graph_output()
+        return (
+            len(concat.inputs) == 2
+            and axis in (2, -2)
+            and past is not None
+            and past.is_graph_input()
+            and (value.is_graph_output())
         )
 
-    def not_rotated(self, value: ir.Value | None) -> tuple[ir.Value, tuple[ir.Value, ir.Value] | None]:
+    def not_rotated(self, value: ir.Value) -> tuple[ir.Value, tuple[ir.Value, ir.Value] | None]:
         """A value before a rotary embedding of all its channels, or of the first; cosine and sine."""
-        assert value is not None
-        node = value.producer()
-        if node is not None and is_standard(node, ("Concat",)) and len(node.inputs) == 2:
-            first, rest = node.inputs
-            inner, rotary = self.not_rotated(first)
-            whole, other = self.part_of(inner), self.part_of(rest)
-            return (whole, rotary) if rotary and whole is not None and whole is other else (value, None)
-        if node is None or not is_standard(node, ("Add",)):
+        if len(parts := inputs_of(value, "Concat")) == 2:
+            inner, rotary = self.not_rotated(parts[0])
+            whole = part_of(inner)
+            return (whole, rotary) if rotary and whole is not None and whole is part_of(parts[1]) else (value, None)
+        products = [inputs_of(each, "Mul") for each in inputs_of(value, "Add")]
+        if len(products) != 2 or not all(products):
             return value, None
-        products = [each.producer() for each in node.inputs if each is not None]
         for straight, turned in (products, products[::-1]):
-            if not (is_product(straight) and is_product(turned)):
-                return value, None
-            for x, cosine in (straight.inputs, straight.inputs[::-1]):
-                for half, sine in (turned.inputs, turned.inputs[::-1]):
-                    if x is not None and cosine is not None and sine is not None and self.turned(half) is x:
+            for x, cosine in (straight, straight[::-1]):
+                for half, sine in (turned, turned[::-1]):
+                    if turned_by(half) is x:
                         return x, (cosine, sine)
         return value, None
-
-    def turned(self, value: ir.Value | None) -> ir.Value | None:
-        """x of concat(-x[R / 2:], x[:R / 2])."""
-        node = value.producer() if value is not None else None
-        if node is None or not is_standard(node, ("Concat",)) or len(node.inputs) != 2:
-            return None
-        negated = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if negated is None or not is_standard(negated, ("Neg",)):
-            return None
-        second, first = self.part_of(negated.inputs[0]), self.part_of(node.inputs[1])
-        return second if second is not None and second is first else None
-
-    def part_of(self, value: ir.Value | None) -> ir.Value | None:
-        node = value.producer() if value is not None else None
-        return node.inputs[0] if node is not None and is_standard(node, ("Slice", "Split")) else None
 
     def merged(self, value: ir.Value) -> tuple[ir.Value, bool]:
         """The output with its heads side by side, [B, L, H * D], where the graph makes that next; else as it is."""
@@ -354,7 +336,7 @@ class _Reader:
             nodes = [node for node in current.consumers() if not is_standard(node, ("Shape",))]
             if len(nodes) != 1 or current.is_graph_output() or not is_standard(nodes[0], (operator,)):
                 return value, False
-            if operator == "Transpose" and tuple(nodes[0].attributes.get_ints("perm", ())) != _HEADS_INSIDE:
+            if operator == "Transpose" and order_of(nodes[0]) != _HEADS_INSIDE:
                 return value, False
             current = nodes[0].outputs[0]
         assert shape is not None
@@ -366,8 +348,8 @@ class _Reader:
         assert value is not None
         factor = 1.0
         while (node := value.producer()) is not None:
-            if is_standard(node, _NO_CHANGE) and self.same_type(node.inputs[0], value):
-                value = node.inputs[0]
+            if (before := inputs_of(value, *_NO_CHANGE)) and self.same_type(before[0], value):
+                value = before[0]
             elif is_standard(node, ("Mul", "Div")) and any(self.number(each) is not None for each in node.inputs):
                 value, each = self.unscaled_once(node)
                 factor *= each
@@ -386,9 +368,10 @@ class _Reader:
             return first, 1 / right
         raise Unrecognized(f"scores pass {node.op_type}")
 
-    def same_type(self, first: ir.Value | None, second: ir.Value) -> bool:
-        types = [self.shapes.type_of(value) for value in (first, second) if value is not None]
-        return len(types) == 2 and None not in types and len({each.tensor_type.elem_type for each in types if each}) == 1
+    def same_type(self, first: ir.Value, second: ir.Value) -> bool:
+        types = [self.shapes.type_of(value) for value in (first, second)]
+        known = [each.tensor_type.elem_type for each in types if each is not None]
+        return len(known) == 2 and known[0] == known[1]
 
     def number(self, value: ir.Value | None) -> float | None:
         """The number that a constant is."""
@@ -399,6 +382,28 @@ class _Reader:
         return value is None or value.is_initializer() or value in self.shapes.constants
 
 
-def is_product(node: ir.Node | None) -> bool:
-    """Whether a node multiplies number by number."""
-    return node is not None and is_standard(node, ("Mul",))
+def inputs_of(value: ir.Value | None, *operators: str) -> list[ir.Value]:
+    """What a value is made of, if one of these operators makes it; else nothing."""
+    node = value.producer() if value is not None else None
+    if node is None or not is_standard(node, operators):
+        return []
+    return [each for each in node.inputs if each is not None]
+
+
+def order_of(transpose: ir.Node) -> tuple[int, ...]:
+    """The axes that a transposition reads, in their order."""
+    return tuple(transpose.attributes.get_ints("perm", ()))
+
+
+def part_of(value: ir.Value | None) -> ir.Value | None:
+    """What a value is a part of."""
+    return next(iter(inputs_of(value, "Slice", "Split")), None)
+
+
+def turned_by(value: ir.Value) -> ir.Value | None:
+    """x of concat(-x[R / 2:], x[:R / 2])."""
+    halves = inputs_of(value, "Concat")
+    if len(halves) != 2 or not (negated := inputs_of(halves[0], "Neg")):
+        return None
+    whole = part_of(negated[0])
+    return whole if whole is part_of(halves[1]) else None

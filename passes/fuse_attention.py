@@ -10,6 +10,7 @@ import onnx_ir as ir
 from qxcompiler.cost.shapes import Shapes
 from qxcompiler.cost.workload import Phase, value_shapes
 from qxcompiler.errors import ModelError
+from qxcompiler.graph.caches import is_past
 from qxcompiler.graph.nodes import is_standard, replace_value
 from qxcompiler.passes.attention_pattern import Attention, Mask, Operand, Unrecognized, find_attentions
 from qxcompiler.passes.piece import Piece
@@ -82,20 +83,22 @@ def _shapes(model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]) -> lis
     try:
         return [value_shapes(model, phase, fixed) for phase in _PHASES]
     except ModelError:
-        if not sizes:
+        keeps = any(is_past(value.name or "") for value in model.graph.inputs)
+        if keeps or not sizes:  # samples begin with nothing kept, which tells too little
             raise
         return [value_shapes(model, _PHASES[0], each) for each in sizes]
 
 
 def _sizes(model: ir.Model, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
     """What the names of free sizes stand for in a sample."""
-    return {
-        dim.value: sample[value.name].shape[axis]
-        for value in model.graph.inputs
-        if value.name in sample and value.shape is not None and len(value.shape) == sample[value.name].ndim
-        for axis, dim in enumerate(value.shape)
-        if isinstance(dim, ir.SymbolicDim) and dim.value is not None
-    }
+    sizes = {}
+    for value in model.graph.inputs:
+        given = sample.get(value.name or "")
+        if given is not None and value.shape is not None and len(value.shape) == given.ndim:
+            for dim, size in zip(value.shape, given.shape, strict=True):
+                if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                    sizes[dim.value] = size
+    return sizes
 
 
 class _Writer:
@@ -172,9 +175,7 @@ class _Writer:
                 start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 4)
                 replace_value(node.outputs[0], self.made("Slice", shape, self.constant(start), self.constant(end)))
 
-    def compare(
-        self, attention: Attention, old: Sequence[ir.Value], new: Sequence[ir.Value], shapes: Shapes
-    ) -> None:
+    def compare(self, attention: Attention, old: Sequence[ir.Value], new: Sequence[ir.Value], shapes: Shapes) -> None:
         """Let both compute the same from random numbers."""
         key, value = attention.key, attention.value
         given = [attention.query.value, key.value, value.value, key.past, value.past]

@@ -14,11 +14,11 @@ __all__ = ["ShareCache"]
 
 
 class ShareCache(ir.passes.InPlacePass):
-    """Let the past be longer than what was computed before, so that a caller may give the same memory as past and present.
+    """Let the past be longer than what was computed before: the same memory may then be past and present.
 
-    - Every past is read by attention operators with a cache, and every present is one's output and nothing else's input.
+    - Every past is read by attention operators with a cache; every present is one's output, and nothing else's input.
     - An input, the mask, has a number for every token so far; another, the ids, for every new one.
-    - How many tokens were before, which the graph takes from a past's shape, is then the difference of those two sizes.
+    - How many tokens were before, which the graph takes from a past's shape, becomes the difference of those sizes.
     - The model's metadata says so (`qxc.shared_cache`). Who gives a past as long as what was before sees no difference.
     """
 

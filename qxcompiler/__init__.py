@@ -10,13 +10,14 @@ from qxcompiler.errors import QxcError
 
 if TYPE_CHECKING:
     from qxcompiler.compiler import compile, compile_folder, pareto  # noqa: A004
-    from qxcompiler.evaluation import evaluate, generate
+    from qxcompiler.evaluation import bench, evaluate, generate
     from qxcompiler.models import export
     from qxcompiler.report import explain, inspect
     from qxcompiler.runtime_ops import ops_library, session
 
 __all__ = [
     "QxcError",
+    "bench",
     "compile",
     "compile_folder",
     "evaluate",
@@ -35,6 +36,7 @@ if not (Path(__file__).parent / "runtime_ops").exists():
     __path__.append(str(Path(__file__).parent.parent))
 
 _HOME = {
+    "bench": "evaluation",
     "compile": "compiler",
     "compile_folder": "compiler",
     "evaluate": "evaluation",

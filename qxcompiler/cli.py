@@ -365,6 +365,36 @@ def generate(
 
 
 @app.command()
+def bench(
+    model: _Model,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after it.")] = 64,
+    repetitions: Annotated[int, typer.Option(min=1, help="Runs that each figure is the median of.")] = 3,
+    threads: Annotated[
+        list[int], typer.Option(min=1, help="Threads; may be given several times. [default: 1 and all]")
+    ] = [],  # noqa: B006
+    json: _Json = False,
+) -> None:
+    """Measure how fast a language model reads and writes on this machine."""
+    from qxcompiler.evaluation import bench as run
+
+    rates = run(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repetitions=repetitions, threads=threads)
+    if json:
+        _print_json(rates)
+        return
+    columns = ("threads", f"prefill of {prompt_tokens}", "first token", f"decode of {new_tokens}")
+    table = Table(*columns, caption=f"peak memory {_megabytes(rates.peak_memory_bytes)}", caption_justify="left")
+    for rate in rates.rates:
+        table.add_row(
+            str(rate.threads),
+            f"{rate.prefill_tokens_per_second:.1f} tokens/s",
+            f"{1e3 * rate.first_token_seconds:.1f} ms",
+            f"{rate.decode_tokens_per_second:.1f} tokens/s",
+        )
+    _out.print(table)
+
+
+@app.command()
 def inspect(
     model: _Model,
     target: Annotated[str | None, typer.Option(help="Predict what the model costs on a target: name or file.")] = None,

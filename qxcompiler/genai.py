@@ -58,8 +58,8 @@ def _config(model: ir.Model, source: Path) -> dict[str, Any] | None:
     past, logits = inputs[_PAST.format("key") % 0], outputs["logits"]
     if past.shape is None or logits.shape is None:
         return None
-    heads, size, vocabulary = past.shape[1], past.shape[3], logits.shape[-1]
-    vocabulary = vocabulary if isinstance(vocabulary, int) else settings.get("vocab_size")
+    heads, size, last = past.shape[1], past.shape[3], logits.shape[-1]
+    vocabulary = last if isinstance(last, int) else settings.get("vocab_size")
     end = sorted(end_of_sequence(source))
     query_heads = settings.get("num_attention_heads", settings.get("n_head"))
     numbers = (heads, size, vocabulary, query_heads, settings.get("hidden_size", settings.get("n_embd")))

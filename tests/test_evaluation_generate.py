@@ -9,7 +9,8 @@ from scipy.stats import chisquare
 from tiny_onnx import save_bigram, save_onnx, save_tokenizer
 
 from qxcompiler.errors import ModelError, UsageError
-from qxcompiler.evaluation import generate
+from qxcompiler.evaluation import bench, generate
+from qxcompiler.evaluation.generation import Decoder
 
 VOCABULARY, WIDTH, POSITIONS = 13, 6, 40
 RNG = np.random.default_rng(3)
@@ -228,3 +229,24 @@ def test_prompts_and_models_that_do_not_fit(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match=r"small.onnx: failed to run"):
         generate(small, TEXT)
+
+
+def test_bench_reads_a_prompt_and_writes_tokens_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, ids: (steps.append(len(ids[0])), step(self, ids))[1])
+    rates = bench(save_model(tmp_path), prompt_tokens=7, new_tokens=3, repetitions=2, threads=[1])
+    assert steps == [1, *[7, 1, 1, 1] * 3]  # the size of the vocabulary, then a run to warm up, and two
+    (rate,) = rates.rates
+    assert rate.prefill_tokens_per_second == pytest.approx(7 / rate.first_token_seconds)
+    assert rate.decode_tokens_per_second > 0 and rates.peak_memory_bytes > 1 << 20
+    assert bench(save_model(tmp_path), prompt_tokens=1, new_tokens=1).rates[0].threads == 1
+
+
+def test_bench_beyond_the_positions(tmp_path: Path) -> None:
+    path = save_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 16}))
+    with pytest.raises(UsageError, match=r"10 \+ 7 tokens are more than the model's 16: ask for fewer"):
+        bench(path, prompt_tokens=10, new_tokens=7)
+    with pytest.raises(UsageError, match="bench: a number below 1"):
+        bench(path, prompt_tokens=0)

@@ -50,7 +50,6 @@ class Phase:
         """One pass over whole inputs."""
         return cls(f"pass over {length}" if length > 1 else "pass", length, batch=batch)
 
-
     def size_of(self, symbol: str | None, axis: int) -> int | None:
         """What a free size of an input stands for, by its name or its place; None for one that is no phase's matter."""
         name = (symbol or "").lower()

@@ -198,8 +198,8 @@ class Decoder:
             return
         kept, self.room = self.room, max(_LEAST_ROOM, 2 * tokens)
         for spec in self.model.inputs:
-            if is_past(spec.name):
-                heads, size = (each for each in (spec.shape[1], spec.shape[3]) if isinstance(each, int))
+            if is_past(spec.name) and spec.shape is not None:
+                heads, size = (each for each in spec.shape[1::2] if isinstance(each, int))
                 memory = np.zeros((batch, heads, self.room, size), spec.dtype)
                 if spec.name in self.past:
                     memory[:, :, :kept] = self.past[spec.name].numpy()
