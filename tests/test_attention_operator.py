@@ -6,130 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
+from attention_models import attention_model, draw_inputs, expected_attention
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from onnx_ir.convenience import convert_attributes
 from operator_models import available_isas, run_in, session_of
 
 from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.attention import ATTENTION_TYPES
-from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, OPERATORS, VERSION, function_for
+from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
 
 BEST = available_isas()[-1]
 NAMES = [each.name for each in ATTENTION_TYPES]
 TOLERANCE = {np.float32: 1e-5, np.float16: 4e-3}  # of results near 1
-
-
-def attention_model(
-    name: str,
-    heads: int,
-    groups: int,
-    dtype: type[np.generic] = np.float32,
-    shapes: dict[str, list[str | int | None]] | None = None,
-    opset: int = MINIMUM_OPSET,
-    with_body: bool = True,
-    **attributes: object,
-) -> bytes:
-    """One node, whose inputs and outputs are the model's."""
-    operator, element = OPERATORS[name], ir.DataType.from_numpy(np.dtype(dtype))
-    inputs = [
-        ir.Value(name=each, type=ir.TensorType(element), shape=ir.Shape(shapes[each]) if shapes else None)
-        for each in operator.inputs
-    ]
-    values = {"num_heads": heads, "kv_num_heads": groups, "scale": 0.3, "softcap": 0.0} | attributes
-    attribute_list = convert_attributes({key: value for key, value in values.items() if value is not None})
-    node = ir.Node(DOMAIN, name, inputs, attributes=attribute_list, name="the_node", num_outputs=len(operator.outputs))
-    for value, each in zip(node.outputs, operator.outputs, strict=True):
-        value.name, value.dtype = each, element
-    opsets = {"": opset, DOMAIN: VERSION}
-    graph = ir.Graph(inputs, list(node.outputs), nodes=[node], opset_imports=opsets, name="one")
-    model = ir.Model(graph, ir_version=9, functions=[function_for(name, opset)] if with_body else [])
-    return ir.to_proto(model).SerializeToString()
-
-
-def draw_inputs(
-    name: str,
-    seed: int,
-    heads: int,
-    groups: int,
-    size: int,
-    batch: int,
-    length: int,
-    keys: int,
-    past: int = 0,
-    rotary: int = 0,
-    mask: tuple[int, int, int] = (1, 1, 1),
-    dtype: type[np.generic] = np.float32,
-) -> dict[str, np.ndarray]:
-    """Normal numbers; a third of the mask is minus infinity, and a third of the rest the lowest number."""
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(dtype)
-
-    new = length if "Rotary" in name or "Cached" in name else keys
-    tokens = keys if "Cached" in name else new
-    inputs = {
-        "query": normal(batch, length, heads * size),
-        "key": normal(batch, new, groups * size),
-        "value": normal(batch, new, groups * size),
-        "cos": normal(rng.choice([1, batch]), length, rotary),
-        "past_key": normal(batch, groups, past, size),
-        "past_value": normal(batch, groups, past, size),
-        "mask": normal(*mask, tokens),
-    }
-    inputs["sin"] = normal(*inputs["cos"].shape)
-    draws = rng.random(inputs["mask"].shape)
-    inputs["mask"][draws < 0.33] = -np.inf
-    inputs["mask"][draws > 0.8] = np.finfo(dtype).min
-    return {each: inputs[each] for each in OPERATORS[name].inputs}
-
-
-def rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    width = cos.shape[-1]
-    turned, rest = x[..., :width], x[..., width:]
-    halves = np.concatenate([-turned[..., width // 2 :], turned[..., : width // 2]], axis=-1)
-    return np.concatenate([turned * cos[:, None] + halves * sin[:, None], rest], axis=-1)
-
-
-def expected(
-    inputs: dict[str, np.ndarray], heads: int, groups: int, scale: float = 0.3, softcap: float = 0.0
-) -> list[np.ndarray]:
-    """The definition in float64, head by head."""
-    wide = {name: array.astype(np.float64) for name, array in inputs.items()}
-    batch, length, columns = wide["query"].shape
-    size = columns // heads
-
-    def by_head(name: str, count: int) -> np.ndarray:
-        return wide[name].reshape(*wide[name].shape[:2], count, size).transpose(0, 2, 1, 3)
-
-    Q, K, V = by_head("query", heads), by_head("key", groups), by_head("value", groups)
-    if "cos" in wide:
-        Q, K = (rotated(x, wide["cos"], wide["sin"]) for x in (Q, K))
-    present = []
-    if "past_key" in wide:
-        tokens = wide["mask"].shape[-1]
-        for past, new in ((wide["past_key"], K), (wide["past_value"], V)):
-            longer = np.zeros((batch, groups, max(past.shape[2], tokens), size))
-            longer[:, :, : past.shape[2]] = past
-            longer[:, :, tokens - length : tokens] = new
-            present.append(longer)
-        K, V = (each[:, :, :tokens] for each in present)
-    Y = np.zeros((batch, length, heads, size))
-    mask = np.broadcast_to(wide["mask"], (batch, heads, length, K.shape[2]))
-    for b, h, i in np.ndindex(batch, heads, length):
-        keys, values = K[b, h * groups // heads], V[b, h * groups // heads]
-        scores = keys @ Q[b, h, i] * scale
-        if softcap:
-            scores = softcap * np.tanh(scores / softcap)
-        scores = scores + mask[b, h, i]
-        if not np.isneginf(scores).all():
-            weights = np.exp(scores - scores.max())
-            Y[b, i, h] = weights @ values / weights.sum()
-    return [Y.reshape(batch, length, columns), *present]
 
 
 def check(outputs: list[np.ndarray], wanted: list[np.ndarray], dtype: type[np.generic] = np.float32) -> None:
@@ -175,7 +65,7 @@ def test_kernels_and_bodies_compute_what_numpy_does(case: dict) -> None:
     softcap = case.pop("softcap")
     inputs = draw_inputs(**case)
     heads, groups, dtype = case["heads"], case["groups"], case["dtype"]
-    wanted = expected(inputs, heads, groups, softcap=softcap)
+    wanted = expected_attention(inputs, heads, groups, softcap=softcap)
     model = attention_model(case["name"], heads, groups, dtype, softcap=softcap)
     for isa in (None, *available_isas()):
         check(session_of(model, isa).run(None, inputs), wanted, dtype)
@@ -187,7 +77,7 @@ def test_kernels_and_bodies_compute_what_numpy_does(case: dict) -> None:
 def test_nothing_to_attend_to(name: str, batch: int, length: int, keys: int, isa: str | None) -> None:
     keys = max(keys, length) if "Cached" in name else keys
     inputs = draw_inputs(name, 1, 4, 2, 8, batch, length, keys, past=keys, rotary=8, mask=(1, 1, length))
-    check(session_of(attention_model(name, 4, 2), isa).run(None, inputs), expected(inputs, 4, 2))
+    check(session_of(attention_model(name, 4, 2), isa).run(None, inputs), expected_attention(inputs, 4, 2))
 
 
 @pytest.mark.parametrize("isa", [None, BEST])
@@ -195,7 +85,7 @@ def test_nothing_to_attend_to(name: str, batch: int, length: int, keys: int, isa
 def test_one_number_masks_all_keys(name: str, isa: str | None) -> None:
     inputs = draw_inputs(name, 1, 4, 2, 8, 2, 5, 5, rotary=8, mask=(1, 4, 5))
     inputs["mask"] = np.ascontiguousarray(inputs["mask"][..., :1])
-    check(session_of(attention_model(name, 4, 2), isa).run(None, inputs), expected(inputs, 4, 2))
+    check(session_of(attention_model(name, 4, 2), isa).run(None, inputs), expected_attention(inputs, 4, 2))
 
 
 @pytest.mark.parametrize("isa", [None, BEST])
@@ -209,7 +99,7 @@ def test_sizes_that_a_model_leaves_open(name: str, isa: str | None) -> None:
         {each: list(array.shape) for each, array in inputs.items()},
     ):
         session = session_of(attention_model(name, 4, 2, shapes=shapes), isa)
-        check(session.run(None, inputs), expected(inputs, 4, 2))
+        check(session.run(None, inputs), expected_attention(inputs, 4, 2))
 
 
 @pytest.mark.parametrize("isa", [None, *available_isas()])
@@ -221,7 +111,7 @@ def test_a_shared_buffer_is_as_good_as_a_cache_that_grows(name: str, isa: str | 
     whole["mask"] = np.where(np.tri(tokens, dtype=bool), 0, -np.inf).astype(np.float32)[None, None]
     session = session_of(attention_model(name, heads, groups), isa)
     wanted = session.run(None, whole)
-    check(wanted, expected(whole, heads, groups))
+    check(wanted, expected_attention(whole, heads, groups))
     fill = np.random.default_rng(4).standard_normal((2, groups, capacity, size)).astype(np.float32)
     caches = {each: onnxruntime.OrtValue.ortvalue_from_numpy(fill.copy()) for each in ("key", "value")}
     rows, first = [], 0
@@ -286,7 +176,7 @@ def test_large_scores() -> None:
     for softcap in (0.0, 20.0):
         model = attention_model("Attention", 2, 2, softcap=softcap)
         outputs = [session_of(model, isa).run(None, inputs)[0] for isa in (None, *available_isas())]
-        wanted = expected(inputs, 2, 2, softcap=softcap)[0]
+        wanted = expected_attention(inputs, 2, 2, softcap=softcap)[0]
         for output in outputs:  # a score of 1000 is known to 1e-4
             np.testing.assert_allclose(output, wanted, atol=2e-3)
 
@@ -314,7 +204,7 @@ def test_functions_are_valid_onnx(name: str) -> None:
 def test_the_library_runs_models_without_bodies(name: str, isa: str) -> None:
     inputs = draw_inputs(name, 9, 4, 2, 8, 2, 3, 7, past=4, rotary=4, mask=(2, 1, 3))
     session = session_of(attention_model(name, 4, 2, with_body=False), isa)
-    check(session.run(None, inputs), expected(inputs, 4, 2))
+    check(session.run(None, inputs), expected_attention(inputs, 4, 2))
 
 
 @pytest.mark.parametrize("with_library", [True, False])
@@ -324,7 +214,7 @@ def test_onnxruntime_1_20(name: str, with_library: bool, tmp_path: Path) -> None
     library = str(ops_library()) if with_library else ""
     done = run_in("1.20.1", library, attention_model(name, 4, 2), inputs, tmp_path)
     assert done.returncode == 0, done.stderr
-    check([np.load(tmp_path / "y.npy")], expected(inputs, 4, 2)[:1])
+    check([np.load(tmp_path / "y.npy")], expected_attention(inputs, 4, 2)[:1])
 
 
 @pytest.mark.parametrize(
