@@ -81,6 +81,7 @@ class AttentionType:
         if self.cached:
             tokens = op.Shape(mask, start=-1)
             first_new = op.Sub(tokens, length)
+            tokens.dtype = first_new.dtype = ir.DataType.INT64
             present = [
                 _appended(op, inputs["past_key"], K, first_new, tokens),
                 _appended(op, inputs["past_value"], V, first_new, tokens),
@@ -98,12 +99,16 @@ class AttentionType:
         capped = op.Mul(op.Tanh(op.Div(scores, softcap)), softcap)
         scores = op.Add(op.Where(op.Greater(softcap, 0.0), capped, scores), as_float(op, mask))
         # a row that is masked everywhere: its largest is taken for finite, its sum for 1; other sums are at least 1
-        exponentials = op.Exp(op.Sub(scores, op.Max(op.ReduceMax(scores, [-1]), _LOWEST)))
-        sums = op.Max(op.ReduceSum(exponentials, [-1]), 1.0)
-        weights = op.Reshape(
-            op.Div(exponentials, sums), op.Concat(op.Slice(shared, [0], [-1]), keys, axis=0), allowzero=1
-        )
-        Y = op.Reshape(op.MatMul(weights, as_float(op, V)), op.Concat(batch, heads, length, size, axis=0), allowzero=1)
+        largest = op.ReduceMax(scores, [-1])
+        largest.dtype = ir.DataType.FLOAT
+        exponentials = op.Exp(op.Sub(scores, op.Max(largest, _LOWEST)))
+        sums = op.ReduceSum(exponentials, [-1])
+        sums.dtype = ir.DataType.FLOAT
+        # before the product: where there are no keys, onnxruntime's sums have no rows
+        weights = op.Div(exponentials, op.Max(sums, 1.0))
+        by_group = op.Concat(op.Slice(shared, [0], [-1]), keys, axis=0)
+        products = op.MatMul(op.Reshape(weights, by_group, allowzero=1), as_float(op, V))
+        Y = op.Reshape(products, op.Concat(batch, heads, length, size, axis=0), allowzero=1)
         rows = op.Concat(batch, length, op.Mul(heads, size), axis=0)
         return [op.CastLike(op.Reshape(op.Transpose(Y, perm=[0, 2, 1, 3]), rows, allowzero=1), query), *present]
 

@@ -343,6 +343,181 @@ const char* rotation_fault(const std::vector<const qxc_kernels*>& all) {
   return nullptr;
 }
 
+// One attention, its tensors, and Y and the caches as they should be.
+struct AttentionTrial {
+  qxc_attention a{};
+  bool is_half;
+  std::unique_ptr<Guarded> query, key, value, cos, sin, past_key, past_value, mask;
+
+  std::unique_ptr<Guarded> tensor(int64_t count) const {
+    auto values = std::make_unique<Guarded>(static_cast<size_t>(count) * (is_half ? 2 : 4));
+    std::normal_distribution<float> normal;
+    if (is_half) {
+      values->fill<uint16_t>([&] { return uniform(0x2C00, 0x3DFF) | uniform(0, 1) << 15; });  // 2^-4 to 1.5
+    } else {
+      values->fill<float>([&] { return normal(g_random); });
+    }
+    return values;
+  }
+
+  double at(const void* values, int64_t i) const {
+    return is_half ? half_value(static_cast<const uint16_t*>(values)[i])
+                   : static_cast<double>(static_cast<const float*>(values)[i]);
+  }
+
+  AttentionTrial() : is_half(uniform(0, 1)) {
+    a.element = is_half ? QXC_FLOAT16 : QXC_FLOAT32;
+    a.batch = uniform(1, 2);
+    a.length = uniform(0, 3) ? uniform(1, 4) : uniform(5, 80);
+    a.kv_heads = uniform(1, 3);
+    a.heads = a.kv_heads * (uniform(0, 7) ? uniform(1, 5) : 70);
+    a.head_size = uniform(0, 1) ? uniform(1, 40) : 16 * uniform(1, 4);
+    a.rotary_size = 2 * uniform(0, a.head_size / 2);
+    a.rotary_batch = uniform(0, 1) ? 1 : a.batch;
+    a.has_cache = uniform(0, 1);
+    const int64_t before = uniform(0, 3) ? uniform(0, 90) : uniform(250, 600);
+    a.tokens = a.has_cache ? a.length + before : a.rotary_size ? a.length : uniform(0, 90);
+    a.past_tokens = before + uniform(0, 1) * uniform(0, a.length + 3);
+    a.scale = 0.2f;
+    a.softcap = uniform(0, 1) ? 0.0f : 5.0f;
+    const int64_t scores[4] = {a.batch, a.heads, a.length, a.tokens};
+    for (int i = 0; i < 4; ++i) a.mask_shape[i] = uniform(0, 1) ? scores[i] : 1;
+    const int64_t new_tokens = a.has_cache ? a.length : a.tokens;
+    query = tensor(a.batch * a.length * a.heads * a.head_size);
+    key = tensor(a.batch * new_tokens * a.kv_heads * a.head_size);
+    value = tensor(a.batch * new_tokens * a.kv_heads * a.head_size);
+    cos = tensor(a.rotary_batch * a.length * a.rotary_size);
+    sin = tensor(a.rotary_batch * a.length * a.rotary_size);
+    past_key = tensor(a.batch * a.kv_heads * a.past_tokens * a.head_size);
+    past_value = tensor(a.batch * a.kv_heads * a.past_tokens * a.head_size);
+    const int64_t masks = a.mask_shape[0] * a.mask_shape[1] * a.mask_shape[2] * a.mask_shape[3];
+    mask = tensor(masks);
+    for (int64_t i = 0; i < masks; ++i) {
+      const int64_t kind = uniform(0, 5);  // some left out, some by the lowest number
+      if (kind > 1) continue;
+      if (is_half) {
+        mask->as<uint16_t>()[i] = kind ? 0xFC00 : 0xFBFF;
+      } else {
+        mask->as<float>()[i] = kind ? -INFINITY : -3.4028234664e38f;
+      }
+    }
+    a.query = query->as<void>();
+    a.key = key->as<void>();
+    a.value = value->as<void>();
+    a.cos = cos->as<void>();
+    a.sin = sin->as<void>();
+    a.past_key = past_key->as<void>();
+    a.past_value = past_value->as<void>();
+    a.mask = mask->as<void>();
+  }
+
+  // Channel d of token `token` of a head, embedded or not.
+  double channel(const void* x, int64_t heads, int64_t b, int64_t token, int64_t head, int64_t d, bool embeds) const {
+    const int64_t R = embeds ? a.rotary_size : 0, D = a.head_size;
+    const int64_t tokens = x == a.query || a.has_cache ? a.length : a.tokens;
+    const auto own = [&](int64_t c) { return at(x, ((b * tokens + token) * heads + head) * D + c); };
+    if (d >= R) return own(d);
+    const int64_t row = ((a.rotary_batch == 1 ? 0 : b) * a.length + token) * R;
+    const double turned = d < R / 2 ? -own(d + R / 2) : own(d - R / 2);
+    return own(d) * at(a.cos, row + d) + turned * at(a.sin, row + d);
+  }
+
+  // Of the key or the value of token `token`, as far as it can be read.
+  double attended(const void* x, const void* past, bool embeds, int64_t b, int64_t g, int64_t token, int64_t d) const {
+    const int64_t first_new = a.has_cache ? a.tokens - a.length : 0;
+    if (token >= first_new) return channel(x, a.kv_heads, b, token - first_new, g, d, embeds);
+    return at(past, ((b * a.kv_heads + g) * a.past_tokens + token) * a.head_size + d);
+  }
+};
+
+// What is wrong with an attention; null where nothing is.
+const char* attention_fault(const std::vector<const qxc_kernels*>& all) {
+  AttentionTrial trial;
+  qxc_attention& a = trial.a;
+  const int64_t D = a.head_size, rows = std::max(a.past_tokens, a.tokens);
+  const int64_t bytes = trial.is_half ? 2 : 4;
+  const double tolerance = trial.is_half ? 4e-3 : 2e-5;
+  std::vector<double> expected;
+  for (int64_t b = 0; b < a.batch; ++b) {
+    for (int64_t i = 0; i < a.length; ++i) {
+      for (int64_t h = 0; h < a.heads; ++h) {
+        std::vector<double> scores(static_cast<size_t>(a.tokens)), sums(static_cast<size_t>(D));
+        const int64_t g = h / (a.heads / a.kv_heads), place[3] = {b, h, i};
+        int64_t at = 0;
+        for (int axis = 0; axis < 3; ++axis) at = at * a.mask_shape[axis] + (a.mask_shape[axis] == 1 ? 0 : place[axis]);
+        double most = -INFINITY, sum = 0;
+        for (int64_t t = 0; t < a.tokens; ++t) {
+          double score = 0;
+          for (int64_t d = 0; d < D; ++d) {
+            score +=
+                trial.channel(a.query, a.heads, b, i, h, d, true) * trial.attended(a.key, a.past_key, true, b, g, t, d);
+          }
+          score *= a.scale;
+          if (a.softcap != 0) score = a.softcap * std::tanh(score / a.softcap);
+          score += trial.at(a.mask, at * a.mask_shape[3] + (a.mask_shape[3] == 1 ? 0 : t));
+          scores[static_cast<size_t>(t)] = static_cast<double>(static_cast<float>(score));
+          most = std::max(most, scores[static_cast<size_t>(t)]);
+        }
+        for (int64_t t = 0; t < a.tokens; ++t) {
+          const double weight = std::isinf(most) ? 0 : std::exp(scores[static_cast<size_t>(t)] - most);
+          sum += weight;
+          for (int64_t d = 0; d < D && weight != 0; ++d) {
+            sums[static_cast<size_t>(d)] += weight * trial.attended(a.value, a.past_value, false, b, g, t, d);
+          }
+        }
+        for (const double total : sums) expected.push_back(sum == 0 ? 0 : total / sum);
+      }
+    }
+  }
+  for (const qxc_kernels* kernels : all) {
+    a.kernels = kernels;
+    const bool is_in_place = a.past_tokens >= a.tokens && uniform(0, 1);
+    const size_t cache_bytes = static_cast<size_t>(a.has_cache ? a.batch * a.kv_heads * rows * D * bytes : 0);
+    const Guarded y(expected.size() * static_cast<size_t>(bytes)), keys(cache_bytes), values(cache_bytes);
+    qxc_attention call = a;
+    call.y = y.as<void>();
+    call.present_key = keys.as<void>();
+    call.present_value = values.as<void>();
+    call.workers = uniform(1, 3);
+    if (a.has_cache && is_in_place) {
+      std::memcpy(call.present_key, a.past_key, cache_bytes);
+      std::memcpy(call.present_value, a.past_value, cache_bytes);
+      call.past_key = call.present_key;
+      call.past_value = call.present_value;
+    }
+    size_t workspace_bytes = 0;
+    if (qxc_attention_check(&call, &workspace_bytes)) return "is refused";
+    const Guarded workspace(workspace_bytes, QXC_ALIGNMENT);
+    call.workspace = workspace.as<void>();
+    for (const qxc_attention_phase phase : {QXC_APPEND, QXC_ATTEND, QXC_COMBINE}) {
+      const int64_t tasks = qxc_attention_tasks(&call, phase);
+      for (int64_t task = tasks; task-- > 0;) {  // in any order
+        qxc_attention_compute(&call, phase, uniform(0, call.workers - 1), task, task + 1);
+      }
+    }
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (!is_near(trial.at(call.y, static_cast<int64_t>(i)), expected[i], tolerance)) return "is wrong";
+    }
+    for (int64_t i = 0; a.has_cache && i < a.batch * a.kv_heads * rows * D; ++i) {
+      const int64_t d = i % D, token = i / D % rows, head = i / D / rows, g = head % a.kv_heads, b = head / a.kv_heads;
+      for (const bool is_key : {true, false}) {
+        const void* past = is_key ? a.past_key : a.past_value;
+        const double wanted = token < a.tokens ? trial.attended(is_key ? a.key : a.value, past, is_key, b, g, token, d)
+                                               : trial.at(past, (head * a.past_tokens + token) * D + d);
+        if (!is_near(trial.at(is_key ? call.present_key : call.present_value, i), wanted, tolerance)) {
+          return "keeps other keys or values";
+        }
+      }
+    }
+    call.tokens = a.length + a.past_tokens + 1;
+    if (a.has_cache && !qxc_attention_check(&call, &workspace_bytes)) return "reads beyond the past";
+    call = a;
+    call.kv_heads = a.heads + 1;
+    if (!qxc_attention_check(&call, &workspace_bytes)) return "shares heads unevenly";
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -356,6 +531,10 @@ int main(int argc, char** argv) {
   for (int64_t i = 0; i < trials; ++i) {
     if (const char* wrong = rotation_fault(all)) {
       std::printf("a rotation, trial %ld: %s\n", static_cast<long>(i), wrong);
+      return 1;
+    }
+    if (const char* wrong = attention_fault(all)) {
+      std::printf("an attention, trial %ld: %s\n", static_cast<long>(i), wrong);
       return 1;
     }
     const Trial t = draw_trial();

@@ -17,6 +17,7 @@ from functools import cache
 import numpy as np
 import onnx
 import onnx_ir as ir
+from attention_models import draw_inputs, expected_attention
 from onnx import TensorProto, helper
 from operator_models import (
     FAMILIES,
@@ -30,6 +31,7 @@ from operator_models import (
 
 from qxcompiler.formats import ACTIVATIONS, FLOAT16, GROUP_SIZES, TWO_LEVEL, hadamard
 from qxcompiler.packing import LAYOUT, pack
+from qxcompiler.runtime_ops.attention import ATTENTION_TYPES
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION, function_for, operator_name
 
 __all__ = ["Call", "Run", "build", "draw", "fed_otherwise", "flaw"]
@@ -141,7 +143,8 @@ def fed_otherwise(call: Call, rng: random.Random) -> Call:
 
 
 def _sound(rng: random.Random) -> Call:
-    return _sound_rotation(rng) if rng.random() < 0.1 else _sound_product(rng)
+    kind = rng.random()
+    return _sound_rotation(rng) if kind < 0.1 else _sound_attention(rng) if kind < 0.3 else _sound_product(rng)
 
 
 def _sound_rotation(rng: random.Random) -> Call:
@@ -155,6 +158,34 @@ def _sound_rotation(rng: random.Random) -> Call:
     call.expected = (blocks @ hadamard(size).double().numpy()).reshape(shape)
     call.tolerance = 2e-6
     if x.dtype == np.float16:
+        call.tolerance, call.output_type = HALF_TOLERANCE, TensorProto.FLOAT16
+    return call
+
+
+def _sound_attention(rng: random.Random) -> Call:
+    operator = rng.choice(ATTENTION_TYPES).name
+    groups, size, batch, length = (rng.randint(1, most) for most in (3, 40, 2, 70))
+    heads, before = groups * rng.randint(1, 4), rng.randint(0, 300)
+    case = draw_inputs(
+        operator,
+        rng.randrange(2**31),
+        heads,
+        groups,
+        size,
+        batch,
+        length,
+        keys=length + before,
+        past=before + rng.choice((0, 3, length)),
+        rotary=2 * rng.randint(0, size // 2),
+        mask=(rng.choice((1, batch)), rng.choice((1, heads)), rng.choice((1, length))),
+        dtype=rng.choice((np.float32, np.float16)),
+    )
+    attributes: dict[str, object] = {"num_heads": heads, "kv_num_heads": groups, "scale": 0.3, "softcap": 0.0}
+    inputs = [Input(name, array, rng.choice(("fed", "fed", "constant", "external"))) for name, array in case.items()]
+    call = Call(operator, attributes, inputs, with_body=rng.random() < 0.5, outputs=list(OPERATORS[operator].outputs))
+    call.expected = expected_attention(case, heads, groups)[0]
+    call.tolerance = 1e-5
+    if case["query"].dtype == np.float16:
         call.tolerance, call.output_type = HALF_TOLERANCE, TensorProto.FLOAT16
     return call
 
@@ -195,7 +226,7 @@ def _sound_product(rng: random.Random) -> Call:
 
 
 def _attribute_of_another_size(call: Call, rng: random.Random) -> None:
-    name = rng.choice(("K", "N", "group_size") if call.operator != "Hadamard" else ("block_size",))
+    name = rng.choice([name for name, value in call.attributes.items() if isinstance(value, int)] or ["K"])
     near = call.attributes.get(name)
     sizes = (*SIZES, near - 1, near + 1, near + 16, 2 * near) if isinstance(near, int) else SIZES
     call.attributes[name] = min(max(rng.choice(sizes), -(2**63)), 2**63 - 1)
@@ -388,8 +419,10 @@ def flaw(call: Call) -> str | None:
     if operator is None:
         return "operator"
     weight = operator.weight
-    if weight is None:
+    if operator.name == "Hadamard":
         return _flaw_of_rotation(call)
+    if weight is None:
+        return _flaw_of_attention(call)
     is_linear = operator.kind != "Gather"
     for name in ("K", "N", "group_size"):
         if not isinstance(call.attributes.get(name), int):
@@ -456,6 +489,54 @@ def _flaw_of_rotation(call: Call) -> str | None:
     if call.outputs != ["Y"]:
         return "outputs"
     if call.output_type not in (0, TensorProto.FLOAT16 if x.dtype == np.float16 else TensorProto.FLOAT):
+        return "output type"
+    return None
+
+
+def _flaw_of_attention(call: Call) -> str | None:
+    operator = OPERATORS[call.operator]
+    heads, groups = (call.attributes.get(name) for name in ("num_heads", "kv_num_heads"))
+    if not isinstance(heads, int) or not isinstance(groups, int) or heads < 1 or groups < 1 or heads % groups:
+        return "heads"
+    if not all(isinstance(call.attributes.get(name), float) for name in ("scale", "softcap")):
+        return "scale"
+    if len(call.inputs) != len(operator.inputs) or any(tensor.is_empty_name for tensor in call.inputs):
+        return "number of inputs"
+    if any(tensor.missing_bytes for tensor in call.inputs):
+        return "bytes missing"
+    arrays = {name: tensor.array for name, tensor in zip(operator.inputs, call.inputs, strict=True)}
+    query, mask = arrays["query"], arrays["mask"]
+    if query.dtype not in (np.float32, np.float16) or any(array.dtype != query.dtype for array in arrays.values()):
+        return "types"
+    ranks = {"mask": 4, "past_key": 4, "past_value": 4}
+    if any(array.ndim != ranks.get(name, 3) for name, array in arrays.items()):
+        return "ranks"
+    batch, length, columns = query.shape
+    if columns < 1 or columns % heads:
+        return "query"
+    size = columns // heads
+    tokens = arrays["key"].shape[1]
+    if len(arrays) > 4 and tokens != length:
+        return "key"
+    if any(arrays[name].shape != (batch, tokens, groups * size) for name in ("key", "value")):
+        return "key or value"
+    if "cos" in arrays:
+        cos = arrays["cos"].shape
+        if arrays["sin"].shape != cos or cos[0] not in (1, batch) or cos[1] != length or cos[2] % 2 or cos[2] > size:
+            return "cos or sin"
+    if "past_key" in arrays:
+        tokens, past = mask.shape[3], arrays["past_key"].shape
+        if past != (batch, groups, past[2], size) or arrays["past_value"].shape != past:
+            return "past"
+        if not length <= tokens <= length + past[2]:
+            return "tokens"
+    if any(have not in (1, want) for have, want in zip(mask.shape, (batch, heads, length, tokens), strict=True)):
+        return "mask"
+    if call.is_fed_other_types:
+        return "fed types"
+    if call.outputs != list(operator.outputs):
+        return "outputs"
+    if call.output_type not in (0, TensorProto.FLOAT16 if query.dtype == np.float16 else TensorProto.FLOAT):
         return "output type"
     return None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -11,6 +13,7 @@ from tempfile import mkdtemp
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import pytest
 import torch
 from onnx_ir.convenience import convert_attributes
 
@@ -172,6 +175,34 @@ def session_of(model: bytes, isa: str | None, threads: int = 1) -> onnxruntime.I
 def run(model: bytes, data: np.ndarray, isa: str | None, threads: int = 1) -> np.ndarray:
     """The output of a model."""
     return session_of(model, isa, threads).run(None, {"data": data})[0]
+
+
+OLD_RUNTIMES = Path(__file__).parent.parent / ".cache"
+SCRIPT = """
+import sys, numpy, onnxruntime
+library, model, data, output = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+if library:
+    options.register_custom_ops_library(library)
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+numpy.save(output, session.run(None, dict(numpy.load(data)))[0])
+"""
+
+
+def run_in(
+    version: str, library: str, model: bytes, feeds: dict[str, np.ndarray], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Runs a model in another version of onnxruntime, which writes the first output to `y.npy`."""
+    runtime = OLD_RUNTIMES / f"onnxruntime-{version}"
+    if not (runtime / "onnxruntime").exists():
+        pytest.skip(f"onnxruntime {version} is not installed in {runtime}")
+    (folder / "model.onnx").write_bytes(model)
+    np.savez(folder / "data.npz", **feeds)
+    files = [str(folder / name) for name in ("model.onnx", "data.npz", "y.npy")]
+    environment = {**os.environ, "PYTHONPATH": str(runtime)}
+    command = [sys.executable, "-P", "-c", SCRIPT, library, *files]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
 
 
 @cache

@@ -28,6 +28,7 @@ from operator_models import (
     random_weight,
     relative_error,
     run,
+    run_in,
     session_of,
     swiglu_model,
 )
@@ -39,7 +40,6 @@ from qxcompiler.runtime_ops import ops_library, session
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET, OPERATORS, function_for, operator_name
 
 BEST = available_isas()[-1]
-OLD_RUNTIMES = Path(__file__).parent.parent / ".cache"
 LINEAR = [(matmul_model, expected_matmul, TOLERANCE), (swiglu_model, expected_swiglu, SWIGLU_TOLERANCE)]
 
 
@@ -72,9 +72,10 @@ def test_every_operator_has_a_function_without_overload(name: str) -> None:
     assert (function.domain, function.name, function.overload) == ("qxc", name, "")
     proto = ir.to_proto(function)
     assert not proto.value_info and not proto.metadata_props
-    # no number has another type than what it meets; Y alone is converted, to the type of A or X
-    converts = proto.input[0] in ("A", "X")
-    assert [node.output[0] for node in proto.node if node.op_type == "CastLike"] == ["Y"] * converts
+    # no number has another type than what it meets; Y is converted, to the type of A, X or query, and rotated keys
+    converted = [node.output[0] for node in proto.node if node.op_type == "CastLike"]
+    assert converted[-1:] == ["Y"] * (proto.input[0] in ("A", "X", "query"))
+    assert len(converted) == len(converted[-1:]) + ("cos" in proto.input)
     with pytest.raises(ValueError, match="opset 18"):
         function_for(name, MINIMUM_OPSET - 1)
 
@@ -267,32 +268,6 @@ def test_unknown_instruction_set_is_an_error(isa: str, tmp_path: Path) -> None:
     assert f"QXC_ISA={isa}: no such instruction set" in done.stderr
 
 
-SCRIPT = """
-import sys, numpy, onnxruntime
-library, model, data, output = sys.argv[1:]
-options = onnxruntime.SessionOptions()
-options.log_severity_level = 4
-if library:
-    options.register_custom_ops_library(library)
-session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-numpy.save(output, session.run(None, {"data": numpy.load(data)})[0])
-"""
-
-
-def run_in(
-    version: str, library: str, model: bytes, data: np.ndarray, folder: Path
-) -> subprocess.CompletedProcess[str]:
-    runtime = OLD_RUNTIMES / f"onnxruntime-{version}"
-    if not (runtime / "onnxruntime").exists():
-        pytest.skip(f"onnxruntime {version} is not installed in {runtime}")
-    (folder / "model.onnx").write_bytes(model)
-    np.save(folder / "data.npy", data)
-    files = [str(folder / name) for name in ("model.onnx", "data.npy", "y.npy")]
-    environment = {**os.environ, "PYTHONPATH": str(runtime)}
-    command = [sys.executable, "-P", "-c", SCRIPT, library, *files]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
-
-
 @pytest.mark.parametrize("with_library", [True, False])
 @pytest.mark.parametrize("family", ["int3", "int8@a", "lut4", "mxfp4"])
 def test_onnxruntime_1_20(family: str, with_library: bool, tmp_path: Path) -> None:
@@ -301,7 +276,7 @@ def test_onnxruntime_1_20(family: str, with_library: bool, tmp_path: Path) -> No
     library = str(ops_library()) if with_library else ""
     for activation in ("a16", "a8"):
         for model_of, expected, tolerance in LINEAR:
-            done = run_in("1.20.1", library, model_of(weight, activation), a, tmp_path)
+            done = run_in("1.20.1", library, model_of(weight, activation), {"data": a}, tmp_path)
             assert done.returncode == 0, done.stderr
             error = relative_error(np.load(tmp_path / "y.npy"), expected(weight, a, 0, activation))
             assert error <= tolerance[activation]
@@ -309,6 +284,8 @@ def test_onnxruntime_1_20(family: str, with_library: bool, tmp_path: Path) -> No
 
 def test_too_old_onnxruntime_says_what_is_needed(tmp_path: Path) -> None:
     weight = random_weight(format_of("int4", 32), 40, 100, 9)
-    done = run_in("1.16.3", str(ops_library()), matmul_model(weight, "a8"), random_rows((3, 100), 10), tmp_path)
+    done = run_in(
+        "1.16.3", str(ops_library()), matmul_model(weight, "a8"), {"data": random_rows((3, 100), 10)}, tmp_path
+    )
     assert done.returncode != 0
     assert "the qxc operators need ONNX Runtime 1.17 or later, and this is 1.16.3" in done.stderr
