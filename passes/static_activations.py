@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from qxcompiler.calibration.ranges import StaticGrid
+from qxcompiler.calibration.ranges import StaticGrid, best_grid, observe
+from qxcompiler.calibration.samples import Sample
 from qxcompiler.graph.nodes import data_inputs, is_standard
 from qxcompiler.passes.rewriting import Additions
+from qxcompiler.progress import Track
 
-__all__ = ["StaticActivations", "source_of_grid", "static_values"]
+__all__ = ["LARGEST", "StaticActivations", "calibrate_grids", "source_of_grid", "static_values"]
+
+LARGEST = 1e4
+"""The largest magnitude that a step of 1/256 of a range serves: what exceeds it masks others."""
 
 # What integer units compute, each with scales of its own for what it reads and gives; sites are there besides.
 _COMPUTED = {
     *("Add", "Sub", "Mul", "Sum", "Max", "Min", "Concat"),
-    *("Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Sigmoid", "Softmax", "Tanh"),
+    *("Pad", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Sigmoid", "Softmax", "Tanh"),
     *("AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"),
 }
 # What only moves or chooses numbers: its output has its input's scale.
@@ -28,6 +33,36 @@ _PRESERVING = {
 # Operators whose constant operands are quantized as their activations are.
 _OF_CONSTANTS = {"Add", "Sub", "Mul", "Sum", "Max", "Min", "Concat", "PRelu"}
 _RECTIFIERS = ("Relu", "Clip")
+
+
+def calibrate_grids(
+    model: ir.Model, sites: Collection[ir.Node], samples: Sequence[Sample], track: Track
+) -> tuple[dict[ir.Value, StaticGrid], dict[str, list[ir.Value]]]:
+    """The grids of the activations to quantize, from their ranges over samples; those that have none, by the reason.
+
+    Args:
+        model: a normalized model.
+        sites: the nodes whose weights will be quantized, with static activations.
+        samples: inputs of the model, at least one.
+        track: shows progress.
+
+    Raises:
+        ModelError: onnxruntime fails to run the model on the samples.
+    """
+    values = static_values(model, sites)
+    sources = {value: source_of_grid(value, values) for value in values}
+    observed = list(dict.fromkeys(sources.values()))
+    grids: dict[ir.Value, StaticGrid] = {}
+    left: dict[str, list[ir.Value]] = {}
+    for value, histogram in zip(observed, observe(model, observed, samples, track), strict=True):
+        low, high = histogram.low, histogram.high
+        if low > high:
+            left.setdefault("no sample reaches it", []).append(value)
+        elif not max(-low, high) < LARGEST:  # or NaN
+            left.setdefault(f"it holds numbers beyond {LARGEST:g}, as masks do", []).append(value)
+        else:
+            grids[value] = best_grid(histogram)
+    return {value: grids[source] for value, source in sources.items() if source in grids}, left
 
 
 def static_values(model: ir.Model, sites: Collection[ir.Node]) -> list[ir.Value]:
@@ -187,7 +222,7 @@ def _quantize_constants(node: ir.Node, additions: Additions) -> None:
         if value is None or value not in constants or value.const_value is None:
             continue
         array = value.const_value.numpy()
-        if not array.size or not np.isfinite(array).all():
+        if not array.size or not np.abs(array).max() < LARGEST:
             continue
         grid = StaticGrid.spanning(float(array.min()), float(array.max()))
         codes = additions.shared(("static", value), f"{value.name}.int8", ir.tensor(grid.encode(array)))
