@@ -15,18 +15,24 @@ import onnx_ir as ir
 
 from qxcompiler.calibration.walk import Calibration
 from qxcompiler.extensions import extensions
+from qxcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qxcompiler.passes.fuse_bias import FuseBias
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
 from qxcompiler.passes.smooth import Smooth
 
-__all__ = ["after_packing", "before_calibration", "run"]
+__all__ = ["after_packing", "before_calibration", "before_static", "run"]
 
 _log = logging.getLogger(__name__)
 
 # Each leaves what the model computes unchanged, and makes it easier to quantize.
 _BEFORE_CALIBRATION: tuple[Callable[[Calibration], ir.passes.InPlacePass], ...] = (Smooth,)
 _AFTER_PACKING: tuple[Callable[[], ir.passes.InPlacePass], ...] = (FuseBias, FuseSwiGlu, FuseSharedInput)
+
+
+def before_static() -> list[ir.passes.InPlacePass]:
+    """What makes fewer and plainer operators of a normalized model that will be computed in integers throughout."""
+    return [ir.passes.common.IdentityEliminationPass(), FoldBatchNorm()]
 
 
 def before_calibration(calibration: Calibration) -> list[ir.passes.InPlacePass]:

@@ -33,6 +33,8 @@ _PRESERVING = {
 # Operators whose constant operands are quantized as their activations are.
 _OF_CONSTANTS = {"Add", "Sub", "Mul", "Sum", "Max", "Min", "Concat", "PRelu"}
 _RECTIFIERS = ("Relu", "Clip")
+# What integer kernels of softmax give (TensorFlow Lite's 8-bit quantization specification); onnxruntime's, too.
+_PROBABILITIES = StaticGrid(np.float32(1 / 256), -128)
 
 
 def calibrate_grids(
@@ -56,7 +58,10 @@ def calibrate_grids(
     left: dict[str, list[ir.Value]] = {}
     for value, histogram in zip(observed, observe(model, observed, samples, track), strict=True):
         low, high = histogram.low, histogram.high
-        if low > high:
+        producer = value.producer()
+        if producer is not None and is_standard(producer, ("Softmax",)):
+            grids[value] = _PROBABILITIES
+        elif low > high:
             left.setdefault("no sample reaches it", []).append(value)
         elif not max(-low, high) < LARGEST:  # or NaN
             left.setdefault(f"it holds numbers beyond {LARGEST:g}, as masks do", []).append(value)
@@ -117,6 +122,7 @@ class StaticActivations(ir.passes.InPlacePass):
         for node in integer:
             if node.op_type in _OF_CONSTANTS:
                 _quantize_constants(node, additions)
+        ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(self._grids))
 
 
