@@ -351,11 +351,11 @@ def test_numbers_that_mask_others_stay_in_float() -> None:
     proto = model_of(nodes, [4, 8], w=normal(8, 4), mask=np.float32([[0, -3e38, 0, 0]]))
     model = ir.from_proto(proto)
     normalize(model)
-    grids, left = calibrate_grids(model, {site.node for site in find_sites(model)}, [{"x": normal(4, 8)}], silent)
+    x = normal(4, 8)
+    grids, left = calibrate_grids(model, {site.node for site in find_sites(model)}, [{"x": x}], silent)
     assert {value.name for value in grids} == {"x", "h", "y"}
     assert [[value.name for value in values] for values in left.values()] == [["masked"]]
     StaticActivations({site.node for site in find_sites(model)}, grids)(model)
-    x = normal(4, 8)
     assert np.abs(run(ir.to_proto(model), x) - run(proto, x)).max() < 0.05
 
 
