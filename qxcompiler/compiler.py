@@ -288,16 +288,22 @@ class _Compiler:
         if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
         made_up = not held_back
+        unrunnable = [scheme.format for scheme in plan.values() if scheme and not self.target.emits.runs(scheme.format)]
         if not options.verification:
             warnings.append("not verified: --no-verify")
+        elif unrunnable:
+            warnings.append(
+                f"not verified: onnxruntime cannot run {unrunnable[0].name} in dialect {self.target.dialect}"
+            )
         elif made_up:
             try:
                 held_back = made_up_samples(graph, _runnable(original), seed=options.seed)
             except CalibrationError as error:
                 warnings.append(f"not verified: {error}")
 
+        sites, counts = self._raise_opset(graph, sites, counts, plan)
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
-        if lacking := _lacking(graph, self.target, {site.node for site in schemes}):
+        if lacking := _lacking(graph, self.target, schemes):
             warnings.append(lacking)
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
         planned = walk.Calibration(sites, calibrating, self.device, self.track, schemes)
@@ -320,14 +326,15 @@ class _Compiler:
                 self.track,
                 lambda weight, result: work.keep(names[weight], result),
             )
-        said = report_sites(graph, sites, plan, results)
-        packing = PackSites(schemes, {weight: result.packed for weight, result in results.items()})
+        said = report_sites(graph, sites, plan, results, self.target.emits)
+        packed = {weight: result.packed for weight, result in results.items()}
+        packing = PackSites(schemes, packed, self.target.dialect)
         pipelines.run([packing, *pipelines.after_packing()], graph)
         save_model(graph, stage, name)
 
         check_unchanged(graph)
         verification = None
-        if options.verification and held_back:
+        if options.verification and held_back and not unrunnable:
             try:
                 verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
             except ModelError as error:  # of the original
@@ -436,6 +443,17 @@ class _Compiler:
         plan.check(self.target, named)
         return plan
 
+    def _raise_opset(
+        self, graph: ir.Model, sites: Sequence[Site], counts: TokenWeights, plan: Plan
+    ) -> tuple[Sequence[Site], TokenWeights]:
+        """Raise the opset as far as what the sites become needs it; the same sites in the graph that this gives."""
+        opset = max(self.target.emits.opset(site, scheme) for site in sites if (scheme := plan[site.name]))
+        if opset <= graph.opset_imports.get("", 0):
+            return sites, counts
+        raise_opset(graph, opset)
+        now = {site.name: site for site in find_sites(graph)}
+        return [now[site.name] for site in sites], {now[site.name]: count for site, count in counts.items()}
+
     def _manifest(
         self,
         graph: ir.Model,
@@ -531,7 +549,10 @@ class _Compiler:
         worst = sorted((site for site in sites if plan[site.name]), key=lambda site: -results[site.weight].error)
         bits = min((scheme.format.bits for scheme in plan.values() if scheme), default=32)
         suspects = [site.name for site in worst[:_SUSPECTS]]
-        return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
+        library = self.target.emits.library
+        return verify(
+            compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects, library=library
+        )
 
 
 def _is_chosen(options: Options, field: str) -> bool:
@@ -641,13 +662,15 @@ def _warnings(sites: Sequence[Site], plan: Plan, results: Mapping[Weight, Quanti
     return said
 
 
-def _lacking(graph: ir.Model, target: Target, replaced: Collection[ir.Node]) -> str | None:
+def _lacking(graph: ir.Model, target: Target, quantized: Collection[Site]) -> str | None:
     """What a user should know of the operators that the target lacks, if its host runs some.
 
     Raises:
         UnsupportedByTargetError: nothing runs them.
     """
+    replaced = {site.node for site in quantized}
     counts = Counter(node.op_type for node in graph.graph.all_nodes() if node not in replaced and node.domain == "")
+    counts.update(operator for site in quantized for operator in target.emits.operators(site))
     found = {operator: counts[operator] for operator in target.operators.lacking if counts[operator]}
     if not found:
         return None

@@ -33,6 +33,7 @@ class Weight:
         casts: the types it is cast to on the way to the node, in order.
         out_features: N.
         in_features: K.
+        dtype: the type that its first site reads it as.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Weight:
     casts: tuple[ir.DataType, ...]
     out_features: int
     in_features: int
+    dtype: ir.DataType
 
     @property
     def nbytes(self) -> int:
@@ -263,7 +265,9 @@ class _Finder:
         key = (id(constant.initializer), transposed, constant.casts)
         if key not in self.weights:
             name = _unique(constant.initializer.name or "weight", {w.name for w in self.weights.values()})
-            self.weights[key] = Weight(name, constant.initializer, transposed, constant.casts, rows, columns)
+            self.weights[key] = Weight(
+                name, constant.initializer, transposed, constant.casts, rows, columns, constant.dtype
+            )
         return self.weights[key]
 
 
