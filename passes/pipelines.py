@@ -21,7 +21,7 @@ from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
 from qxcompiler.passes.smooth import Smooth
 
-__all__ = ["after_packing", "before_calibration", "before_static", "run"]
+__all__ = ["after_packing", "before_calibration", "before_sites", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ _BEFORE_CALIBRATION: tuple[Callable[[Calibration], ir.passes.InPlacePass], ...] 
 _AFTER_PACKING: tuple[Callable[[], ir.passes.InPlacePass], ...] = (FuseBias, FuseSwiGlu, FuseSharedInput)
 
 
-def before_static() -> list[ir.passes.InPlacePass]:
-    """What makes fewer and plainer operators of a normalized model that will be computed in integers throughout."""
+def before_sites() -> list[ir.passes.InPlacePass]:
+    """What folds a normalized model's operators into its layers, before those are found, where convolutions are sites."""
     return [ir.passes.common.IdentityEliminationPass(), FoldBatchNorm()]
 
 

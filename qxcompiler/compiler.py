@@ -29,7 +29,7 @@ from qxcompiler.errors import CalibrationError, ModelError, UnsupportedByTargetE
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.formats import Format
+from qxcompiler.formats import STATIC, Format
 from qxcompiler.gathering import HELD_BACK, WRITTEN, Calibration, default_calibration, files_of, gather_samples
 from qxcompiler.graph import (
     Site,
@@ -46,6 +46,8 @@ from qxcompiler.graph import (
 )
 from qxcompiler.options import LIMITS, Options
 from qxcompiler.passes import PackSites, pipelines
+from qxcompiler.passes.integer_layers import IntegerLayers
+from qxcompiler.passes.static_activations import StaticActivations, calibrate_grids
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     QuantizationResult,
@@ -305,6 +307,9 @@ class _Compiler:
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
         if lacking := _lacking(graph, self.target, schemes):
             warnings.append(lacking)
+        static = [site for site, scheme in schemes.items() if scheme.activation == STATIC]
+        if static and not calibrating:
+            raise UsageError(f"activations as {STATIC}", "need samples", "give --calibration FILE")
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
         planned = walk.Calibration(sites, calibrating, self.device, self.track, schemes)
         preparing = pipelines.before_calibration(planned)
@@ -328,7 +333,13 @@ class _Compiler:
             )
         said = report_sites(graph, sites, plan, results, self.target.emits)
         packed = {weight: result.packed for weight, result in results.items()}
-        packing = PackSites(schemes, packed, self.target.dialect)
+        if static:
+            nodes = {site.node for site in static}
+            grids, left = calibrate_grids(graph, nodes, calibrating, self.track)
+            warnings += [f"{_some([value.name or '' for value in values])}: in float, {why}" for why, values in left.items()]
+            pipelines.run([IntegerLayers(static, packed, grids), StaticActivations(nodes, grids)], graph)
+        others = {site: scheme for site, scheme in schemes.items() if scheme.activation != STATIC}
+        packing = PackSites(others, packed, self.target.dialect)
         pipelines.run([packing, *pipelines.after_packing()], graph)
         save_model(graph, stage, name)
 
@@ -370,7 +381,9 @@ class _Compiler:
         options = self.options
         normalize(graph)
         raise_opset(graph, MINIMUM_OPSET)
-        sites = find_sites(graph)
+        if self.target.emits.convolutions:
+            pipelines.run(pipelines.before_sites(), graph)
+        sites = find_sites(graph, convolutions=self.target.emits.convolutions)
         _log.info("%d nodes, opset %d", graph.graph.num_nodes(), graph.opset_imports.get("", 0))
         roles = Counter(site.role for site in sites)
         _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
@@ -451,7 +464,7 @@ class _Compiler:
         if opset <= graph.opset_imports.get("", 0):
             return sites, counts
         raise_opset(graph, opset)
-        now = {site.name: site for site in find_sites(graph)}
+        now = {site.name: site for site in find_sites(graph, convolutions=self.target.emits.convolutions)}
         return [now[site.name] for site in sites], {now[site.name]: count for site, count in counts.items()}
 
     def _manifest(
@@ -475,6 +488,7 @@ class _Compiler:
             "versions": made_with.versions,
             "model": model,
             "samples": fingerprint(samples),
+            "dialect": self.target.dialect,
             "schemes": {site: str(scheme or FLOAT) for site, scheme in plan.items()},
             "options": {
                 "quantizer": options.quantizer,
@@ -654,12 +668,14 @@ def _warnings(sites: Sequence[Site], plan: Plan, results: Mapping[Weight, Quanti
         if result is not None and result.skipped_tokens:
             text = f"{result.skipped_tokens} tokens of its input hold NaN or infinity and were left out"
             found.setdefault(text, []).append(site.name)
-    said = [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}" for text, names in found.items()
-    ]
+    said = [f"{_some(names)}: {text}" for text, names in found.items()]
     if not any(plan.values()):
         said.append("nothing was quantized: the plan leaves every site in floating point")
     return said
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
 
 
 def _lacking(graph: ir.Model, target: Target, quantized: Collection[Site]) -> str | None:

@@ -110,6 +110,9 @@ class Plan(dict[str, Scheme | None]):
                     raise
                 problem = f"site {site.name}: {error.subject} {error.problem}"
                 raise UnsupportedByTargetError(self.place(site.name), problem, error.remedy) from error
+            if reason := target.emits.misfits(site, scheme):
+                problem = f"site {site.name} has scheme {scheme}, but {reason}"
+                raise TargetError(self.place(site.name), problem, f"give another, or {FLOAT}")
         for weight, users in sites_by_weight(sites).items():
             formats = {scheme.format.name if (scheme := self[site.name]) else FLOAT for site in users}
             if len(formats) > 1:

@@ -62,6 +62,7 @@ def uniform(question: Question) -> Plan:
         kept_by = {"--keep": options.keep, "--head": head, "--embedding": embedding}
         asked = " ".join(f"{option} {value}" for option, value in kept_by.items() if value)
         raise UsageError(asked, "leaves no site to quantize", "keep fewer")
+    _leave_what_misfits(plan, sites, question.target.emits)
     _leave_what_packing_does_not_shrink(plan, sites, question.target.emits)
     if question.pinned is not None:
         plan.pin(question.pinned)
@@ -86,6 +87,14 @@ def _kept(sites: Sequence[Site], keep: str | None) -> set[Site]:
     if not kept:
         raise UsageError(f"--keep {keep}", "finds no site by name or role", "see `qxc inspect` for both")
     return kept
+
+
+def _leave_what_misfits(plan: Plan, sites: Sequence[Site], dialect: Dialect) -> None:
+    """Leave weights in floating point that their schemes cannot be written at all sites of."""
+    for users in sites_by_weight(sites).values():
+        for site in users:
+            if (scheme := plan[site.name]) and (reason := dialect.misfits(site, scheme)):
+                plan.leave(users, reason)
 
 
 def _leave_what_packing_does_not_shrink(plan: Plan, sites: Sequence[Site], dialect: Dialect) -> None:

@@ -20,14 +20,20 @@ class Dialect(ABC):
     Attributes:
         name: as a target's descriptor says it.
         library: whether its operators are ours, with function bodies and a library.
+        convolutions: whether it holds the weights of convolutions that no matrix product computes.
     """
 
     name: str
     library: bool = False
+    convolutions: bool = False
 
     @abstractmethod
     def lacks(self, scheme: Scheme) -> tuple[str, str] | None:
         """Why a scheme cannot be written, and what can; None where it can."""
+
+    def misfits(self, site: Site, scheme: Scheme) -> str | None:
+        """Why a scheme that it does not lack cannot be written at a site; None where it can."""
+        return None
 
     @abstractmethod
     def weight_bytes(self, fmt: Format, weight: Weight) -> int:

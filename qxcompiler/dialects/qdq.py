@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qxcompiler.dialects.base import Dialect, scale_type
-from qxcompiler.formats import Format, Scheme
+from qxcompiler.formats import STATIC, Format, Scheme
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import element_bytes, element_type
 
@@ -41,7 +41,18 @@ class _Qdq(Dialect):
         if fmt.rotated:
             return f"has no operator in dialect qdq that rotates activations, as {fmt.name} needs it", "leave out the h"
         if scheme.activation == "a8":
-            return "has no operator in dialect qdq that rounds activations as a8", "choose a16 or a32, or dialect qxc"
+            return "has no operator in dialect qdq that rounds activations as a8", "choose a8s, a16 or a32, or dialect qxc"
+        if scheme.activation == STATIC and fmt.name != "int8":
+            return f"multiplies static activations (a8s) in dialect qdq with int8 alone, not {fmt.name}", "choose int8"
+        return None
+
+    def misfits(self, site: Site, scheme: Scheme) -> str | None:
+        if site.kind == "convolution" and scheme.format.groups(site.in_features) > 1:
+            return "the filters of a convolution take a scale each, such as int8, not groups"
+        if scheme.activation == STATIC and site.in_subgraph:
+            return "static activations are calibrated in the main graph alone"
+        if scheme.activation == STATIC and site.operand_dtype != ir.DataType.FLOAT:
+            return f"static activations need a model in float32, not {site.operand_dtype}"
         return None
 
     def weight_bytes(self, fmt: Format, weight: Weight) -> int:
@@ -69,4 +80,4 @@ class _Qdq(Dialect):
         return site.kind == "embedding" and scheme.format.bits == 8
 
 
-QDQ = _Qdq("qdq")
+QDQ = _Qdq("qdq", convolutions=True)
