@@ -251,7 +251,7 @@ def convolutions(draw: st.DrawFn) -> tuple[onnx.ModelProto, np.ndarray, dict[str
     return model_of(nodes, shape, **weights), normal(*shape, rng=rng), attributes | {"padding": pad}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(convolutions())
 def test_a_convolution_is_the_sum_of_products_of_codes(case: tuple[onnx.ModelProto, np.ndarray, dict]) -> None:
     """Of integers, scaled once at the end: what torch computes with the codes alone, in float64, which is exact."""
@@ -282,7 +282,8 @@ def test_a_convolution_is_the_sum_of_products_of_codes(case: tuple[onnx.ModelPro
     if "b" in original:
         bias = linear_of(found, conv.input[2])
         assert bias["codes"].dtype == np.int32 and np.allclose(bias["scale"], steps)
-        assert np.abs(bias["codes"] * steps - original["b"]).max() <= steps.max() / 2 * 1.01
+        # a large code is no more exact than the scale, a float32
+        assert (np.abs(bias["codes"] * steps - original["b"]) <= steps / 2 + 2e-7 * np.abs(original["b"])).all()
         total = total + bias["codes"].reshape(by_channel)
     y = total * steps.reshape(by_channel)
     expected = np.round(y / last["scale"]) + last["zero_point"]
@@ -412,7 +413,16 @@ class Digits:
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+def one_thread() -> Iterator[None]:
+    """So small a model trains the faster for it, and always to the same weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def digits(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Digits:
     """Trained in seconds, on 898 digits of 8 x 8 pixels, and exported with its batch norms as they are."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
@@ -427,11 +437,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     )
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     x, y = torch.from_numpy(images[:half]), torch.from_numpy(labels[:half])
-    for _ in range(15):
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs := 15)
+    for _ in range(epochs):
         for batch in torch.randperm(half).split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
             optimizer.step()
+        rate.step()
     path = tmp_path_factory.mktemp("digits") / "cnn.onnx"
     torch.onnx.export(
         net.eval(),
