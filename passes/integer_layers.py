@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from qxcompiler.calibration.ranges import StaticGrid
+from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import PackedWeight, unpack
+from qxcompiler.passes.emission.writer import SiteNodes
 from qxcompiler.passes.rewriting import Additions
 
 __all__ = ["IntegerLayers"]
@@ -27,32 +30,36 @@ class IntegerLayers(ir.passes.InPlacePass):
       too small beside its bias for that gets a larger scale.
 
     Args:
-        sites: linear sites and convolutions.
-        weights: their weights, of the format `int8`.
+        schemes: of linear sites and convolutions; the format is `int8`.
+        weights: their weights.
         grids: of what they read; the bias of a site whose input has none stays in float.
     """
 
     def __init__(
-        self, sites: Iterable[Site], weights: Mapping[Weight, PackedWeight], grids: Mapping[ir.Value, StaticGrid]
+        self,
+        schemes: Mapping[Site, Scheme],
+        weights: Mapping[Weight, PackedWeight],
+        grids: Mapping[ir.Value, StaticGrid],
     ) -> None:
         super().__init__()
-        self._sites = list(sites)
+        self._schemes = schemes
         self._weights = weights
         self._grids = grids
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the model in place."""
         additions = Additions(model)
-        for site in self._sites:
-            _Layer(site, self._weights[site.weight], self._grids.get(site.input), additions).rewrite()
+        for site, scheme in self._schemes.items():
+            _Layer(site, scheme, self._weights[site.weight], self._grids.get(site.input), additions).rewrite()
         ir.passes.common.RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, modified=bool(self._sites))
+        return ir.passes.PassResult(model, modified=bool(self._schemes))
 
 
-class _Layer:
-    def __init__(self, site: Site, packed: PackedWeight, grid: StaticGrid | None, additions: Additions) -> None:
-        self._site = site
-        self._additions = additions
+class _Layer(SiteNodes):
+    def __init__(
+        self, site: Site, scheme: Scheme, packed: PackedWeight, grid: StaticGrid | None, additions: Additions
+    ) -> None:
+        super().__init__(site, scheme, additions)
         weight = unpack(packed)
         self._codes = weight.codes.numpy().astype(np.int16) - 128  # the code of zero
         self._scales = weight.grid.scales[:, 0].numpy()
@@ -61,7 +68,7 @@ class _Layer:
         self._steps = np.float64(0 if grid is None else grid.scale) * site.alpha  # of the bias, over the weight's
 
     def rewrite(self) -> None:
-        site, N = self._site, self._site.out_features
+        site, N = self.site, self.site.out_features
         if self._bias is not None and (bias := _row(self._bias, N)) is not None:
             self._make_room(bias)
             scales = (self._steps * self._scales).astype(np.float32)
@@ -74,6 +81,7 @@ class _Layer:
         axis = 0 if site.kind == "convolution" or site.node.op_type == "Conv" else len(site.operand_shape) - 2
         axis += site.operand_transposed
         site.node.replace_input_with(site.operand_index, self._decoded("weight", codes, self._scales, axis))
+        self.describe(site.node)
 
     def _make_room(self, bias: npt.NDArray[np.float64]) -> None:
         """Larger scales for features whose bias would have too large a code."""
@@ -83,21 +91,19 @@ class _Layer:
         self._codes[larger] = np.round(self._codes[larger] * (self._scales / scales)[larger, None])
         self._scales = scales
 
-    def _decoded(self, what: str, codes: npt.NDArray[np.integer], scales: npt.NDArray[np.float32], axis: int) -> ir.Value:
-        """The output of a `DequantizeLinear` before the site's node."""
-        name = f"{self._site.name}.{what}"
-        inputs = [
-            self._additions.constant(ir.tensor(codes, name=f"{name}.{codes.dtype}")),
-            self._additions.constant(ir.tensor(scales, name=f"{name}.scales")),
-            # onnxruntime makes no integer operator of one that leaves its zero points out
-            self._additions.constant(ir.tensor(np.zeros(len(scales), codes.dtype), name=f"{name}.zero_points")),
-        ]
-        node = self._additions.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}.DequantizeLinear")
-        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        node.outputs[0].shape = ir.Shape(codes.shape)
-        assert self._site.node.graph is not None
-        self._site.node.graph.insert_before(self._site.node, node)
-        return node.outputs[0]
+    def _decoded(
+        self, what: str, codes: npt.NDArray[np.integer], scales: npt.NDArray[np.float32], axis: int
+    ) -> ir.Value:
+        """The output of a `DequantizeLinear` before the site's node; equal tensors are stored once."""
+        # onnxruntime makes no integer operator of one that leaves its zero points out
+        arrays = {"codes": codes, "scales": scales, "zero_points": np.zeros(len(scales), codes.dtype)}
+        inputs = []
+        for part, array in arrays.items():
+            key = ("integer layers", array.dtype.name, array.shape, hashlib.sha256(array.tobytes()).digest())
+            inputs.append(self.additions.shared(key, f"{self.site.name}.{what}.{part}", ir.tensor(array)))
+        decoded = self.node("DequantizeLinear", inputs, axis=axis)
+        decoded.type, decoded.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
+        return decoded
 
 
 def _constant(value: ir.Value | None) -> npt.NDArray[np.floating] | None:

@@ -31,7 +31,7 @@ _AFTER_PACKING: tuple[Callable[[], ir.passes.InPlacePass], ...] = (FuseBias, Fus
 
 
 def before_sites() -> list[ir.passes.InPlacePass]:
-    """What folds a normalized model's operators into its layers, before those are found, where convolutions are sites."""
+    """What folds a normalized model's operators into its layers, before sites are found, if convolutions are some."""
     return [ir.passes.common.IdentityEliminationPass(), FoldBatchNorm()]
 
 

@@ -21,7 +21,20 @@ LARGEST = 1e4
 # What integer units compute, each with scales of its own for what it reads and gives; sites are there besides.
 _COMPUTED = {
     *("Add", "Sub", "Mul", "Sum", "Max", "Min", "Concat"),
-    *("Pad", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Sigmoid", "Softmax", "Tanh"),
+    *(
+        "Pad",
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "PRelu",
+        "Elu",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Sigmoid",
+        "Softmax",
+        "Tanh",
+    ),
     *("AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"),
 }
 # What only moves or chooses numbers: its output has its input's scale.
@@ -202,9 +215,7 @@ def _pair(value: ir.Value, grid: StaticGrid, additions: Additions) -> tuple[ir.N
     parameters = _parameters(grid, additions)
     codes = additions.node("QuantizeLinear", [value, *parameters], name=f"{value.name}.QuantizeLinear")
     codes.outputs[0].type, codes.outputs[0].shape = ir.TensorType(ir.DataType.INT8), value.shape
-    decoded = additions.node(
-        "DequantizeLinear", [codes.outputs[0], *parameters], name=f"{value.name}.DequantizeLinear"
-    )
+    decoded = additions.node("DequantizeLinear", [codes.outputs[0], *parameters], name=f"{value.name}.DequantizeLinear")
     decoded.outputs[0].type, decoded.outputs[0].shape = value.type, value.shape
     return codes, decoded
 

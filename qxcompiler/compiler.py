@@ -307,7 +307,7 @@ class _Compiler:
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
         if lacking := _lacking(graph, self.target, schemes):
             warnings.append(lacking)
-        static = [site for site, scheme in schemes.items() if scheme.activation == STATIC]
+        static = {site: scheme for site, scheme in schemes.items() if scheme.activation == STATIC}
         if static and not calibrating:
             raise UsageError(f"activations as {STATIC}", "need samples", "give --calibration FILE")
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
@@ -336,9 +336,11 @@ class _Compiler:
         if static:
             nodes = {site.node for site in static}
             grids, left = calibrate_grids(graph, nodes, calibrating, self.track)
-            warnings += [f"{_some([value.name or '' for value in values])}: in float, {why}" for why, values in left.items()]
+            warnings += [
+                f"{_some([value.name or '' for value in values])}: in float, {why}" for why, values in left.items()
+            ]
             pipelines.run([IntegerLayers(static, packed, grids), StaticActivations(nodes, grids)], graph)
-        others = {site: scheme for site, scheme in schemes.items() if scheme.activation != STATIC}
+        others = {site: scheme for site, scheme in schemes.items() if site not in static}
         packing = PackSites(others, packed, self.target.dialect)
         pipelines.run([packing, *pipelines.after_packing()], graph)
         save_model(graph, stage, name)

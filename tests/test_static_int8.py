@@ -24,7 +24,7 @@ from torch import nn
 from qxcompiler import compile  # noqa: A004
 from qxcompiler.calibration import ranges
 from qxcompiler.calibration.ranges import StaticGrid, best_grid, observe
-from qxcompiler.formats import parse_format
+from qxcompiler.formats import Scheme, parse_format
 from qxcompiler.graph import find_sites, normalize
 from qxcompiler.passes import pipelines
 from qxcompiler.passes.integer_layers import IntegerLayers
@@ -211,7 +211,7 @@ def quantized(proto: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.Mod
         site.weight: quantize_without_statistics([site.weight], parse_format("int8"), torch.device("cpu"))[0].packed
         for site in sites
     }
-    IntegerLayers(sites, packed, grids)(model)
+    IntegerLayers(dict.fromkeys(sites, Scheme.parse("int8/a8s")), packed, grids)(model)
     StaticActivations(nodes, grids)(model)
     found = ir.to_proto(model)
     onnx.checker.check_model(found, full_check=True)
@@ -301,7 +301,11 @@ class Assorted(nn.Module):
         self.depthwise, self.pointwise = nn.Conv2d(16, 16, 5, padding=2, groups=16), nn.Conv2d(16, 32, 1)
         self.squeeze, self.excite = nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1)
         self.up, self.up_norm = nn.ConvTranspose2d(32, 8, 2, stride=2), nn.BatchNorm2d(8)
-        self.last, self.hidden, self.head = nn.Conv2d(24, 16, 3, dilation=2, padding=2), nn.Linear(256, 20), nn.Linear(20, 5)
+        self.last, self.hidden, self.head = (
+            nn.Conv2d(24, 16, 3, dilation=2, padding=2),
+            nn.Linear(256, 20),
+            nn.Linear(20, 5),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         F = nn.functional
@@ -430,18 +434,18 @@ def digits(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Digits
     half = len(images) // 2
     torch.manual_seed(0)
     net = nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
-        Residual(16),
-        *(nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)),
+        *(nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
+        Residual(32),
+        *(nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.BatchNorm2d(64), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
     )
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-2, weight_decay=0.1)
     x, y = torch.from_numpy(images[:half]), torch.from_numpy(labels[:half])
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs := 15)
     for _ in range(epochs):
         for batch in torch.randperm(half).split(64):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
+            nn.functional.cross_entropy(net(x[batch]), y[batch], label_smoothing=0.1).backward()
             optimizer.step()
         rate.step()
     path = tmp_path_factory.mktemp("digits") / "cnn.onnx"
@@ -523,7 +527,9 @@ def test_onnxruntime_makes_integer_operators_of_it(compiled: Path, tmp_path: Pat
     if everywhere:
         options.add_session_config_entry("session.qdqisint8allowed", "1")
     onnxruntime.InferenceSession(compiled, options, providers=["CPUExecutionProvider"])
-    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node)
+    found = Counter(
+        node.op_type for node in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    )
     assert found["QLinearConv"] >= (4 if everywhere else 3)
     assert found["QGemm"] == 1 and found["QLinearGlobalAveragePool"] == 1
     if everywhere:

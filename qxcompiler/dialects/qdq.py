@@ -41,7 +41,10 @@ class _Qdq(Dialect):
         if fmt.rotated:
             return f"has no operator in dialect qdq that rotates activations, as {fmt.name} needs it", "leave out the h"
         if scheme.activation == "a8":
-            return "has no operator in dialect qdq that rounds activations as a8", "choose a8s, a16 or a32, or dialect qxc"
+            return (
+                "has no operator in dialect qdq that rounds activations as a8",
+                "choose a8s, a16 or a32, or dialect qxc",
+            )
         if scheme.activation == STATIC and fmt.name != "int8":
             return f"multiplies static activations (a8s) in dialect qdq with int8 alone, not {fmt.name}", "choose int8"
         return None

@@ -16,7 +16,10 @@ __all__ = ["QXC"]
 class _Qxc(Dialect):
     def lacks(self, scheme: Scheme) -> tuple[str, str] | None:
         if scheme.activation == STATIC:
-            return "has no operator in dialect qxc for static activations (a8s)", "choose a8, or a target of dialect qdq"
+            return (
+                "has no operator in dialect qxc for static activations (a8s)",
+                "choose a8, or a target of dialect qdq",
+            )
         return None
 
     def weight_bytes(self, fmt: Format, weight: Weight) -> int:

@@ -329,9 +329,7 @@ def _conv(node: ir.Node) -> _Layout | None:
     )
     if x is None or constant is None or len(constant.shape) < 3:
         return None
-    return _Layout(
-        constant, 1, out_axis=0, in_axis=1, kind="linear" if plain else "convolution", activation_axis=1
-    )
+    return _Layout(constant, 1, out_axis=0, in_axis=1, kind="linear" if plain else "convolution", activation_axis=1)
 
 
 def _gather(node: ir.Node) -> _Layout | None:

@@ -100,9 +100,9 @@ def quantize_segmentwise(
     """Quantize the weights named in `formats`, segment after segment.
 
     Memory holds one segment's weights and the activations that pass between segments. A weight that an embedding or a
-    convolution reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics, and so is one whose input
-    no sample reaches or is never finite, or that comes after what onnxruntime cannot run by itself; one used in
-    several segments is quantized with the statistics of the first.
+    convolution reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics, and so is one
+    whose input no sample reaches or is never finite, or that comes after what onnxruntime cannot run by itself; one
+    used in several segments is quantized with the statistics of the first.
 
     Args:
         model: a normalized model.
