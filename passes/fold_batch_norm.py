@@ -36,7 +36,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
 def _layer_before(norm: ir.Node) -> ir.Node | None:
     """The layer that a node can be folded into."""
-    if not is_standard(norm, ("BatchNormalization",)) or norm.attributes.get_int("training_mode", 0):
+    if not is_standard(norm, ("BatchNormalization",)) or norm.attributes.get_int("training_mode", 0) != 0:
         return None
     if len(norm.inputs) != 5 or any(_array(value) is None for value in norm.inputs[1:]):
         return None
@@ -60,7 +60,8 @@ def _is_row(bias: np.ndarray | None, norm: ir.Node) -> bool:
     if bias is None:
         return False
     *rows, channels = bias.shape or (1,)
-    return all(size == 1 for size in rows) and channels in (1, np.size(_array(norm.inputs[1])))
+    gain = _array(norm.inputs[1])
+    return gain is not None and all(size == 1 for size in rows) and channels in (1, gain.size)
 
 
 def _array(value: ir.Value | None) -> np.ndarray | None:
@@ -95,10 +96,12 @@ def _fold(layer: ir.Node, norm: ir.Node, additions: Additions) -> None:
 
 def _scaled(W: np.ndarray, factor: np.ndarray, layer: ir.Node) -> np.ndarray:
     """The weight with every output channel times its factor."""
+    points = [1] * (W.ndim - 2)
     if layer.op_type == "Conv":  # [C_out, C_in / group, ...]
-        return W * factor.reshape(-1, *[1] * (W.ndim - 1))
-    if layer.op_type == "ConvTranspose":  # [C_in, C_out / group, ...]
+        scaled = W * factor.reshape(-1, 1, *points)
+    elif layer.op_type == "ConvTranspose":  # [C_in, C_out / group, ...]
         group = layer.attributes.get_int("group", 1)
-        grouped = W.reshape(group, -1, *W.shape[1:]) * factor.reshape(group, 1, -1, *[1] * (W.ndim - 2))
-        return grouped.reshape(W.shape)
-    return W * (factor[:, None] if layer.attributes.get_int("transB", 0) else factor)
+        scaled = W.reshape(group, -1, *W.shape[1:]) * factor.reshape(group, 1, -1, *points)
+    else:
+        scaled = W * (factor[:, None] if layer.attributes.get_int("transB", 0) else factor)
+    return np.asarray(scaled).reshape(W.shape)

@@ -181,7 +181,7 @@ def _is_activation(value: ir.Value) -> bool:
 
 def _is_rectified(value: ir.Value) -> bool:
     """Whether a rectifier alone reads what an operator computes."""
-    node, uses = value.producer(), value.uses()
+    node, uses = value.producer(), list(value.uses())
     if node is None or _preserves(node) or value.is_graph_output() or len(uses) != 1:
         return False
     reader = uses[0].node
