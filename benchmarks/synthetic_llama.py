@@ -32,9 +32,9 @@ from qxcompiler.formats import Scheme
 from qxcompiler.graph import load_model, save_model
 from qxcompiler.packing import packed_bytes
 from qxcompiler.passes import pipelines
-from qxcompiler.passes.pack_sites import BLOCK, GROUP, ROLE, SCHEME
+from qxcompiler.passes.emission.writer import BLOCK, GROUP, ROLE
 from qxcompiler.runtime_ops import ops_library
-from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION
+from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, SCHEME, VERSION
 
 OPSET, IR_VERSION = 23, 11  # the first with RMSNormalization, RotaryEmbedding and Attention
 ROTARY_BASE = 10000.0

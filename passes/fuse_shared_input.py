@@ -9,7 +9,7 @@ import torch
 
 from qxcompiler.graph.nodes import replace_value
 from qxcompiler.packing.tile16 import TILE_ROWS
-from qxcompiler.passes.pack_sites import ROLE
+from qxcompiler.passes.emission.writer import ROLE
 from qxcompiler.passes.packed_nodes import fused_node, fusion_key, out_features
 from qxcompiler.passes.rewriting import Additions
 

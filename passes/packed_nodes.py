@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qxcompiler.packing.tile16 import TILE_ROWS
-from qxcompiler.passes.pack_sites import GROUP, ROLE, SCHEME
+from qxcompiler.passes.emission.writer import GROUP, ROLE
 from qxcompiler.passes.rewriting import Additions
-from qxcompiler.runtime_ops.operators import DOMAIN
+from qxcompiler.runtime_ops.operators import DOMAIN, SCHEME
 
 __all__ = ["fused_node", "fusion_key", "is_packed_matmul", "out_features"]
 

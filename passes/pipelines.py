@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qxcompiler.calibration.walk import Calibration
 from qxcompiler.extensions import extensions
+from qxcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qxcompiler.passes.fuse_attention import FuseAttention
 from qxcompiler.passes.fuse_bias import FuseBias
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
@@ -22,13 +23,18 @@ from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
 from qxcompiler.passes.share_cache import ShareCache
 from qxcompiler.passes.smooth import Smooth
 
-__all__ = ["after_packing", "before_calibration", "run"]
+__all__ = ["after_packing", "before_calibration", "before_sites", "run"]
 
 _log = logging.getLogger(__name__)
 
 # Each leaves what the model computes unchanged, and makes it easier to quantize.
 _BEFORE_CALIBRATION: tuple[Callable[[Calibration], ir.passes.InPlacePass], ...] = (Smooth,)
 _AFTER_PACKING: tuple[Callable[[], ir.passes.InPlacePass], ...] = (FuseBias, FuseSwiGlu, FuseSharedInput)
+
+
+def before_sites() -> list[ir.passes.InPlacePass]:
+    """What folds a normalized model's operators into its layers, before sites are found, if convolutions are some."""
+    return [ir.passes.common.IdentityEliminationPass(), FoldBatchNorm()]
 
 
 def before_calibration(calibration: Calibration) -> list[ir.passes.InPlacePass]:

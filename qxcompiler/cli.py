@@ -82,6 +82,7 @@ class _Activations(StrEnum):
     a32 = "a32"
     a16 = "a16"
     a8 = "a8"
+    a8s = "a8s"
 
 
 _Weights = Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")]

@@ -29,7 +29,7 @@ from qxcompiler.errors import CalibrationError, ModelError, UnsupportedByTargetE
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.formats import Format
+from qxcompiler.formats import STATIC, Format
 from qxcompiler.gathering import HELD_BACK, WRITTEN, Calibration, default_calibration, files_of, gather_samples
 from qxcompiler.genai import GENAI_FILES, write_genai_files
 from qxcompiler.graph import (
@@ -48,6 +48,8 @@ from qxcompiler.graph import (
 from qxcompiler.options import LIMITS, Options
 from qxcompiler.passes import PackSites, pipelines
 from qxcompiler.passes.fuse_attention import FuseAttention
+from qxcompiler.passes.integer_layers import IntegerLayers
+from qxcompiler.passes.static_activations import StaticActivations, calibrate_grids
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     QuantizationResult,
@@ -291,17 +293,26 @@ class _Compiler:
         if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
         made_up = not held_back
+        unrunnable = [scheme.format for scheme in plan.values() if scheme and not self.target.emits.runs(scheme.format)]
         if not options.verification:
             warnings.append("not verified: --no-verify")
+        elif unrunnable:
+            warnings.append(
+                f"not verified: onnxruntime cannot run {unrunnable[0].name} in dialect {self.target.dialect}"
+            )
         elif made_up:
             try:
                 held_back = made_up_samples(graph, _runnable(original), seed=options.seed)
             except CalibrationError as error:
                 warnings.append(f"not verified: {error}")
 
+        sites, counts = self._raise_opset(graph, sites, counts, plan)
         schemes = {site: scheme for site in sites if (scheme := plan[site.name])}
-        if lacking := _lacking(graph, self.target, {site.node for site in schemes}):
+        if lacking := _lacking(graph, self.target, schemes):
             warnings.append(lacking)
+        static = {site: scheme for site, scheme in schemes.items() if scheme.activation == STATIC}
+        if static and not calibrating:
+            raise UsageError(f"activations as {STATIC}", "need samples", "give --calibration FILE")
         _log.info("calibrated on %d samples, verified on %d", len(calibrating), len(held_back))
         planned = walk.Calibration(sites, calibrating, self.device, self.track, schemes)
         preparing = pipelines.before_calibration(planned)
@@ -323,16 +334,26 @@ class _Compiler:
                 self.track,
                 lambda weight, result: work.keep(names[weight], result),
             )
-        said = report_sites(graph, sites, plan, results)
-        packing = PackSites(schemes, {weight: result.packed for weight, result in results.items()})
-        finishing = pipelines.after_packing([*held_back, *calibrating], plain=options.plain)
+        said = report_sites(graph, sites, plan, results, self.target.emits)
+        packed = {weight: result.packed for weight, result in results.items()}
+        if static:
+            nodes = {site.node for site in static}
+            grids, left = calibrate_grids(graph, nodes, calibrating, self.track)
+            warnings += [
+                f"{_some([value.name or '' for value in values])}: in float, {why}" for why, values in left.items()
+            ]
+            pipelines.run([IntegerLayers(static, packed, grids), StaticActivations(nodes, grids)], graph)
+        others = {site: scheme for site, scheme in schemes.items() if site not in static}
+        packing = PackSites(others, packed, self.target.dialect)
+        plain = options.plain or self.target.dialect != "qxc"
+        finishing = pipelines.after_packing([*held_back, *calibrating], plain=plain)
         pipelines.run([packing, *finishing], graph)
         warnings += [note for each in finishing if isinstance(each, FuseAttention) for note in each.notes]
         save_model(graph, stage, name)
 
         check_unchanged(graph)
         verification = None
-        if options.verification and held_back:
+        if options.verification and held_back and not unrunnable:
             try:
                 verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
             except ModelError as error:  # of the original
@@ -368,7 +389,9 @@ class _Compiler:
         options = self.options
         normalize(graph)
         raise_opset(graph, MINIMUM_OPSET)
-        sites = find_sites(graph)
+        if self.target.emits.convolutions:
+            pipelines.run(pipelines.before_sites(), graph)
+        sites = find_sites(graph, convolutions=self.target.emits.convolutions)
         _log.info("%d nodes, opset %d", graph.graph.num_nodes(), graph.opset_imports.get("", 0))
         roles = Counter(site.role for site in sites)
         _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
@@ -441,6 +464,17 @@ class _Compiler:
         plan.check(self.target, named)
         return plan
 
+    def _raise_opset(
+        self, graph: ir.Model, sites: Sequence[Site], counts: TokenWeights, plan: Plan
+    ) -> tuple[Sequence[Site], TokenWeights]:
+        """Raise the opset as far as what the sites become needs it; the same sites in the graph that this gives."""
+        opset = max(self.target.emits.opset(site, scheme) for site in sites if (scheme := plan[site.name]))
+        if opset <= graph.opset_imports.get("", 0):
+            return sites, counts
+        raise_opset(graph, opset)
+        now = {site.name: site for site in find_sites(graph, convolutions=self.target.emits.convolutions)}
+        return [now[site.name] for site in sites], {now[site.name]: count for site, count in counts.items()}
+
     def _manifest(
         self,
         graph: ir.Model,
@@ -462,6 +496,7 @@ class _Compiler:
             "versions": made_with.versions,
             "model": model,
             "samples": fingerprint(samples),
+            "dialect": self.target.dialect,
             "schemes": {site: str(scheme or FLOAT) for site, scheme in plan.items()},
             "options": {
                 "quantizer": options.quantizer,
@@ -536,7 +571,10 @@ class _Compiler:
         worst = sorted((site for site in sites if plan[site.name]), key=lambda site: -results[site.weight].error)
         bits = min((scheme.format.bits for scheme in plan.values() if scheme), default=32)
         suspects = [site.name for site in worst[:_SUSPECTS]]
-        return verify(compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects)
+        library = self.target.emits.library
+        return verify(
+            compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects, library=library
+        )
 
 
 def _is_chosen(options: Options, field: str) -> bool:
@@ -638,21 +676,25 @@ def _warnings(sites: Sequence[Site], plan: Plan, results: Mapping[Weight, Quanti
         if result is not None and result.skipped_tokens:
             text = f"{result.skipped_tokens} tokens of its input hold NaN or infinity and were left out"
             found.setdefault(text, []).append(site.name)
-    said = [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}" for text, names in found.items()
-    ]
+    said = [f"{_some(names)}: {text}" for text, names in found.items()]
     if not any(plan.values()):
         said.append("nothing was quantized: the plan leaves every site in floating point")
     return said
 
 
-def _lacking(graph: ir.Model, target: Target, replaced: Collection[ir.Node]) -> str | None:
+def _some(names: Sequence[str]) -> str:
+    return f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+
+
+def _lacking(graph: ir.Model, target: Target, quantized: Collection[Site]) -> str | None:
     """What a user should know of the operators that the target lacks, if its host runs some.
 
     Raises:
         UnsupportedByTargetError: nothing runs them.
     """
+    replaced = {site.node for site in quantized}
     counts = Counter(node.op_type for node in graph.graph.all_nodes() if node not in replaced and node.domain == "")
+    counts.update(operator for site in quantized for operator in target.emits.operators(site))
     found = {operator: counts[operator] for operator in target.operators.lacking if counts[operator]}
     if not found:
         return None

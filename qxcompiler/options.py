@@ -79,7 +79,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights: str | None = None
-    activations: Literal["a32", "a16", "a8"] | None = None
+    activations: Literal["a32", "a16", "a8", "a8s"] | None = None
     head: str | None = None
     embedding: str | None = None
     allocation: str | None = None

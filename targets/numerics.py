@@ -58,7 +58,7 @@ SchemeName = Annotated[
 
 def _multiplies(scheme: Scheme) -> Scheme:
     if scheme.activation is None:
-        raise ValueError(f"{scheme} has no activation precision, write {scheme}/{ACTIVATIONS[-1]}")
+        raise ValueError(f"{scheme} has no activation precision, write {scheme}/a8")
     return scheme
 
 

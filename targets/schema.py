@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from qxcompiler.dialects import DIALECTS, Dialect
 from qxcompiler.errors import TargetError, UnsupportedByTargetError
 from qxcompiler.formats import CodebookFormat, Format, IntegerFormat, MxFormat, Scheme
 from qxcompiler.targets.hardware import (
@@ -47,8 +48,9 @@ class Target(Section):
     """One line for people."""
     inherit: str | None = None
     """A target, by name, or a file beside this one, whose fields hold where this one says nothing; null removes one."""
-    dialect: Literal["qxc"]
-    """The operators that its runtime takes. `qxc`, the packed operators of this project, is all that is emitted."""
+    dialect: Literal["qxc", "qdq", "contrib"]
+    """The operators that its runtime or compiler takes: `qxc`, the packed operators of this project; `qdq`, the
+    standard's DequantizeLinear; `contrib`, onnxruntime's MatMulNBits and GatherBlockQuantized."""
     activations: Activations
     """The precisions it multiplies in: `a32` is float, `a16` within 5e-5 of it, `a8` int8 with a scale a token."""
     kv_cache: list[Literal["float32", "float16", "bfloat16", "float8e4m3", "float8e5m2", "int8", "int4"]] = Field(
@@ -126,6 +128,11 @@ class Target(Section):
         chain = self._chain(self.memory_mode.cache)
         return chain[chain.index(home) :: -1]
 
+    @property
+    def emits(self) -> Dialect:
+        """What its dialect can hold."""
+        return DIALECTS[self.dialect]
+
     def check(self, scheme: Scheme) -> None:
         """Make sure that the target can run a scheme.
 
@@ -148,6 +155,8 @@ class Target(Section):
                 f"cannot multiply activations as {scheme.activation}",
                 f"choose from: {', '.join(self.activations)}",
             )
+        if lacking := self.emits.lacks(scheme):
+            raise UnsupportedByTargetError(f"target {self.name}", *lacking)
 
     def check_cost(self) -> None:
         """Make sure that costs on the target can be predicted.

@@ -36,7 +36,7 @@ def run_segments(model, segments, feeds, *, scale=1.0):
         extracted = extract_segment(model, segment, list(dict.fromkeys([*segment.outputs, *inputs, *last])), types)
         weights = {
             site.operand.name: site.operand_array(site.weight.matrix() * scale)
-            for site in (*segment.embeddings, *segment.sites)
+            for site in (*segment.others, *segment.sites)
         }
         assert {value.name for value in extracted.graph.inputs} <= given | set(weights)
         values |= run(ir.to_proto(extracted), {name: values[name] for name in given} | weights)
@@ -97,7 +97,7 @@ def test_a_layer_is_cut_where_little_is_alive(architecture, sizes):
     _, sites, segments = prepare(ARCHITECTURES[architecture]()[0])
     assert [len(segment.sites) for segment in segments] == sizes
     assert [s for segment in segments for s in segment.sites] == [s for s in sites if s.kind == "linear"]
-    assert segments[0].embeddings == [s for s in sites if s.kind == "embedding"]
+    assert segments[0].others == [s for s in sites if s.kind == "embedding"]
 
 
 def test_segments_pass_on_two_activations_and_some_shapes():

@@ -19,7 +19,7 @@ from operator_models import available_isas, relative_error, session_of
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import find_sites, normalize
 from qxcompiler.passes import PackSites, pipelines
-from qxcompiler.passes.pack_sites import ROLE
+from qxcompiler.passes.emission.writer import ROLE
 from qxcompiler.quantizers import quantize_without_statistics
 
 BEST = available_isas()[-1]

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from qxcompiler.allocation.account import Account, Choice, Choices, Limit
 from qxcompiler.allocation.candidates import candidates, of_other_bits
@@ -18,19 +19,18 @@ from qxcompiler.allocation.program import Group, InfeasibleError, solve
 from qxcompiler.allocation.question import Question
 from qxcompiler.allocation.size import size_of_rest, size_of_weight, write_size
 from qxcompiler.allocation.uniform import uniform
+from qxcompiler.dialects import Dialect
 from qxcompiler.errors import ModelError, UsageError
 from qxcompiler.formats import Format, Scheme
 from qxcompiler.graph import Weight, by_operator, not_finite
 from qxcompiler.options import Options
-from qxcompiler.packing import packed_bytes
 
 _log = logging.getLogger(__name__)
 
-# What a weight takes in a format, of each resource that can be limited; `seconds` besides.
-_COSTS: dict[str, Callable[[Format, Weight], float]] = {
-    "bytes": lambda fmt, weight: packed_bytes(fmt, weight.out_features, weight.in_features),
-    "file bytes": size_of_weight,
-}
+
+def _costs(dialect: Dialect) -> dict[str, Callable[[Format, Weight], float]]:
+    """What a weight takes in a format, of each resource that can be limited; `seconds` besides."""
+    return {"bytes": dialect.weight_bytes, "file bytes": partial(size_of_weight, dialect)}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def consider(question: Question) -> Considered:
         weights = [site.weight for site in alike if site.weight in offered]
         for offer in dict.fromkeys(tuple(offered[weight]) for weight in weights):  # several where some are pinned
             group = tuple(dict.fromkeys(weight for weight in weights if tuple(offered[weight]) == offer))
-            formats[group] = [fmt for fmt in offer if len(offer) == 1 or _shrinks(fmt, group)]
+            formats[group] = [fmt for fmt in offer if len(offer) == 1 or _shrinks(fmt, group, target.emits)]
     errors = measure_errors(question, formats)
     groups = [group for group in formats if group[0] in errors]  # a walk enters no bodies
     possible = [[fmt for fmt in formats[group] if math.isfinite(_error(errors, group, fmt))] for group in groups]
@@ -119,7 +119,9 @@ def consider(question: Question) -> Considered:
             problem = f"would lose infinitely much, or not become smaller, in any of {tried}"
             raise ModelError(f"weight '{group[0].name}'", problem, "leave it in float with --keep")
     latency = None if options.min_tokens_per_second is None else Latency(question, plan)
-    costs = _COSTS if latency is None else _COSTS | {"seconds": latency.seconds}
+    costs = _costs(target.emits)
+    if latency is not None:
+        costs["seconds"] = latency.seconds
     choices = [
         [
             Choice(
@@ -132,7 +134,7 @@ def consider(question: Question) -> Considered:
         for group, left in zip(groups, possible, strict=True)
     ]
     chosen = {weight for group in groups for weight in group}
-    rest = size_of_rest(question.model, sites, plan, chosen, {fmt for left in possible for fmt in left})
+    rest = size_of_rest(question.model, sites, plan, chosen, {fmt for left in possible for fmt in left}, target.emits)
     seconds, tokens = (0.0, 0) if latency is None else (latency.rest(chosen), latency.tokens)
     return Considered(groups, choices, possible, errors, rest, seconds, tokens)
 
@@ -228,9 +230,9 @@ def _error(errors: Errors, group: Sequence[Weight], fmt: Format) -> float:
     return sum(errors[weight][fmt] for weight in group)
 
 
-def _shrinks(fmt: Format, group: Sequence[Weight]) -> bool:
+def _shrinks(fmt: Format, group: Sequence[Weight], dialect: Dialect) -> bool:
     """Whether packing makes the weights smaller: rows and columns are padded."""
-    packed = sum(packed_bytes(fmt, weight.out_features, weight.in_features) for weight in group)
+    packed = sum(dialect.weight_bytes(fmt, weight) for weight in group)
     return packed < sum(weight.nbytes for weight in group)
 
 

@@ -59,7 +59,8 @@ def candidates(target: Target) -> list[Format]:
 def of_other_bits(fmt: Format, target: Target) -> list[Format]:
     """The format in every number of bits that the target holds, itself among them."""
     if isinstance(fmt, IntegerFormat) and target.integer:
-        return [replace(fmt, bits=bits) for bits in sorted(target.integer.bits)]
+        found: list[Format] = [replace(fmt, bits=bits) for bits in sorted(target.integer.bits)]
+        return [each for each in found if not target.emits.lacks(Scheme(each, None))] or found
     has_free_table = isinstance(fmt, CodebookFormat) and not (fmt.normal_float or isinstance(fmt, TernaryFormat))
     if has_free_table and target.codebook:
         return [replace(fmt, bits=bits) for bits in sorted(target.codebook.bits)]

@@ -9,10 +9,10 @@ from pathlib import Path
 import yaml
 
 from qxcompiler.allocation.account import Account
+from qxcompiler.dialects import Dialect
 from qxcompiler.errors import QxcError, TargetError, UnsupportedByTargetError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
-from qxcompiler.packing import packed_bytes
 from qxcompiler.targets import Target
 from qxcompiler.yaml_files import Lines, read_yaml_with_lines
 
@@ -55,7 +55,7 @@ class Plan(dict[str, Scheme | None]):
 
     def to_yaml(self, target: Target, sites: Sequence[Site]) -> str:
         """The plan as people edit it: a line a site, in the order of the graph, with what it came to as comments."""
-        rows, total = self._sizes(sites)
+        rows, total = self._sizes(sites, target.emits)
         lines = [f"# {line}" for line in self._results(total, sites)]
         lines += [_yaml({"target": target.name}), "sites:"]
         for site in sites:
@@ -67,13 +67,12 @@ class Plan(dict[str, Scheme | None]):
             lines.append(f"  {entry}  # {', '.join(said) or 'its weight is counted above'}")
         return "\n".join([*lines, ""])
 
-    def _sizes(self, sites: Sequence[Site]) -> tuple[dict[str, int | None], int]:
+    def _sizes(self, sites: Sequence[Site], dialect: Dialect) -> tuple[dict[str, int | None], int]:
         """What the weight of each site takes, None where an earlier site has it too; and all of them."""
         rows: dict[str, int | None] = {site.name: None for site in sites}
         for weight, users in sites_by_weight(sites).items():
             scheme = self[users[0].name]
-            packed = packed_bytes(scheme.format, weight.out_features, weight.in_features) if scheme else weight.nbytes
-            rows[users[0].name] = packed
+            rows[users[0].name] = dialect.weight_bytes(scheme.format, weight) if scheme else weight.nbytes
         return rows, sum(size for size in rows.values() if size is not None)
 
     def _results(self, total: int, sites: Sequence[Site]) -> Iterator[str]:
@@ -111,6 +110,9 @@ class Plan(dict[str, Scheme | None]):
                     raise
                 problem = f"site {site.name}: {error.subject} {error.problem}"
                 raise UnsupportedByTargetError(self.place(site.name), problem, error.remedy) from error
+            if reason := target.emits.misfits(site, scheme):
+                problem = f"site {site.name} has scheme {scheme}, but {reason}"
+                raise TargetError(self.place(site.name), problem, f"give another, or {FLOAT}")
         for weight, users in sites_by_weight(sites).items():
             formats = {scheme.format.name if (scheme := self[site.name]) else FLOAT for site in users}
             if len(formats) > 1:

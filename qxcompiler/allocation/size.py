@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 
 from qxcompiler.allocation.plan import Plan, sites_by_weight
+from qxcompiler.dialects import Dialect
 from qxcompiler.formats import Format
 from qxcompiler.graph import Site, Weight
 from qxcompiler.graph.model_file import ALIGNMENT, EXTERNAL_FROM_BYTES, PAGE, PAGE_FROM_BYTES
-from qxcompiler.packing import packed_bytes
 
 # What a tensor is filled up with in the data file: to a page where it is large, perhaps with others as one.
 _FILLED, _LARGE = 4 * ALIGNMENT, PAGE_FROM_BYTES // 2
@@ -29,14 +29,19 @@ def write_size(size: float) -> str:
     return f"{math.ceil(size / 10**4) / 100:.2f}MB"
 
 
-def size_of_weight(fmt: Format, weight: Weight) -> int:
+def size_of_weight(dialect: Dialect, fmt: Format, weight: Weight) -> int:
     """What a packed weight takes in the data file, filled up to where the next tensor may start."""
-    size = packed_bytes(fmt, weight.out_features, weight.in_features)
+    size = dialect.weight_bytes(fmt, weight)
     return size + (PAGE if size >= _LARGE else _FILLED)
 
 
 def size_of_rest(
-    model: ir.Model, sites: Sequence[Site], plan: Plan, chosen: Collection[Weight], formats: Collection[Format]
+    model: ir.Model,
+    sites: Sequence[Site],
+    plan: Plan,
+    chosen: Collection[Weight],
+    formats: Collection[Format],
+    dialect: Dialect,
 ) -> int:
     """What the files take besides the weights whose formats are chosen: other weights, and the graph itself.
 
@@ -46,10 +51,13 @@ def size_of_rest(
         plan: says what becomes of the other weights.
         chosen: the weights that are not counted.
         formats: what they may be stored as.
+        dialect: in which operators.
     """
     users = sites_by_weight(sites)
     packed = {weight: scheme for weight in users if (scheme := plan[users[weight][0].name])}
-    size = sum(size_of_weight(scheme.format, weight) for weight, scheme in packed.items() if weight not in chosen)
+    size = sum(
+        size_of_weight(dialect, scheme.format, weight) for weight, scheme in packed.items() if weight not in chosen
+    )
     replaced = {weight.value for weight in packed}
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -64,7 +72,7 @@ def size_of_rest(
             if scheme.activation == "a8":  # factors that smoothing may leave
                 size += 4 * site.in_features + _FILLED
     held = {*formats, *(scheme.format for scheme in packed.values())}
-    return size + _BODIES * len(held)
+    return size + (_BODIES * len(held) if dialect.library else 0)
 
 
 def _description(node: ir.Node) -> int:

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from qxcompiler.allocation.plan import FLOAT, Plan, sites_by_weight
 from qxcompiler.allocation.question import Question
+from qxcompiler.dialects import Dialect
 from qxcompiler.errors import UsageError
 from qxcompiler.formats import Scheme, check_activation, parse_format
 from qxcompiler.graph import Site, readers
-from qxcompiler.packing import packed_bytes
 
 __all__ = ["uniform"]
 
@@ -62,7 +62,8 @@ def uniform(question: Question) -> Plan:
         kept_by = {"--keep": options.keep, "--head": head, "--embedding": embedding}
         asked = " ".join(f"{option} {value}" for option, value in kept_by.items() if value)
         raise UsageError(asked, "leaves no site to quantize", "keep fewer")
-    _leave_what_packing_does_not_shrink(plan, sites)
+    _leave_what_misfits(plan, sites, question.target.emits)
+    _leave_what_packing_does_not_shrink(plan, sites, question.target.emits)
     if question.pinned is not None:
         plan.pin(question.pinned)
     return plan
@@ -88,7 +89,15 @@ def _kept(sites: Sequence[Site], keep: str | None) -> set[Site]:
     return kept
 
 
-def _leave_what_packing_does_not_shrink(plan: Plan, sites: Sequence[Site]) -> None:
+def _leave_what_misfits(plan: Plan, sites: Sequence[Site], dialect: Dialect) -> None:
+    """Leave weights in floating point that their schemes cannot be written at all sites of."""
+    for users in sites_by_weight(sites).values():
+        for site in users:
+            if (scheme := plan[site.name]) and (reason := dialect.misfits(site, scheme)):
+                plan.leave(users, reason)
+
+
+def _leave_what_packing_does_not_shrink(plan: Plan, sites: Sequence[Site], dialect: Dialect) -> None:
     """Leave sites in floating point whose initializer, packed for all its uses, would not take fewer bytes."""
     users_of: dict[ir.Value, list[Site]] = {}
     for site in sites:
@@ -98,7 +107,7 @@ def _leave_what_packing_does_not_shrink(plan: Plan, sites: Sequence[Site]) -> No
         formats = {site.weight: scheme.format for site in users if (scheme := plan[site.name])}
         if not formats:
             continue
-        packed = sum(packed_bytes(fmt, weight.out_features, weight.in_features) for weight, fmt in formats.items())
+        packed = sum(dialect.weight_bytes(fmt, weight) for weight, fmt in formats.items())
         stored = users[0].weight.nbytes
         if others := _other_readers(value, nodes):
             stays = f"{' and '.join(others)} read the same weight, which would be stored twice"

@@ -149,7 +149,7 @@ class _Run:
     def __init__(
         self, model: ir.Model, segment: Segment, outputs: Sequence[ir.Value], operands: Operands, example: Sample
     ) -> None:
-        self._sites: list[Site] = [*segment.embeddings, *segment.sites]
+        self._sites: list[Site] = [*segment.others, *segment.sites]
         self._outputs = [value.name or "" for value in outputs]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised, and need not be printed besides

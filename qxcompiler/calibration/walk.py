@@ -101,7 +101,7 @@ def walk(
     streams = [dict(sample) for sample in samples]
     float_streams = [dict(sample) for sample in samples] if float_too else None
     for index, segment in enumerate(track(segments, description)):
-        used = dict.fromkeys(site.weight for site in [*segment.embeddings, *segment.sites])
+        used = dict.fromkeys(site.weight for site in [*segment.others, *segment.sites])
         originals = {each: each.matrix() for each in used} if float_too else {}
         weights = {each: weight(each) for each in used}
         runner = SegmentRunner(model, segment)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from qxcompiler.formats import Format, Scheme
+from qxcompiler.formats import STATIC, Format, Scheme
 from qxcompiler.targets import Target
 from qxcompiler.targets.hardware import Array, split_pair
 
@@ -16,6 +16,7 @@ VECTOR_UNIT = "vector unit"
 # What an activation of a precision fits into, the narrowest first.
 _FITS = {
     "a8": ("int8", "mxint8", "mxfp8", "fp8", "int16", "fp16", "bf16", "fp32"),
+    STATIC: ("int8", "int16", "fp16", "bf16", "fp32"),
     "a16": ("int16", "fp16", "fp32"),
     "a32": ("fp32", "fp16", "bf16"),
 }

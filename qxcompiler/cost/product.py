@@ -11,7 +11,7 @@ from qxcompiler.cost.arrays import Folds, folds
 from qxcompiler.cost.operands import VECTOR_UNIT, Way, ways, ways_between_activations
 from qxcompiler.cost.tiling import ACCUMULATOR_BYTES, Operands, best_tiling
 from qxcompiler.errors import TargetError, UnsupportedByTargetError
-from qxcompiler.formats import Scheme, block_size
+from qxcompiler.formats import STATIC, Scheme, block_size
 from qxcompiler.packing.tile16 import BLOCK_COLUMNS, TILE_ROWS, packed_bytes
 from qxcompiler.targets import Target
 from qxcompiler.targets.hardware import ACTIVATION_OPERANDS, MeasuredKernel
@@ -109,7 +109,7 @@ def cost_of_product(target: Target, rows: int, out_features: int, in_features: i
     cost = _measured(target, rows, N, K, scheme, size)
     if cost is None:
         assert target.memory_mode is not None
-        rounded = 0 if scheme is None or scheme.activation == "a32" else rows * K
+        rounded = 0 if scheme is None or scheme.activation in ("a32", STATIC) else rows * K
         problem = _Problem(rows, N, K, size, rounded, target.memory_mode.weights)
         cost = _fastest(target, ways(target, scheme), problem, f"weights as {scheme or 'float'}")
     if scheme is None or not scheme.format.rotated:

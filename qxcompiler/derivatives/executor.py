@@ -106,7 +106,7 @@ class _Stage:
 
     def __init__(self, extracted: ir.Model, segment: Segment, read_later: set[str], device: torch.device) -> None:
         graph = extracted.graph
-        self._sites = {site.operand.name or "": site for site in (*segment.embeddings, *segment.sites)}
+        self._sites = {site.operand.name or "": site for site in (*segment.others, *segment.sites)}
         self._computed = {site.node.outputs[0].name or "": site for site in segment.sites}
         self.reads = {value.name or "" for value in graph.inputs} - set(self._sites)
         self.gives = [value.name or "" for value in graph.outputs]

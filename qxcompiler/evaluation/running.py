@@ -37,6 +37,7 @@ class Runner:
         model: the ONNX file, or a whole model as bytes, or one that is run in parts.
         threads: threads of one operator; None lets onnxruntime choose.
         prepack: False for a few runs, with weights left in their files.
+        library: False leaves our library out, in a session of the whole model.
 
     Attributes:
         path: the ONNX file; for messages, `the model` where it has none.
@@ -46,14 +47,21 @@ class Runner:
     """
 
     def __init__(
-        self, model: str | Path | bytes | FrugalModel, *, threads: int | None = None, prepack: bool = True
+        self,
+        model: str | Path | bytes | FrugalModel,
+        *,
+        threads: int | None = None,
+        prepack: bool = True,
+        library: bool = True,
     ) -> None:
         source = model.model if isinstance(model, FrugalModel) else model
         self.path = Path("the model") if isinstance(source, bytes) else Path(source)
         if not isinstance(source, bytes) and not self.path.is_file():
             raise ModelError(self.path, "no such file", "give an ONNX file")
         self._model: FrugalModel | _Whole = (
-            model if isinstance(model, FrugalModel) else _Whole(session(model, threads=threads, prepack=prepack))
+            model
+            if isinstance(model, FrugalModel)
+            else _Whole(session(model, threads=threads, prepack=prepack, library=library))
         )
 
     @property

@@ -8,9 +8,10 @@ from qxcompiler.errors import UsageError
 from qxcompiler.formats.base import Format
 from qxcompiler.formats.registry import parse_format
 
-__all__ = ["ACTIVATIONS", "Scheme", "check_activation"]
+__all__ = ["ACTIVATIONS", "STATIC", "Scheme", "check_activation"]
 
-ACTIVATIONS = ("a32", "a16", "a8")
+STATIC = "a8s"
+ACTIVATIONS = ("a32", "a16", "a8", STATIC)
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Scheme:
 
     Attributes:
         format: of the weight.
-        activation: `a32` (float), `a16` (within 5e-5 of float) or `a8` (int8, a scale a token); None for an embedding.
+        activation: `a32` (float), `a16` (within 5e-5 of float), `a8` (int8, a scale a token, computed at run time) or
+            `a8s` (int8, a scale a tensor, calibrated); None for an embedding.
     """
 
     format: Format

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import onnx
 import onnx.defs
+import onnx.helper
 import onnx.shape_inference
 import onnx.version_converter
 import onnx_ir as ir
@@ -129,6 +130,9 @@ def raise_opset(model: ir.Model, minimum: int = 18) -> None:
     opset = model.opset_imports.get("", minimum)
     if opset >= minimum:
         return
+    if minimum > onnx.defs.onnx_opset_version():
+        problem = f"opset {minimum} is newer than the installed onnx {onnx.__version__} knows"
+        raise ModelError(_subject(model), problem, "install a newer onnx, or choose other formats")
     if opset < 9 and any(is_standard(node, ("Scan",)) for node in model.graph.all_nodes()):
         problem = f"uses Scan of opset {opset}, whose batch axis later versions do not have"
         raise ModelError(_subject(model), problem, f"export the model with opset {minimum} or later")
@@ -154,6 +158,9 @@ def raise_opset(model: ir.Model, minimum: int = 18) -> None:
     if opset < 11:
         _sample_as_before(converted)
     model.graph = converted
+    model.ir_version = max(
+        model.ir_version, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", minimum)])
+    )
     make_names_unique(model)
     _gather_constants(model)
     _infer_shapes(model)

@@ -33,9 +33,14 @@ _FUSED_ATTENTION = {
 }
 
 
-def find_sites(model: ir.Model) -> list[Site]:
-    """List the sites of a normalized model in topological order, those in bodies after the body's node, with roles."""
-    sites = locate_sites(model)
+def find_sites(model: ir.Model, *, convolutions: bool = False) -> list[Site]:
+    """List the sites of a normalized model in topological order, those in bodies after the body's node, with roles.
+
+    Args:
+        model: the model.
+        convolutions: whether those are sites that no matrix product computes; see `Site`.
+    """
+    sites = locate_sites(model, convolutions=convolutions)
     assign_roles(model, sites)
     return sites
 
@@ -67,7 +72,7 @@ def assign_roles(model: ir.Model, sites: Sequence[Site]) -> None:
     for attention in attentions:
         attention.assign()
     for site in sites:
-        if site.role == "other" and trace.sources(site.input) and trace.reaches_output(site):
+        if site.role == "other" and site.kind == "linear" and trace.sources(site.input) and trace.reaches_output(site):
             site.role = "head"
     for site in sites:
         if site.kind == "linear" and site.role in ("other", "head"):

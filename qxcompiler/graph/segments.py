@@ -31,13 +31,13 @@ class Segment:
 
     Attributes:
         sites: its linear sites, at least one unless the graph has none.
-        embeddings: its embedding sites.
+        others: its embeddings and convolutions, whose inputs are no rows of features.
         inputs: values it takes from earlier segments; the graph's own inputs are not listed.
         outputs: values it computes for later segments; the graph's own outputs are not listed.
     """
 
     sites: list[Site] = field(default_factory=list)
-    embeddings: list[Site] = field(default_factory=list)
+    others: list[Site] = field(default_factory=list)
     inputs: list[ir.Value] = field(default_factory=list)
     outputs: list[ir.Value] = field(default_factory=list)
 
@@ -60,7 +60,7 @@ def find_segments(model: ir.Model, sites: Sequence[Site]) -> list[Segment]:
     remaining = sum(site.kind == "linear" for site in flow.site_of.values())
     for position, node in enumerate(flow.nodes):
         if site := flow.site_of.get(node):
-            (segments[-1].sites if site.kind == "linear" else segments[-1].embeddings).append(site)
+            (segments[-1].sites if site.kind == "linear" else segments[-1].others).append(site)
             remaining -= site.kind == "linear"
         home.update(dict.fromkeys(node.outputs, len(segments) - 1))
         if remaining and segments[-1].sites and flow.short_lived[position] <= ALIVE_AT_CUT:
@@ -96,7 +96,7 @@ def extract_segment(
         outputs: at least one value that a node of the segment computes.
         types: of inputs by name, for those that the model says nothing of.
     """
-    sites = [*segment.embeddings, *segment.sites]
+    sites = [*segment.others, *segment.sites]
     operands = {site.operand: None for site in sites}
     given = dict.fromkeys([*model.graph.inputs, *segment.inputs, *operands])
     graph = ir.convenience.extract(model.graph, list(given), list(outputs))

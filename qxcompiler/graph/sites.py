@@ -6,7 +6,8 @@ __all__ = ["Site", "Weight", "locate_sites", "not_finite"]
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from math import prod
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,9 @@ from qxcompiler.errors import ModelError
 from qxcompiler.graph.nodes import is_standard
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+Kind: TypeAlias = Literal["linear", "convolution", "embedding"]
 
 
 @dataclass(eq=False)
@@ -29,6 +33,7 @@ class Weight:
         casts: the types it is cast to on the way to the node, in order.
         out_features: N.
         in_features: K.
+        dtype: the type that its first site reads it as.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Weight:
     casts: tuple[ir.DataType, ...]
     out_features: int
     in_features: int
+    dtype: ir.DataType
 
     @property
     def nbytes(self) -> int:
@@ -84,9 +90,10 @@ class Weight:
 
 @dataclass(eq=False)
 class Site:
-    """One use of a weight: a linear layer or an embedding.
+    """One use of a weight: a linear layer, a convolution or an embedding.
 
-    A linear site computes `Y = alpha * X Wᵀ + beta * bias` over the features of X.
+    A linear site computes `Y = alpha * X Wᵀ + beta * bias` over the features of X. A `Conv` of one point, stride 1, no
+    padding and one group is linear; a row of any other one's weight is a filter, `[C_out, C_in / group * kh * kw]`.
 
     Attributes:
         name: the node's name, made up and unique where the node has none.
@@ -108,7 +115,7 @@ class Site:
 
     name: str
     node: ir.Node
-    kind: Literal["linear", "embedding"]
+    kind: Kind
     weight: Weight
     operand_index: int
     operand_shape: tuple[int, ...]
@@ -161,13 +168,17 @@ class Site:
         return array.astype(self.operand_dtype.numpy(), copy=False).reshape(self.operand_shape)
 
 
-def locate_sites(model: ir.Model) -> list[Site]:
+def locate_sites(model: ir.Model, *, convolutions: bool = False) -> list[Site]:
     """List the sites of a normalized model in topological order, those in bodies after the body's node.
 
     Sites that read the same initializer in the same orientation share one `Weight`: a tied embedding and head
     do. Their roles are still to be found.
+
+    Args:
+        model: the model.
+        convolutions: whether those are sites that no matrix product over the features of X computes.
     """
-    finder = _Finder()
+    finder = _Finder(convolutions)
     for node in model.graph.all_nodes():
         finder.visit(node, in_subgraph=node.graph is not model.graph)
     return finder.sites
@@ -183,7 +194,7 @@ def not_finite(sites: Iterable[Site]) -> set[Weight]:
     """
     multiplied: dict[Weight, bool] = {}
     for site in sites:
-        multiplied[site.weight] = multiplied.get(site.weight, False) or site.kind == "linear"
+        multiplied[site.weight] = multiplied.get(site.weight, False) or site.kind != "embedding"
     found = set()
     for weight, is_multiplied in multiplied.items():
         matrix = weight.matrix()
@@ -209,6 +220,7 @@ class _Constant:
 
 @dataclass
 class _Finder:
+    convolutions: bool
     sites: list[Site] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     weights: dict[tuple[int, bool, tuple[ir.DataType, ...]], Weight] = field(default_factory=dict)
@@ -220,15 +232,22 @@ class _Finder:
         constant = layout.constant
         rows, columns = constant.shape[layout.out_axis], constant.shape[layout.in_axis]
         others = [d for a, d in enumerate(constant.shape) if a not in (layout.out_axis, layout.in_axis)]
+        kind = layout.kind
+        if kind == "linear" and node.op_type == "Conv" and (any(d != 1 for d in others) or columns < 2):
+            kind = "convolution"
+        if kind == "convolution":
+            if not self.convolutions or 0 in constant.shape or constant.axes != sorted(constant.axes):
+                return
+            columns = prod(constant.shape[1:])
         # One input feature makes an outer product of two vectors, such as positions times rotary frequencies.
-        if rows == 0 or columns < 2 or any(d != 1 for d in others):
+        elif rows == 0 or columns < 2 or any(d != 1 for d in others):
             return
         weight = self._weight(constant, layout, rows, columns)
         self.sites.append(
             Site(
                 name=_unique(node.name or f"{node.op_type}_{node.outputs[0].name}", self.names),
                 node=node,
-                kind="embedding" if node.op_type == "Gather" else "linear",
+                kind=kind,
                 weight=weight,
                 operand_index=layout.operand_index,
                 operand_shape=constant.shape,
@@ -246,7 +265,9 @@ class _Finder:
         key = (id(constant.initializer), transposed, constant.casts)
         if key not in self.weights:
             name = _unique(constant.initializer.name or "weight", {w.name for w in self.weights.values()})
-            self.weights[key] = Weight(name, constant.initializer, transposed, constant.casts, rows, columns)
+            self.weights[key] = Weight(
+                name, constant.initializer, transposed, constant.casts, rows, columns, constant.dtype
+            )
         return self.weights[key]
 
 
@@ -258,6 +279,7 @@ class _Layout:
     operand_index: int
     out_axis: int
     in_axis: int
+    kind: Kind = "linear"
     activation_axis: int = -1
     alpha: float = 1.0
     beta: float = 1.0
@@ -305,9 +327,9 @@ def _conv(node: ir.Node) -> _Layout | None:
         and all(stride == 1 for stride in node.attributes.get_ints("strides", ()))
         and all(pad == 0 for pad in node.attributes.get_ints("pads", ()))
     )
-    if x is None or constant is None or not plain or len(constant.shape) < 3:
+    if x is None or constant is None or len(constant.shape) < 3:
         return None
-    return _Layout(constant, 1, out_axis=0, in_axis=1, activation_axis=1)
+    return _Layout(constant, 1, out_axis=0, in_axis=1, kind="linear" if plain else "convolution", activation_axis=1)
 
 
 def _gather(node: ir.Node) -> _Layout | None:
@@ -317,7 +339,7 @@ def _gather(node: ir.Node) -> _Layout | None:
         return None
     if len(constant.shape) != 2 or min(constant.shape) < 2 or _is_constant(indices) or _rotates(node):
         return None
-    return _Layout(constant, 0, out_axis=0, in_axis=1)
+    return _Layout(constant, 0, out_axis=0, in_axis=1, kind="embedding")
 
 
 _RECOGNIZERS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Gather": _gather}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 import torch
 
-from qxcompiler.formats import Format, QuantizedWeight
+from qxcompiler.formats import Format, Grid, QuantizedWeight
 
 __all__ = [
     "BLOCK_COLUMNS",
@@ -31,6 +31,7 @@ __all__ = [
     "packed_bytes",
     "unpack",
     "unpack_codes",
+    "unpack_grid",
 ]
 
 LAYOUT = "tile16.v1"
@@ -106,14 +107,23 @@ def pack(weight: QuantizedWeight) -> PackedWeight:
 
 def unpack(packed: PackedWeight) -> QuantizedWeight:
     """The inverse of `pack`."""
-    N, K = packed.out_features, packed.in_features
-    tensors = {name: torch.from_numpy(tensor.numpy()) for name, tensor in packed.tensors.items()}
-    codes = unpack_codes(tensors.pop("packed"), N, K)
+    codes = unpack_codes(_tensor(packed, "packed"), packed.out_features, packed.in_features)
+    return QuantizedWeight(unpack_grid(packed), codes)
+
+
+def unpack_grid(packed: PackedWeight) -> Grid:
+    """The values that the codes stand for; codes are not read."""
+    N = packed.out_features
+    tensors = {name: _tensor(packed, name) for name in packed.tensors if name != "packed"}
     stored = {
         name: tensor.view(-1, tensor.shape[-1])[:N] if name == "codebook" else _by_row(tensor, N)
         for name, tensor in tensors.items()
     }
-    return QuantizedWeight(packed.format.grid(K, stored), codes)
+    return packed.format.grid(packed.in_features, stored)
+
+
+def _tensor(packed: PackedWeight, name: str) -> torch.Tensor:
+    return torch.from_numpy(packed.tensors[name].numpy())
 
 
 def _pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -53,6 +53,9 @@ class QuantizationResult:
         return unpack(self.packed).decode()
 
 
+# Why a weight is rounded to nearest, by the kind of site; an embedding has no other way, which needs no word.
+_WITHOUT_STATISTICS = {"embedding": None, "convolution": "a convolution's patches have no statistics"}
+
 Keep = Callable[[Weight, QuantizationResult], QuantizationResult]
 """Takes each result as soon as it is there, and gives it back as it shall be kept: in a file, say."""
 
@@ -96,10 +99,10 @@ def quantize_segmentwise(
 ) -> dict[Weight, QuantizationResult]:
     """Quantize the weights named in `formats`, segment after segment.
 
-    Memory holds one segment's weights and the activations that pass between segments. A weight that an embedding
-    reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics, and so is one whose input
-    no sample reaches or is never finite, or that comes after what onnxruntime cannot run by itself; one used in
-    several segments is quantized with the statistics of the first.
+    Memory holds one segment's weights and the activations that pass between segments. A weight that an embedding or a
+    convolution reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics, and so is one
+    whose input no sample reaches or is never finite, or that comes after what onnxruntime cannot run by itself; one
+    used in several segments is quantized with the statistics of the first.
 
     Args:
         model: a normalized model.
@@ -118,9 +121,9 @@ def quantize_segmentwise(
     """
     segments = find_segments(model, sites)
     walked = dict.fromkeys(site.weight for segment in segments for site in segment.sites)
-    looked_up = {site.weight for site in sites if site.kind == "embedding"}
-    rounded = [weight for weight in formats if weight in looked_up or weight not in walked]
-    order = [*rounded, *(weight for weight in walked if weight in formats and weight not in looked_up)]
+    without = {site.weight: site.kind for site in sites if site.kind != "linear"}  # statistics
+    rounded = [weight for weight in formats if weight in without or weight not in walked]
+    order = [*rounded, *(weight for weight in walked if weight in formats and weight not in without)]
     results = dict(known)
 
     def left(weights: Sequence[Weight] = order) -> list[Weight]:
@@ -133,7 +136,8 @@ def quantize_segmentwise(
 
     for weights in sharing_a_table(sites, {weight: formats[weight] for weight in rounded}):
         if left(weights):
-            reason = None if weights[0] in looked_up else "it is used in a body alone"
+            reason = _WITHOUT_STATISTICS.get(without.get(weights[0], ""), "it is used in a body alone")
+            reason = None if quantizer == "rtn" else reason
             finish(weights, _round(weights, formats[weights[0]], device, reason))
 
     def current(weight: Weight) -> torch.Tensor:

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from qxcompiler.cost import Estimate, predict
 from qxcompiler.errors import ModelError
 from qxcompiler.graph import Site, find_sites, load_model, model_files, normalize
-from qxcompiler.passes.pack_sites import BLOCK, ROLE, SCHEME
+from qxcompiler.passes.emission.writer import BLOCK, ROLE
 from qxcompiler.report.coverage import Unquantized, coverage
-from qxcompiler.runtime_ops.operators import Operator, operator_of
+from qxcompiler.runtime_ops.operators import SCHEME, Operator, operator_of
 from qxcompiler.targets import Target
 
 __all__ = ["InspectedSite", "Inspection", "inspect"]

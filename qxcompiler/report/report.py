@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from qxcompiler.allocation import FLOAT, Account, Plan, sites_by_weight
 from qxcompiler.cost import CONTEXT, Estimate, predict
+from qxcompiler.dialects import Dialect
 from qxcompiler.errors import QxcError
 from qxcompiler.evaluation import Verification
 from qxcompiler.graph import Site, Weight, find_sites
-from qxcompiler.packing import packed_bytes
 from qxcompiler.quantizers import QuantizationResult
 from qxcompiler.report.coverage import Unquantized, coverage
 from qxcompiler.targets import Target
@@ -109,7 +109,11 @@ class SitesReport:
 
 
 def report_sites(
-    model: ir.Model, sites: Sequence[Site], plan: Plan, results: Mapping[Weight, QuantizationResult]
+    model: ir.Model,
+    sites: Sequence[Site],
+    plan: Plan,
+    results: Mapping[Weight, QuantizationResult],
+    dialect: Dialect,
 ) -> SitesReport:
     """A row a site, what was not quantized, and bits per weight; of a model whose sites are not replaced yet."""
     rows = []
@@ -118,7 +122,7 @@ def report_sites(
     for site in sites:
         scheme, result = plan[site.name], results.get(site.weight)
         N, K = site.out_features, site.in_features
-        size = packed_bytes(scheme.format, N, K) if scheme else site.weight.nbytes
+        size = dialect.weight_bytes(scheme.format, site.weight) if scheme else site.weight.nbytes
         if site in first:
             (packed if scheme else stored).add(size, N * K)
         rows.append(

@@ -1,0 +1,155 @@
+"""The dialect `qdq`: a site's own node reads its weight from a `DequantizeLinear`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from qxcompiler.dialects import QDQ
+from qxcompiler.dialects.base import scale_type
+from qxcompiler.formats import Scheme
+from qxcompiler.graph import Site, Weight
+from qxcompiler.packing import PackedWeight, element_type, elements, in_bytes, unpack_grid
+from qxcompiler.passes.emission.writer import SiteNodes, Writer
+from qxcompiler.passes.rewriting import Additions
+
+__all__ = ["QdqWriter"]
+
+
+class QdqWriter(Writer):
+    """`DequantizeLinear` before a site's node, which stays as it is.
+
+    - Codes lie as the node reads its weight, so that nothing comes between; as [N, K], where sites differ in that.
+    - Groups are blocks along K; one scale a row is an axis, which opset 13 knows.
+    - A look-up of 8-bit codes comes before their `DequantizeLinear`, which then decodes the rows that are read. Smaller
+      types cannot be looked up: the whole table is decoded.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        schemes: Mapping[Site, Scheme],
+        weights: Mapping[Weight, PackedWeight],
+        additions: Additions,
+    ) -> None:
+        super().__init__(model, schemes, weights, additions)
+        layouts: dict[Weight, set[_Layout]] = {}
+        for site in schemes:
+            layouts.setdefault(site.weight, set()).add(_layout(site))
+        self._stored = {
+            weight: _store(weights[weight], weight, used.pop() if len(used) == 1 else _rows(weight), additions)
+            for weight, used in layouts.items()
+        }
+
+    def replace(self, site: Site, scheme: Scheme) -> None:
+        """Let the site's node read the decoded weight, or decode the rows that it looks up."""
+        nodes = _QdqNodes(site, scheme, self.additions, self._stored[site.weight])
+        if QDQ.looks_up_codes(site, scheme):
+            nodes.decode_rows()
+        else:
+            nodes.decode_weight()
+
+
+class _Layout(NamedTuple):
+    """The shape of a weight, and which of its axes are N and K."""
+
+    shape: tuple[int, ...]
+    out_axis: int
+    in_axis: int
+
+
+def _layout(site: Site) -> _Layout:
+    """How a node reads its weight: a `Conv` in its first two axes, others in the last two."""
+    first = 0 if site.node.op_type == "Conv" else len(site.operand_shape) - 2
+    out_axis, in_axis = (first + 1, first) if site.operand_transposed else (first, first + 1)
+    return _Layout(site.operand_shape, out_axis, in_axis)
+
+
+def _rows(weight: Weight) -> _Layout:
+    return _Layout((weight.out_features, weight.in_features), 0, 1)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A weight's tensors: its codes as `layout` says, and what decodes them beside each block, or [N]."""
+
+    layout: _Layout
+    values: list[ir.Value]  # codes, scales and, where there are some, zero points
+    block_size: int | None  # None for a scale a row
+    dtype: ir.DataType
+
+
+def _store(packed: PackedWeight, weight: Weight, layout: _Layout, additions: Additions) -> _Stored:
+    fmt, K = packed.format, packed.in_features
+    dtype, scales = element_type(fmt), scale_type(fmt, weight)
+    assert dtype is not None
+    groups = fmt.groups(K)
+    shape, out_axis, in_axis = layout
+    beside = (weight.out_features,) if groups == 1 else (*shape[:in_axis], groups, *shape[in_axis + 1 :])
+
+    def laid(matrix: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
+        array: np.ndarray = (matrix.T if in_axis < out_axis else matrix).contiguous().numpy().reshape(shape)
+        return array
+
+    def codes() -> ir.TensorProtocol:
+        return _tensor(laid(elements(packed), shape), dtype)
+
+    def decoding() -> ir.TensorProtocol:
+        return ir.tensor(laid(unpack_grid(packed).scales, beside).astype(scales.numpy()))
+
+    def zero_points() -> ir.TensorProtocol:
+        return _tensor(laid(unpack_grid(packed).stored["zero_points"], beside), dtype)
+
+    def lazy(name: str, make: Callable[[], ir.TensorProtocol], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        return additions.constant(ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=f"{weight.name}.{name}"))
+
+    values = [lazy("codes", codes, dtype, shape), lazy("scales", decoding, scales, beside)]
+    if fmt.has_zero_points:
+        values.append(lazy("zero_points", zero_points, dtype, beside))
+    return _Stored(layout, values, None if groups == 1 else fmt.group_length(K), scales)
+
+
+def _tensor(codes: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
+    """Elements, given bit by bit, as a tensor of their type."""
+    if dtype.bitwidth == 8:
+        return ir.Tensor(codes.view(dtype.numpy()), dtype)
+    return ir.PackedTensor(in_bytes(codes.reshape(-1), dtype.bitwidth), dtype, shape=codes.shape)
+
+
+class _QdqNodes(SiteNodes):
+    """`DequantizeLinear` beside one site's node."""
+
+    def __init__(self, site: Site, scheme: Scheme, additions: Additions, stored: _Stored) -> None:
+        super().__init__(site, scheme, additions)
+        self._stored = stored
+
+    def decode_weight(self) -> None:
+        site, stored, layout = self.site, self._stored, self._stored.layout
+        where = (
+            {"axis": layout.out_axis}
+            if stored.block_size is None
+            else {"axis": layout.in_axis, "block_size": stored.block_size}
+        )
+        W = self.node("DequantizeLinear", stored.values, **where)
+        if _layout(site) != layout:
+            W = self.transpose(W, [1, 0] if site.operand_transposed else None)
+            if len(site.operand_shape) > 2:
+                shape = torch.tensor(site.operand_shape)
+                W = self.node("Reshape", [W, self.additions.shared(("shape", site.operand_shape), "qxc.shape", shape)])
+        site.node.replace_input_with(site.operand_index, self.cast(W, stored.dtype, site.operand_dtype))
+        self.describe(site.node)
+
+    def decode_rows(self) -> None:
+        site, stored = self.site, self._stored
+        rows = [self.node("Gather", [value, site.input]) for value in stored.values]
+        looked_up = self.describe(rows[0].producer())
+        if stored.block_size is None:  # a number a row, which is one block
+            last = self.additions.shared("last axis", "qxc.last_axis", torch.tensor([-1]))
+            rows[1:] = [self.node("Unsqueeze", [value, last]) for value in rows[1:]]
+        decoded = self.node("DequantizeLinear", rows, axis=-1, block_size=stored.block_size or site.in_features)
+        self.finish(self.cast(decoded, stored.dtype, site.operand_dtype), named=looked_up)
