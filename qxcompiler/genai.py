@@ -14,6 +14,7 @@ from qxcompiler.companions import CONFIGURATIONS
 from qxcompiler.evaluation.generation import end_of_sequence
 from qxcompiler.graph.caches import SHARED_CACHE, is_past
 from qxcompiler.runtime_ops import ops_library
+from qxcompiler.runtime_ops.operators import DOMAIN
 
 __all__ = ["GENAI_CONFIG", "GENAI_FILES", "write_genai_files"]
 
@@ -37,8 +38,10 @@ def write_genai_files(model: ir.Model, source: Path, folder: Path) -> bool:
     config = _config(model, source)
     if config is None:
         return False
+    if any(function.domain == DOMAIN for function in model.functions.values()):
+        config["model"]["decoder"]["session_options"]["custom_ops_library"] = GENAI_FILES[1]
+        shutil.copyfile(ops_library(), folder / GENAI_FILES[1])
     (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(ops_library(), folder / GENAI_FILES[1])
     return True
 
 
@@ -77,7 +80,7 @@ def _config(model: ir.Model, source: Path) -> dict[str, Any] | None:
             **{f"past_{kind}_names": _PAST.format(kind) for kind in kinds},
         },
         "outputs": {"logits": "logits", **{f"present_{kind}_names": _PRESENT.format(kind) for kind in kinds}},
-        "session_options": {"custom_ops_library": GENAI_FILES[1], "provider_options": []},
+        "session_options": {"provider_options": []},
     }
     tokens = {
         "bos_token_id": settings.get("bos_token_id", end[0]),
