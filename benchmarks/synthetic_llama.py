@@ -266,9 +266,10 @@ def measure(library: Library, path: Path, sizes: Llama, scheme: Scheme, threads:
         profiled.seconds(tokens)
         bare.append(float(np.median(library.time_in_turn(products, threads, tokens).sum(1))))
     runs = [run for i, run in enumerate(profiled.profiled_runs()) if i % (tokens + 1)]  # without the prompts
-    ours = [sum(seconds for operator, seconds in run.items() if operator in OPERATORS) for run in runs]
+    packed = {name for name, operator in OPERATORS.items() if operator.kind}
+    ours = [sum(seconds for operator, seconds in run.items() if operator in packed) for run in runs]
     of_rounds = [statistics.median(ours[i * tokens : (i + 1) * tokens]) for i in range(ROUNDS)]
-    others = {name: statistics.median(run[name] for run in runs) for name in runs[0] if name not in OPERATORS}
+    others = {name: statistics.median(run[name] for run in runs) for name in runs[0] if name not in packed}
     slowest = sorted(others, key=lambda name: others[name], reverse=True)[:5]
     token = statistics.median(steps)
     return [
