@@ -239,17 +239,24 @@ class _Reader:
     def operands(self, product: ir.Node, weighed: ir.Node, *, rotated: bool) -> tuple[Operand, Operand, Operand]:
         """Query, key and value."""
         keys, factor = self.unscaled(product.inputs[1])
-        node = keys.producer()
-        order = order_of(node) if node and is_standard(node, ("Transpose",)) else None
-        if node is None or order not in (_LAST_TWO, _KEYS_BY_TOKEN):
-            raise Unrecognized("the keys are not transposed")
+        keys, by_token = self.before_transposition(keys)
         query = self.operand(product.inputs[0], 1.0, rotated)
         value = self.operand(weighed.inputs[1], 1.0, rotated)
-        if order == _LAST_TWO:
-            return query, self.operand(node.inputs[0], factor, rotated), value
-        by_token = node.inputs[0]
-        assert by_token is not None
-        return query, Operand(self.flat(by_token), False, self.shape(by_token)[2], factor), value
+        if by_token:
+            return query, Operand(self.flat(keys), False, self.shape(keys)[2], factor), value
+        return query, self.operand(keys, factor, rotated), value
+
+    def before_transposition(self, keys: ir.Value) -> tuple[ir.Value, bool]:
+        """Keys [B, H, T, D] of those that the product takes, [B, H, D, T]; or by token, [B, T, H, D]."""
+        if (before := inputs_of(keys, "Transpose")) and order_of(keys) in (_LAST_TWO, _KEYS_BY_TOKEN):
+            return before[0], order_of(keys) == _KEYS_BY_TOKEN
+        batch, heads, size, length = self.shape(keys)
+        for joined in inputs_of(keys, "Reshape")[:1]:  # batch and heads as one axis, as PyTorch's exporter writes
+            for whole in inputs_of(joined, "Transpose"):
+                before = inputs_of(whole, "Reshape")
+                if before and self.shapes[before[0]] == (batch, heads, length, size) and order_of(joined) == (0, 2, 1):
+                    return before[0], False
+        raise Unrecognized("the keys are not transposed")
 
     def operand(self, value: ir.Value | None, factor: float, rotated: bool) -> Operand:
         """What leads to query, key or value [B, H, L, D]."""
@@ -269,8 +276,7 @@ class _Reader:
         if past is None:
             value, scale = self.unscaled(value)
             factor *= scale
-        node = value.producer()
-        if (by_token := inputs_of(value, "Transpose")) and node and order_of(node) == _HEADS_INSIDE:
+        if (by_token := inputs_of(value, "Transpose")) and order_of(value) == _HEADS_INSIDE:
             return Operand(self.flat(by_token[0]), False, heads, factor, rotary, past, present)
         return Operand(value, True, heads, factor, rotary, past, present)
 
@@ -336,7 +342,7 @@ class _Reader:
             nodes = [node for node in current.consumers() if not is_standard(node, ("Shape",))]
             if len(nodes) != 1 or current.is_graph_output() or not is_standard(nodes[0], (operator,)):
                 return value, False
-            if operator == "Transpose" and order_of(nodes[0]) != _HEADS_INSIDE:
+            if operator == "Transpose" and order_of(nodes[0].outputs[0]) != _HEADS_INSIDE:
                 return value, False
             current = nodes[0].outputs[0]
         assert shape is not None
@@ -390,9 +396,10 @@ def inputs_of(value: ir.Value | None, *operators: str) -> list[ir.Value]:
     return [each for each in node.inputs if each is not None]
 
 
-def order_of(transpose: ir.Node) -> tuple[int, ...]:
-    """The axes that a transposition reads, in their order."""
-    return tuple(transpose.attributes.get_ints("perm", ()))
+def order_of(value: ir.Value) -> tuple[int, ...]:
+    """The axes that the transposition reads that makes a value, in their order."""
+    node = value.producer()
+    return tuple(node.attributes.get_ints("perm", ())) if node is not None else ()
 
 
 def part_of(value: ir.Value | None) -> ir.Value | None:
