@@ -1,4 +1,5 @@
-/* Matrix products with packed low-bit weights, as a plain C library: no allocation, no threads, no state.
+/* Matrix products with packed low-bit weights, and attention, as a plain C library: no allocation, no threads, no
+ * state.
  *
  *   Y = A W^T + bias      A [M, K] and Y [M, N] row-major, W [N, K] packed in the layout `tile16.v1` (docs/formats.md)
  *
