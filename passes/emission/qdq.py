@@ -142,12 +142,12 @@ class _QdqNodes(SiteNodes):
                 shape = torch.tensor(site.operand_shape)
                 W = self.node("Reshape", [W, self.additions.shared(("shape", site.operand_shape), "qxc.shape", shape)])
         site.node.replace_input_with(site.operand_index, self.cast(W, stored.dtype, site.operand_dtype))
-        self.describe(site.node)
+        self.describe_weight(site.node)
 
     def decode_rows(self) -> None:
         site, stored = self.site, self._stored
         rows = [self.node("Gather", [value, site.input]) for value in stored.values]
-        looked_up = self.describe(rows[0].producer())
+        looked_up = self.describe_weight(rows[0].producer())
         if stored.block_size is None:  # a number a row, which is one block
             last = self.additions.shared("last axis", "qxc.last_axis", torch.tensor([-1]))
             rows[1:] = [self.node("Unsqueeze", [value, last]) for value in rows[1:]]
