@@ -130,12 +130,10 @@ class _QdqNodes(SiteNodes):
 
     def decode_weight(self) -> None:
         site, stored, layout = self.site, self._stored, self._stored.layout
-        where = (
-            {"axis": layout.out_axis}
-            if stored.block_size is None
-            else {"axis": layout.in_axis, "block_size": stored.block_size}
-        )
-        W = self.node("DequantizeLinear", stored.values, **where)
+        if stored.block_size is None:
+            W = self.node("DequantizeLinear", stored.values, axis=layout.out_axis)
+        else:
+            W = self.node("DequantizeLinear", stored.values, axis=layout.in_axis, block_size=stored.block_size)
         if _layout(site) != layout:
             W = self.transpose(W, [1, 0] if site.operand_transposed else None)
             if len(site.operand_shape) > 2:

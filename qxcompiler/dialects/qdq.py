@@ -45,7 +45,7 @@ class _Qdq(Dialect):
         return None
 
     def weight_bytes(self, fmt: Format, weight: Weight) -> int:
-        return element_bytes(fmt, weight.out_features, weight.in_features, scale_type(fmt, weight).itemsize)
+        return element_bytes(fmt, weight.out_features, weight.in_features, scale_type(fmt, weight).bitwidth // 8)
 
     def opset(self, site: Site, scheme: Scheme) -> int:
         dtype = element_type(scheme.format)
