@@ -130,24 +130,22 @@ class _QdqNodes(SiteNodes):
 
     def decode_weight(self) -> None:
         site, stored, layout = self.site, self._stored, self._stored.layout
-        where = (
-            {"axis": layout.out_axis}
-            if stored.block_size is None
-            else {"axis": layout.in_axis, "block_size": stored.block_size}
-        )
-        W = self.node("DequantizeLinear", stored.values, **where)
+        if stored.block_size is None:
+            W = self.node("DequantizeLinear", stored.values, axis=layout.out_axis)
+        else:
+            W = self.node("DequantizeLinear", stored.values, axis=layout.in_axis, block_size=stored.block_size)
         if _layout(site) != layout:
             W = self.transpose(W, [1, 0] if site.operand_transposed else None)
             if len(site.operand_shape) > 2:
                 shape = torch.tensor(site.operand_shape)
                 W = self.node("Reshape", [W, self.additions.shared(("shape", site.operand_shape), "qxc.shape", shape)])
         site.node.replace_input_with(site.operand_index, self.cast(W, stored.dtype, site.operand_dtype))
-        self.describe(site.node)
+        self.describe_weight(site.node)
 
     def decode_rows(self) -> None:
         site, stored = self.site, self._stored
         rows = [self.node("Gather", [value, site.input]) for value in stored.values]
-        looked_up = self.describe(rows[0].producer())
+        looked_up = self.describe_weight(rows[0].producer())
         if stored.block_size is None:  # a number a row, which is one block
             last = self.additions.shared("last axis", "qxc.last_axis", torch.tensor([-1]))
             rows[1:] = [self.node("Unsqueeze", [value, last]) for value in rows[1:]]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 import torch
 
+from qxcompiler.dialects.reading import WEIGHT
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
 from qxcompiler.graph.nodes import replace_value
@@ -84,6 +85,12 @@ class SiteNodes:
         if self.site.block is not None:
             node.metadata_props[BLOCK] = str(self.site.block)
         return node
+
+    def describe_weight(self, node: ir.Node | None) -> ir.Node:
+        """The same, of an operator that has no attributes for it."""
+        found = self.describe(node)
+        found.metadata_props[WEIGHT] = f"{self.site.out_features}x{self.site.in_features}"
+        return found
 
     def finish(self, result: ir.Value, named: ir.Node | None = None) -> None:
         """Let everything that read the site's node read `result`, under the old name, and remove the node.

@@ -59,7 +59,7 @@ class _Qdq(Dialect):
         return None
 
     def weight_bytes(self, fmt: Format, weight: Weight) -> int:
-        return element_bytes(fmt, weight.out_features, weight.in_features, scale_type(fmt, weight).itemsize)
+        return element_bytes(fmt, weight.out_features, weight.in_features, scale_type(fmt, weight).bitwidth // 8)
 
     def opset(self, site: Site, scheme: Scheme) -> int:
         dtype = element_type(scheme.format)
@@ -79,8 +79,12 @@ class _Qdq(Dialect):
         return element_type(fmt) != ir.DataType.FLOAT4E2M1  # onnxruntime 1.31 has no kernel
 
     def looks_up_codes(self, site: Site, scheme: Scheme) -> bool:
-        """Whether a `Gather` reads codes instead of a whole table decoded; it takes no smaller types."""
-        return site.kind == "embedding" and scheme.format.bits == 8
+        """Whether a `Gather` reads codes instead of a whole table decoded; it takes no smaller types.
+
+        None with zero points: rows that go right into a product, whose weight has some, make onnxruntime (1.31) put
+        `MatMulIntegerToFloat` there, which fails on their blocks.
+        """
+        return site.kind == "embedding" and scheme.format.bits == 8 and not scheme.format.has_zero_points
 
 
 QDQ = _Qdq("qdq", convolutions=True)
