@@ -304,7 +304,8 @@ def _site_item(node: ir.Node, name: str, N: int, K: int, x: ir.Value | None, fou
         return Item(name, node.op_type, True, looked_up=looked_up, written=count * K, results=count * K)
     if K < 1 or N < 1:
         return None
-    return Item(name, node.op_type, True, products=(Product(max(1, count // K), N, K),))
+    products = _products(node, found, set()) if node.op_type == "Conv" else (Product(max(1, count // K), N, K),)
+    return None if products is None else Item(name, node.op_type, True, products=products)
 
 
 def _packed(item: Item, node: ir.Node, kind: str) -> Item:
