@@ -24,7 +24,7 @@ __all__ = ["QdqWriter"]
 class QdqWriter(Writer):
     """`DequantizeLinear` before a site's node, which stays as it is.
 
-    - Codes lie as the node reads its weight, so that nothing comes between; as [N, K], where sites differ in that.
+    - Codes lie as the node reads its weight, so that nothing comes between, or else as [N, K].
     - Groups are blocks along K; one scale a row is an axis, which opset 13 knows.
     - A look-up of 8-bit codes comes before their `DequantizeLinear`, which then decodes the rows that are read. Smaller
       types cannot be looked up: the whole table is decoded.
@@ -42,7 +42,7 @@ class QdqWriter(Writer):
         for site in schemes:
             layouts.setdefault(site.weight, set()).add(_layout(site))
         self._stored = {
-            weight: _store(weights[weight], weight, used.pop() if len(used) == 1 else _rows(weight), additions)
+            weight: _store(weights[weight], weight, _common(used, weights[weight]), additions)
             for weight, used in layouts.items()
         }
 
@@ -70,8 +70,16 @@ def _layout(site: Site) -> _Layout:
     return _Layout(site.operand_shape, out_axis, in_axis)
 
 
-def _rows(weight: Weight) -> _Layout:
-    return _Layout((weight.out_features, weight.in_features), 0, 1)
+def _common(used: set[_Layout], packed: PackedWeight) -> _Layout:
+    """How a weight is stored: as all sites read it, else as [N, K].
+
+    Also as [N, K] where 2-bit codes [K, N] have rows that end within a byte: onnxruntime (1.31) reads those wrongly
+    when it puts `MatMulNBits` in the place of `DequantizeLinear` and `MatMul`.
+    """
+    N, K = packed.out_features, packed.in_features
+    (layout, *others) = used
+    within_bytes = packed.format.bits == 2 and layout.in_axis < layout.out_axis and N % 4
+    return _Layout((N, K), 0, 1) if others or within_bytes else layout
 
 
 @dataclass(frozen=True)
