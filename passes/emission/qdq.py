@@ -52,6 +52,8 @@ class QdqWriter(Writer):
         if QDQ.looks_up_codes(site, scheme):
             nodes.decode_rows()
         else:
+            if site.in_subgraph:  # a body has no initializers of its own, without which onnxruntime (1.31) fails
+                nodes.place = self.model.graph[0]
             nodes.decode_weight()
 
 
@@ -96,9 +98,9 @@ def _store(packed: PackedWeight, weight: Weight, layout: _Layout, additions: Add
     fmt, K = packed.format, packed.in_features
     dtype, scales = element_type(fmt), scale_type(fmt, weight)
     assert dtype is not None
-    groups = fmt.groups(K)
     shape, out_axis, in_axis = layout
-    beside = (weight.out_features,) if groups == 1 else (*shape[:in_axis], groups, *shape[in_axis + 1 :])
+    per_row = QDQ.is_per_row(fmt, K)
+    beside = (weight.out_features,) if per_row else (*shape[:in_axis], fmt.groups(K), *shape[in_axis + 1 :])
 
     def laid(matrix: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
         array: np.ndarray = (matrix.T if in_axis < out_axis else matrix).contiguous().numpy().reshape(shape)
@@ -119,7 +121,7 @@ def _store(packed: PackedWeight, weight: Weight, layout: _Layout, additions: Add
     values = [lazy("codes", codes, dtype, shape), lazy("scales", decoding, scales, beside)]
     if fmt.has_zero_points:
         values.append(lazy("zero_points", zero_points, dtype, beside))
-    return _Stored(layout, values, None if groups == 1 else fmt.group_length(K), scales)
+    return _Stored(layout, values, None if per_row else fmt.group_length(K), scales)
 
 
 def _tensor(codes: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:

@@ -59,14 +59,14 @@ class SiteNodes:
 
     def __init__(self, site: Site, scheme: Scheme, additions: Additions) -> None:
         self.site, self.scheme, self.additions = site, scheme, additions
+        self.place = site.node
 
     def node(self, operator: str, inputs: list[ir.Value], domain: str = "", **attributes: object) -> ir.Value:
-        """Insert a node before the site's, and return its output."""
+        """Insert a node at `place`, which is before the site's, and return its output."""
         name = f"{self.site.name}.{operator}"
         node = self.additions.node(operator, inputs, attributes, domain=domain, name=name)
-        graph = self.site.node.graph
-        assert graph is not None
-        graph.insert_before(self.site.node, node)
+        assert self.place.graph is not None
+        self.place.graph.insert_before(self.place, node)
         return node.outputs[0]
 
     def cast(self, value: ir.Value, source: ir.DataType, to: ir.DataType) -> ir.Value:
