@@ -81,7 +81,7 @@ class _Layer(SiteNodes):
         axis = 0 if site.kind == "convolution" or site.node.op_type == "Conv" else len(site.operand_shape) - 2
         axis += site.operand_transposed
         site.node.replace_input_with(site.operand_index, self._decoded("weight", codes, self._scales, axis))
-        self.describe(site.node)
+        self.describe_weight(site.node)
 
     def _make_room(self, bias: npt.NDArray[np.float64]) -> None:
         """Larger scales for features whose bias would have too large a code."""

@@ -85,7 +85,7 @@ class _ContribNodes(SiteNodes):
             block_size=fmt.group_size,
             accuracy_level=_INT8 if self.scheme.activation == "a8" else _FLOAT32,
         )
-        self.describe(Y.producer())
+        self.describe_weight(Y.producer())
         return Y
 
     def replace_gather(self) -> None:
@@ -101,7 +101,7 @@ class _ContribNodes(SiteNodes):
             gather_axis=0,
             quantize_axis=1,
         )
-        looked_up = self.describe(rows.producer())
+        looked_up = self.describe_weight(rows.producer())
         if K % fmt.group_length(K):
             rows = self.node("Slice", [rows, self._numbers(0), self._numbers(K), self._numbers(-1)])
         self.finish(self.cast(rows, self.dtype, self.site.operand_dtype), named=looked_up)

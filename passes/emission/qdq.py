@@ -24,7 +24,7 @@ __all__ = ["QdqWriter"]
 class QdqWriter(Writer):
     """`DequantizeLinear` before a site's node, which stays as it is.
 
-    - Codes lie as the node reads its weight, so that nothing comes between; as [N, K], where sites differ in that.
+    - Codes lie as the node reads its weight, so that nothing comes between, or else as [N, K].
     - Groups are blocks along K; one scale a row is an axis, which opset 13 knows.
     - A look-up of 8-bit codes comes before their `DequantizeLinear`, which then decodes the rows that are read. Smaller
       types cannot be looked up: the whole table is decoded.
@@ -42,7 +42,7 @@ class QdqWriter(Writer):
         for site in schemes:
             layouts.setdefault(site.weight, set()).add(_layout(site))
         self._stored = {
-            weight: _store(weights[weight], weight, used.pop() if len(used) == 1 else _rows(weight), additions)
+            weight: _store(weights[weight], weight, _common(used, weights[weight]), additions)
             for weight, used in layouts.items()
         }
 
@@ -52,6 +52,8 @@ class QdqWriter(Writer):
         if QDQ.looks_up_codes(site, scheme):
             nodes.decode_rows()
         else:
+            if site.in_subgraph:  # a body has no initializers of its own, without which onnxruntime (1.31) fails
+                nodes.place = self.model.graph[0]
             nodes.decode_weight()
 
 
@@ -70,8 +72,16 @@ def _layout(site: Site) -> _Layout:
     return _Layout(site.operand_shape, out_axis, in_axis)
 
 
-def _rows(weight: Weight) -> _Layout:
-    return _Layout((weight.out_features, weight.in_features), 0, 1)
+def _common(used: set[_Layout], packed: PackedWeight) -> _Layout:
+    """How a weight is stored: as all sites read it, else as [N, K].
+
+    Also as [N, K] where 2-bit codes [K, N] have rows that end within a byte: onnxruntime (1.31) reads those wrongly
+    when it puts `MatMulNBits` in the place of `DequantizeLinear` and `MatMul`.
+    """
+    N, K = packed.out_features, packed.in_features
+    (layout, *others) = used
+    within_bytes = packed.format.bits == 2 and layout.in_axis < layout.out_axis and N % 4
+    return _Layout((N, K), 0, 1) if others or within_bytes else layout
 
 
 @dataclass(frozen=True)
@@ -88,9 +98,9 @@ def _store(packed: PackedWeight, weight: Weight, layout: _Layout, additions: Add
     fmt, K = packed.format, packed.in_features
     dtype, scales = element_type(fmt), scale_type(fmt, weight)
     assert dtype is not None
-    groups = fmt.groups(K)
     shape, out_axis, in_axis = layout
-    beside = (weight.out_features,) if groups == 1 else (*shape[:in_axis], groups, *shape[in_axis + 1 :])
+    per_row = QDQ.is_per_row(fmt, K)
+    beside = (weight.out_features,) if per_row else (*shape[:in_axis], fmt.groups(K), *shape[in_axis + 1 :])
 
     def laid(matrix: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
         array: np.ndarray = (matrix.T if in_axis < out_axis else matrix).contiguous().numpy().reshape(shape)
@@ -111,7 +121,7 @@ def _store(packed: PackedWeight, weight: Weight, layout: _Layout, additions: Add
     values = [lazy("codes", codes, dtype, shape), lazy("scales", decoding, scales, beside)]
     if fmt.has_zero_points:
         values.append(lazy("zero_points", zero_points, dtype, beside))
-    return _Stored(layout, values, None if groups == 1 else fmt.group_length(K), scales)
+    return _Stored(layout, values, None if per_row else fmt.group_length(K), scales)
 
 
 def _tensor(codes: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
@@ -130,24 +140,22 @@ class _QdqNodes(SiteNodes):
 
     def decode_weight(self) -> None:
         site, stored, layout = self.site, self._stored, self._stored.layout
-        where = (
-            {"axis": layout.out_axis}
-            if stored.block_size is None
-            else {"axis": layout.in_axis, "block_size": stored.block_size}
-        )
-        W = self.node("DequantizeLinear", stored.values, **where)
+        if stored.block_size is None:
+            W = self.node("DequantizeLinear", stored.values, axis=layout.out_axis)
+        else:
+            W = self.node("DequantizeLinear", stored.values, axis=layout.in_axis, block_size=stored.block_size)
         if _layout(site) != layout:
             W = self.transpose(W, [1, 0] if site.operand_transposed else None)
             if len(site.operand_shape) > 2:
                 shape = torch.tensor(site.operand_shape)
                 W = self.node("Reshape", [W, self.additions.shared(("shape", site.operand_shape), "qxc.shape", shape)])
         site.node.replace_input_with(site.operand_index, self.cast(W, stored.dtype, site.operand_dtype))
-        self.describe(site.node)
+        self.describe_weight(site.node)
 
     def decode_rows(self) -> None:
         site, stored = self.site, self._stored
         rows = [self.node("Gather", [value, site.input]) for value in stored.values]
-        looked_up = self.describe(rows[0].producer())
+        looked_up = self.describe_weight(rows[0].producer())
         if stored.block_size is None:  # a number a row, which is one block
             last = self.additions.shared("last axis", "qxc.last_axis", torch.tensor([-1]))
             rows[1:] = [self.node("Unsqueeze", [value, last]) for value in rows[1:]]

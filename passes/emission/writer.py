@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 import torch
 
+from qxcompiler.dialects.reading import WEIGHT
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site, Weight
 from qxcompiler.graph.nodes import replace_value
@@ -58,14 +59,14 @@ class SiteNodes:
 
     def __init__(self, site: Site, scheme: Scheme, additions: Additions) -> None:
         self.site, self.scheme, self.additions = site, scheme, additions
+        self.place = site.node
 
     def node(self, operator: str, inputs: list[ir.Value], domain: str = "", **attributes: object) -> ir.Value:
-        """Insert a node before the site's, and return its output."""
+        """Insert a node at `place`, which is before the site's, and return its output."""
         name = f"{self.site.name}.{operator}"
         node = self.additions.node(operator, inputs, attributes, domain=domain, name=name)
-        graph = self.site.node.graph
-        assert graph is not None
-        graph.insert_before(self.site.node, node)
+        assert self.place.graph is not None
+        self.place.graph.insert_before(self.place, node)
         return node.outputs[0]
 
     def cast(self, value: ir.Value, source: ir.DataType, to: ir.DataType) -> ir.Value:
@@ -84,6 +85,12 @@ class SiteNodes:
         if self.site.block is not None:
             node.metadata_props[BLOCK] = str(self.site.block)
         return node
+
+    def describe_weight(self, node: ir.Node | None) -> ir.Node:
+        """The same, of an operator that has no attributes for it."""
+        found = self.describe(node)
+        found.metadata_props[WEIGHT] = f"{self.site.out_features}x{self.site.in_features}"
+        return found
 
     def finish(self, result: ir.Value, named: ir.Node | None = None) -> None:
         """Let everything that read the site's node read `result`, under the old name, and remove the node.

@@ -199,6 +199,9 @@ def _rows(node: ir.Node, position: int) -> int | None:
         table = _EMBED_TABLES[position]
         shape = _constant_shape(node.inputs[table]) if table < len(node.inputs) else None
         return shape[0] if shape else None
+    if node.op_type == "GatherBlockQuantized" and position == 1:
+        shape = _constant_shape(node.inputs[2])  # of scales
+        return shape[0] if shape else None
     if node.op_type in ("Gather", "GatherElements", "GatherND") and position == 1:
         shape = _constant_shape(node.inputs[0]) or _static_shape(node.inputs[0])
         if not shape:

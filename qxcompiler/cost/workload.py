@@ -9,6 +9,7 @@ from math import prod
 import onnx_ir as ir
 
 from qxcompiler.cost.shapes import Shape, Shapes, infer, is_random
+from qxcompiler.dialects.reading import quantized_node
 from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site
@@ -261,6 +262,9 @@ def _own_shapes(node: ir.Node, found: Shapes) -> list[Shape] | None:
         return [(*first[:-1], N // 2 if operator.kind == "SwiGlu" else N)]
     if node.domain == "com.microsoft" and node.op_type in ("MatMulNBits", "MatMulBnb4"):
         return [(*first[:-1], node.attributes.get_int("N", 0))]
+    if node.domain == "com.microsoft" and node.op_type == "GatherBlockQuantized":
+        indices, bits = found[node.inputs[1]], node.attributes.get_int("bits", 4)
+        return None if indices is None or not 0 < bits <= 8 else [(*indices, first[-1] * 8 // bits)]
     if node.domain == "com.microsoft" and node.op_type in _SAME_SHAPE:
         return [first] * len(node.outputs)
     return None
@@ -284,6 +288,10 @@ def _item(node: ir.Node, site: Site | None, found: Shapes, fixed: set[ir.Value])
         x = node.inputs[0]
         item = _site_item(node, name, N, K, x, found, "embedding" if operator.kind == "Gather" else "linear")
         return None if item is None else _packed(item, node, operator.kind)
+    if (weight := quantized_node(node)) is not None:
+        N, K = weight.out_features, weight.in_features
+        item = _site_item(node, name, N, K, weight.activation, found, weight.kind)
+        return None if item is None else replace(item, is_site=weight.scheme is None, scheme=weight.scheme)
     out = _count(found[node.outputs[0]])
     products = _products(node, found, fixed)
     if products is None:
@@ -325,7 +333,8 @@ def _site_item(node: ir.Node, name: str, N: int, K: int, x: ir.Value | None, fou
         return Item(name, node.op_type, True, looked_up=looked_up, written=count * K, results=count * K)
     if K < 1 or N < 1:
         return None
-    return Item(name, node.op_type, True, products=(Product(max(1, count // K), N, K),))
+    products = _products(node, found, set()) if node.op_type == "Conv" else (Product(max(1, count // K), N, K),)
+    return None if products is None else Item(name, node.op_type, True, products=products)
 
 
 def _packed(item: Item, node: ir.Node, kind: str) -> Item:
@@ -429,6 +438,9 @@ def _weights(model: ir.Model, sites: Sequence[Site]) -> tuple[tuple[tuple[int, i
     for site in sites:
         weights.setdefault(site.weight.value, (site.out_features, site.in_features, site.name))
     for node in model.graph.all_nodes():
+        if (weight := quantized_node(node)) is not None:
+            weights.setdefault(weight.tensors[0], (weight.out_features, weight.in_features, weight.scheme))
+            packed.update(weight.tensors)
         operator = operator_of(node)
         if operator is None or operator.kind is None or len(node.inputs) < 3 or node.inputs[1] is None:
             continue

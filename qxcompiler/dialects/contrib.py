@@ -30,7 +30,7 @@ class _Contrib(Dialect):
         return None
 
     def weight_bytes(self, fmt: Format, weight: Weight) -> int:
-        return nbits_bytes(fmt, weight.out_features, weight.in_features, scale_type(fmt, weight).itemsize)
+        return nbits_bytes(fmt, weight.out_features, weight.in_features, scale_type(fmt, weight).bitwidth // 8)
 
     def operators(self, site: Site) -> tuple[str, ...]:
         return ("GatherBlockQuantized" if site.kind == "embedding" else "MatMulNBits",)

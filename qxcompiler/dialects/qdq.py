@@ -59,14 +59,14 @@ class _Qdq(Dialect):
         return None
 
     def weight_bytes(self, fmt: Format, weight: Weight) -> int:
-        return element_bytes(fmt, weight.out_features, weight.in_features, scale_type(fmt, weight).itemsize)
+        return element_bytes(fmt, weight.out_features, weight.in_features, scale_type(fmt, weight).bitwidth // 8)
 
     def opset(self, site: Site, scheme: Scheme) -> int:
         dtype = element_type(scheme.format)
         assert dtype is not None
         needed = [_FIRST_OPSET[dtype]]
         # a scale a row takes no blocks, but rows that were looked up lie anywhere
-        if scheme.format.groups(site.in_features) > 1 or self.looks_up_codes(site, scheme):
+        if not self.is_per_row(scheme.format, site.in_features) or self.looks_up_codes(site, scheme):
             needed.append(_BLOCKS)
         if scale_type(scheme.format, site.weight) == ir.DataType.FLOAT16:
             needed.append(_FLOAT16_SCALES)
@@ -78,9 +78,20 @@ class _Qdq(Dialect):
     def runs(self, fmt: Format) -> bool:
         return element_type(fmt) != ir.DataType.FLOAT4E2M1  # onnxruntime 1.31 has no kernel
 
+    def is_per_row(self, fmt: Format, in_features: int) -> bool:
+        """Whether scales are one a row, without blocks, which opset 13 knows.
+
+        2 bits always have blocks: onnxruntime (1.31) would move a `Transpose` to UINT2 codes, and fail.
+        """
+        return fmt.groups(in_features) == 1 and fmt.bits != 2
+
     def looks_up_codes(self, site: Site, scheme: Scheme) -> bool:
-        """Whether a `Gather` reads codes instead of a whole table decoded; it takes no smaller types."""
-        return site.kind == "embedding" and scheme.format.bits == 8
+        """Whether a `Gather` reads codes instead of a whole table decoded; it takes no smaller types.
+
+        None with zero points: rows that go right into a product, whose weight has some, make onnxruntime (1.31) put
+        `MatMulIntegerToFloat` there, which fails on their blocks.
+        """
+        return site.kind == "embedding" and scheme.format.bits == 8 and not scheme.format.has_zero_points
 
 
 QDQ = _Qdq("qdq", convolutions=True)

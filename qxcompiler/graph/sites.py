@@ -339,6 +339,8 @@ def _gather(node: ir.Node) -> _Layout | None:
         return None
     if len(constant.shape) != 2 or min(constant.shape) < 2 or _is_constant(indices) or _rotates(node):
         return None
+    if any(is_standard(use.node, ("DequantizeLinear",)) for use in node.outputs[0].uses()):
+        return None  # scales of codes that are looked up beside them
     return _Layout(constant, 0, out_axis=0, in_axis=1, kind="embedding")
 
 

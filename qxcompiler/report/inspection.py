@@ -9,6 +9,7 @@ import onnx_ir as ir
 from pydantic import BaseModel
 
 from qxcompiler.cost import Estimate, predict
+from qxcompiler.dialects.reading import QuantizedNode, quantized_node
 from qxcompiler.errors import ModelError
 from qxcompiler.graph import Site, find_sites, load_model, model_files, normalize
 from qxcompiler.passes.emission.writer import BLOCK, ROLE
@@ -92,7 +93,7 @@ def inspect(
     size = sum(file.stat().st_size for file in model_files(path, model))
     nodes = len(model.graph)
     normalize(model)
-    sites = find_sites(model)
+    sites = find_sites(model, convolutions=target is not None and target.emits.convolutions)
     float_sites = {site.node: site for site in sites}
     seen: set[ir.Value] = set()
     listed: set[ir.Value] = set()  # with all that belongs to a packed weight
@@ -103,6 +104,9 @@ def inspect(
         elif (operator := operator_of(node)) and operator.weight:
             row, weight = _packed_row(path, node, operator)
             listed.update(value for value in node.inputs if value is not None)
+        elif quantized := quantized_node(node):
+            row, weight = _quantized_row(node, quantized), quantized.tensors[0]
+            listed.update(quantized.tensors)
         else:
             continue
         rows.append(row if weight not in seen else row.model_copy(update={"bytes": 0}))
@@ -142,6 +146,11 @@ def _float_row(site: Site) -> InspectedSite:
     )
 
 
+def _quantized_row(node: ir.Node, weight: QuantizedNode) -> InspectedSite:
+    stored = sum(value.const_value.nbytes for value in weight.tensors if value.const_value is not None)
+    return _row(node, weight.in_features, weight.out_features, stored)
+
+
 def _packed_row(path: Path, node: ir.Node, operator: Operator) -> tuple[InspectedSite, ir.Value]:
     tensors = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
     K, N = node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
@@ -151,6 +160,11 @@ def _packed_row(path: Path, node: ir.Node, operator: Operator) -> tuple[Inspecte
     stored = sum(
         tensor.nbytes for tensor in (tensors if operator.kind == "Gather" else tensors[:-1])
     )  # without the bias
+    return _row(node, K, N, stored), packed
+
+
+def _row(node: ir.Node, K: int, N: int, stored: int) -> InspectedSite:
+    """A node that says itself what its weight is."""
     block = node.metadata_props.get(BLOCK, "")
     return InspectedSite(
         name=node.name or "",
@@ -162,4 +176,4 @@ def _packed_row(path: Path, node: ir.Node, operator: Operator) -> tuple[Inspecte
         format=node.metadata_props.get(SCHEME, "unknown"),
         bits_per_weight=8 * stored / (K * N),
         bytes=stored,
-    ), packed
+    )
