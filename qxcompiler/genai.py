@@ -68,7 +68,7 @@ def _config(model: ir.Model, source: Path) -> dict[str, Any] | None:
     numbers = (heads, size, vocabulary, query_heads, settings.get("hidden_size", settings.get("n_embd")))
     if not end or not all(isinstance(number, int) for number in numbers):
         return None
-    decoder = {
+    decoder: dict[str, Any] = {
         "filename": "model.onnx",
         "head_size": size,
         "hidden_size": numbers[-1],
