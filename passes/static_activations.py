@@ -21,22 +21,9 @@ LARGEST = 1e4
 
 # What integer units compute, each with scales of its own for what it reads and gives; sites are there besides.
 _COMPUTED = {
-    *("Add", "Sub", "Mul", "Sum", "Max", "Min", "Concat"),
-    *(
-        "Pad",
-        "Relu",
-        "Clip",
-        "LeakyRelu",
-        "PRelu",
-        "Elu",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Sigmoid",
-        "Softmax",
-        "Tanh",
-    ),
-    *("AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"),
+    *("Add", "Sub", "Mul", "Sum", "Max", "Min", "Concat", "Pad", "Resize"),
+    *("Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Sigmoid", "Softmax", "Tanh"),
+    *("AveragePool", "GlobalAveragePool", "ReduceMean"),
 }
 # What only moves or chooses numbers: its output has its input's scale.
 _PRESERVING = {
@@ -71,7 +58,8 @@ def calibrate_grids(
         ModelError: onnxruntime fails to run the model on the samples.
     """
     values = static_values(model, sites)
-    sources = {value: source_of_grid(value, values) for value in values}
+    quantized = set(values)
+    sources = {value: source_of_grid(value, quantized) for value in values}
     observed = list(dict.fromkeys(sources.values()))
     grids: dict[ir.Value, StaticGrid] = {}
     left: dict[str, list[ir.Value]] = {}
