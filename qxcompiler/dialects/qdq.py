@@ -36,7 +36,7 @@ class _Qdq(Dialect):
         if element_type(fmt) is None:
             return (
                 f"has no type in dialect qdq for weights as {fmt.name}",
-                "choose int2, int4 or int8, mxfp4, or dialect qxc",
+                "choose int2, int4, int8 or mxfp4, or dialect qxc",
             )
         if fmt.rotated:
             return f"has no operator in dialect qdq that rotates activations, as {fmt.name} needs it", "leave out the h"
