@@ -43,7 +43,7 @@ class _Qdq(Dialect):
         if scheme.activation == "a8":
             return (
                 "has no operator in dialect qdq that rounds activations as a8",
-                "choose a8s, a16 or a32, or dialect qxc",
+                "choose a16 or a32, a8s with int8, or dialect qxc",
             )
         if scheme.activation == STATIC and fmt.name != "int8":
             return f"multiplies static activations (a8s) in dialect qdq with int8 alone, not {fmt.name}", "choose int8"
