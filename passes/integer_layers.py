@@ -32,7 +32,8 @@ class IntegerLayers(ir.passes.InPlacePass):
     Args:
         schemes: of linear sites and convolutions; the format is `int8`.
         weights: their weights.
-        grids: of what they read; the bias of a site whose input has none stays in float.
+        grids: of what they read; the bias of a site whose input has none, or whose `alpha` is no positive number, stays
+            in float.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class _Layer(SiteNodes):
         self._codes = weight.codes.numpy().astype(np.int16) - 128  # the code of zero
         self._scales = weight.grid.scales[:, 0].numpy()
         bias = _constant(site.bias)
-        self._bias = None if grid is None or bias is None else site.beta * bias.astype(np.float64)
+        self._bias = None if grid is None or bias is None or site.alpha <= 0 else site.beta * bias.astype(np.float64)
         self._steps = np.float64(0 if grid is None else grid.scale) * site.alpha  # of the bias, over the weight's
 
     def rewrite(self) -> None:

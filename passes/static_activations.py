@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from qxcompiler.calibration.ranges import StaticGrid, best_grid, observe
 from qxcompiler.calibration.samples import Sample
-from qxcompiler.graph.nodes import data_inputs, is_standard
+from qxcompiler.graph.nodes import captured, data_inputs, is_standard
 from qxcompiler.passes.rewriting import Additions
 from qxcompiler.progress import Track
 
@@ -20,22 +21,9 @@ LARGEST = 1e4
 
 # What integer units compute, each with scales of its own for what it reads and gives; sites are there besides.
 _COMPUTED = {
-    *("Add", "Sub", "Mul", "Sum", "Max", "Min", "Concat"),
-    *(
-        "Pad",
-        "Relu",
-        "Clip",
-        "LeakyRelu",
-        "PRelu",
-        "Elu",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Sigmoid",
-        "Softmax",
-        "Tanh",
-    ),
-    *("AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"),
+    *("Add", "Sub", "Mul", "Sum", "Max", "Min", "Concat", "Pad", "Resize"),
+    *("Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "Sigmoid", "Softmax", "Tanh"),
+    *("AveragePool", "GlobalAveragePool", "ReduceMean"),
 }
 # What only moves or chooses numbers: its output has its input's scale.
 _PRESERVING = {
@@ -51,7 +39,11 @@ _PROBABILITIES = StaticGrid(np.float32(1 / 256), -128)
 
 
 def calibrate_grids(
-    model: ir.Model, sites: Collection[ir.Node], samples: Sequence[Sample], track: Track
+    model: ir.Model,
+    sites: Collection[ir.Node],
+    samples: Sequence[Sample],
+    track: Track,
+    folder: Path | None = None,
 ) -> tuple[dict[ir.Value, StaticGrid], dict[str, list[ir.Value]]]:
     """The grids of the activations to quantize, from their ranges over samples; those that have none, by the reason.
 
@@ -60,16 +52,18 @@ def calibrate_grids(
         sites: the nodes whose weights will be quantized, with static activations.
         samples: inputs of the model, at least one.
         track: shows progress.
+        folder: the model is written to a temporary folder in it, or in the system's.
 
     Raises:
         ModelError: onnxruntime fails to run the model on the samples.
     """
     values = static_values(model, sites)
-    sources = {value: source_of_grid(value, values) for value in values}
+    quantized = set(values)
+    sources = {value: source_of_grid(value, quantized) for value in values}
     observed = list(dict.fromkeys(sources.values()))
     grids: dict[ir.Value, StaticGrid] = {}
     left: dict[str, list[ir.Value]] = {}
-    for value, histogram in zip(observed, observe(model, observed, samples, track), strict=True):
+    for value, histogram in zip(observed, observe(model, observed, samples, track, folder), strict=True):
         low, high = histogram.low, histogram.high
         producer = value.producer()
         if producer is not None and is_standard(producer, ("Softmax",)):
@@ -92,11 +86,11 @@ def static_values(model: ir.Model, sites: Collection[ir.Node]) -> list[ir.Value]
         model: a normalized model.
         sites: the nodes whose weights will be quantized, with static activations.
     """
-    integer = _integer_nodes(model, sites)
+    integer, activations = _integer_nodes(model, sites), _activations(model)
     found: dict[ir.Value, None] = {}
     for node in model.graph:
         if node in integer:
-            touched = [value for value in (*_operands(node), *node.outputs) if _is_activation(value)]
+            touched = [value for value in (*_operands(node), *node.outputs) if value in activations]
             found.update(dict.fromkeys(value for value in touched if not _is_rectified(value)))
     return list(found)
 
@@ -141,8 +135,9 @@ class StaticActivations(ir.passes.InPlacePass):
 
 def _integer_nodes(model: ir.Model, sites: Collection[ir.Node]) -> set[ir.Node]:
     """The nodes of the main graph that integer units run: those that move numbers only beside others."""
-    nodes = list(model.graph)
-    found = {node for node in nodes if node in sites or is_standard(node, _COMPUTED) or _multiplies_activations(node)}
+    nodes, activations = list(model.graph), _activations(model)
+    found = {node for node in nodes if node in sites or is_standard(node, _COMPUTED)}
+    found |= {node for node in nodes if is_standard(node, ("MatMul",)) and activations.issuperset(node.inputs)}
     moving = [node for node in nodes if _preserves(node)]
     for node in moving:
         source = node.inputs[0]
@@ -152,10 +147,6 @@ def _integer_nodes(model: ir.Model, sites: Collection[ir.Node]) -> set[ir.Node]:
         if any(use.node in found for output in node.outputs for use in output.uses()):
             found.add(node)
     return found
-
-
-def _multiplies_activations(node: ir.Node) -> bool:
-    return is_standard(node, ("MatMul",)) and all(value is not None and _is_activation(value) for value in node.inputs)
 
 
 def _preserves(node: ir.Node) -> bool:
@@ -174,9 +165,13 @@ def _operands(node: ir.Node) -> list[ir.Value]:
     return data_inputs(node)
 
 
-def _is_activation(value: ir.Value) -> bool:
-    """Whether it is a float32 value that the graph computes or is given."""
-    return value.dtype == ir.DataType.FLOAT and not value.is_initializer() and bool(value.name)
+def _activations(model: ir.Model) -> set[ir.Value]:
+    """The float32 values of the main graph that depend on its inputs."""
+    dependent = set(model.graph.inputs)
+    for node in model.graph:
+        if not dependent.isdisjoint((*node.inputs, *captured(node))):
+            dependent.update(value for value in node.outputs if value.name)
+    return {value for value in dependent if value.dtype == ir.DataType.FLOAT}
 
 
 def _is_rectified(value: ir.Value) -> bool:

@@ -338,7 +338,7 @@ class _Compiler:
         packed = {weight: result.packed for weight, result in results.items()}
         if static:
             nodes = {site.node for site in static}
-            grids, left = calibrate_grids(graph, nodes, calibrating, self.track)
+            grids, left = calibrate_grids(graph, nodes, calibrating, self.track, stage)
             warnings += [
                 f"{_some([value.name or '' for value in values])}: in float, {why}" for why, values in left.items()
             ]

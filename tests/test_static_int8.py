@@ -364,6 +364,38 @@ def test_numbers_that_mask_others_stay_in_float() -> None:
     assert np.abs(run(ir.to_proto(model), x) - run(proto, x)).max() < 0.05
 
 
+@pytest.mark.parametrize(
+    ("operator", "attributes", "shape"),
+    [
+        ("MatMul", {}, (6, 5)),
+        ("MatMul transposed", {}, (5, 6)),
+        ("Gemm", {"alpha": 0.5, "beta": 2.0}, (6, 5)),
+        ("Gemm", {"transB": 1, "alpha": -1.0}, (5, 6)),
+    ],
+)
+def test_a_linear_layer_keeps_its_numbers(operator: str, attributes: dict, shape: tuple[int, int]) -> None:
+    operator, _, turned = operator.partition(" ")
+    inputs = ["x", "t" if turned else "w", *(["b"] if operator == "Gemm" else [])]
+    nodes = [helper.make_node("Transpose", ["w"], ["t"])] if turned else []
+    nodes.append(helper.make_node(operator, inputs, ["y"], **attributes))
+    rng = np.random.default_rng(1)
+    weights = {"w": normal(*shape, rng=rng), "b": normal(1, 5, rng=rng)}
+    proto, x = (
+        model_of(nodes, [32, 6], **{name: weights[name] for name in weights if name in (*inputs, "w")}),
+        normal(32, 6),
+    )
+    found = quantized(proto, [x])
+    expected = run(proto, x)
+    span = expected.max() - expected.min()
+    for optimize in (False, True):
+        assert np.abs(run(found, x, optimize=optimize) - expected).max() < 0.03 * span
+    layer = next(node for node in found.graph.node if node.op_type == operator)
+    producers = {output: node.op_type for node in found.graph.node for output in node.output}
+    positive = attributes.get("alpha", 1.0) > 0
+    assert [producers.get(each) == "DequantizeLinear" for each in layer.input] == [True, True, positive][: len(inputs)]
+    assert sum(node.op_type == "QuantizeLinear" for node in found.graph.node) == 2  # of x and y: the weight is stored
+
+
 # --- a CNN ------------------------------------------------------------------------------------------------------------
 
 TARGET = "npu-int8-qdq"

@@ -84,25 +84,32 @@ class Histogram:
         return (edges[:-1] + edges[1:]) / 2
 
 
-def observe(model: ir.Model, values: Sequence[ir.Value], samples: Sequence[Sample], track: Track) -> list[Histogram]:
+def observe(
+    model: ir.Model,
+    values: Sequence[ir.Value],
+    samples: Sequence[Sample],
+    track: Track,
+    folder: Path | None = None,
+) -> list[Histogram]:
     """The histogram of each of some float32 values of a model's main graph.
 
     The model runs twice over the samples: for the smallest and largest numbers, then for the counts. Memory holds
     histograms, and 256 MB of activations at a time or those of one value.
 
     Args:
-        model: as it is now; it is written to a temporary folder.
+        model: as it is now.
         values: outputs of nodes, or inputs of the graph.
         samples: inputs of the model, at least one.
         track: shows progress.
+        folder: the model is written to a temporary folder in it, or in the system's.
 
     Raises:
         ModelError: onnxruntime fails to run the model on the samples.
     """
     names = [value.name or "" for value in values]
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, folder)
-        path = Path(folder) / "model.onnx"
+    with tempfile.TemporaryDirectory(dir=folder) as written:
+        save_model(model, written)
+        path = Path(written) / "model.onnx"
         limits = dict.fromkeys(names, (np.inf, -np.inf, 0))
         for found in _run(path, _extremes(names), samples, track, "ranges"):
             for name in names:

@@ -36,14 +36,14 @@ class _Qdq(Dialect):
         if element_type(fmt) is None:
             return (
                 f"has no type in dialect qdq for weights as {fmt.name}",
-                "choose int2, int4 or int8, mxfp4, or dialect qxc",
+                "choose int2, int4, int8 or mxfp4, or dialect qxc",
             )
         if fmt.rotated:
             return f"has no operator in dialect qdq that rotates activations, as {fmt.name} needs it", "leave out the h"
         if scheme.activation == "a8":
             return (
                 "has no operator in dialect qdq that rounds activations as a8",
-                "choose a8s, a16 or a32, or dialect qxc",
+                "choose a16 or a32, a8s with int8, or dialect qxc",
             )
         if scheme.activation == STATIC and fmt.name != "int8":
             return f"multiplies static activations (a8s) in dialect qdq with int8 alone, not {fmt.name}", "choose int8"
