@@ -468,7 +468,7 @@ class _Compiler:
         self, graph: ir.Model, sites: Sequence[Site], counts: TokenWeights, plan: Plan
     ) -> tuple[Sequence[Site], TokenWeights]:
         """Raise the opset as far as what the sites become needs it; the same sites in the graph that this gives."""
-        opset = max(self.target.emits.opset(site, scheme) for site in sites if (scheme := plan[site.name]))
+        opset = max((self.target.emits.opset(site, scheme) for site in sites if (scheme := plan[site.name])), default=0)
         if opset <= graph.opset_imports.get("", 0):
             return sites, counts
         raise_opset(graph, opset)
