@@ -52,7 +52,7 @@ class Profiled(Runner):
 
 
 def decoded(runner: Runner, context: int, vocabulary: int) -> tuple[list[float], int]:
-    """Seconds of single tokens after so many others, and bytes of the cache."""
+    """Seconds of single tokens after so many others, and bytes of their keys and values."""
     draws = np.random.default_rng(0)
     decoder = Decoder(runner)
     decoder.step([draws.integers(0, vocabulary, context).tolist()])
@@ -61,7 +61,7 @@ def decoded(runner: Runner, context: int, vocabulary: int) -> tuple[list[float],
         start = time.perf_counter()
         decoder.step([[token]])
         times.append(time.perf_counter() - start)
-    cache = sum(int(np.prod(value.shape())) * value.numpy().itemsize for value in decoder.past.values())
+    cache = sum(value.numpy()[:, :, :context].nbytes for value in decoder.past.values())
     return times[WARM_UP:], cache
 
 

@@ -57,14 +57,17 @@ class FuseAttention(ir.passes.InPlacePass):
             self.notes.append(f"attention is computed node by node: {error}")
             return ir.passes.PassResult(model, modified=False)
         writer = _Writer(model, shapes)
-        operators = set()
+        operators, left = set(), dict[str, list[str]]()
         for softmax, found in list(find_attentions(model, shapes[0])):
             try:
                 if isinstance(found, str):
                     raise Unrecognized(found)
                 operators.add(writer.write(found))
             except Unrecognized as error:
-                self.notes.append(f"attention at '{softmax.name}' is computed node by node: {error}")
+                left.setdefault(str(error), []).append(softmax.name or "")
+        for why, (first, *more) in left.items():
+            others = f" and at {len(more)} more" if more else ""
+            self.notes.append(f"attention at '{first}'{others} is computed node by node: {why}")
         if operators:
             add_functions(model, operators)
             model.graph.sort()
