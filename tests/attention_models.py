@@ -95,6 +95,7 @@ def expected_attention(
     Q, K, V = by_head("query", heads), by_head("key", groups), by_head("value", groups)
     if "cos" in wide:
         Q, K = (rotated(x, wide["cos"], wide["sin"]) for x in (Q, K))
+        K = K.astype(inputs["key"].dtype).astype(np.float64)  # as they are kept
     present = []
     if "past_key" in wide:
         tokens = wide["mask"].shape[-1]
