@@ -20,7 +20,7 @@ import yaml
 
 from qxcompiler.doctor import instruction_sets
 from qxcompiler.errors import OutputError
-from qxcompiler.formats import ACTIVATIONS, E8M0, FLOAT16, STATIC, Format, Scheme
+from qxcompiler.formats import E8M0, FLOAT16, KERNEL_ACTIVATIONS, Format, Scheme
 from qxcompiler.packing.tile16 import BLOCK_COLUMNS, LAYOUT, LINE_BYTES, TILE_ROWS, packed_bytes
 from qxcompiler.progress import Track
 from qxcompiler.runtime_ops import ops_library
@@ -60,7 +60,7 @@ def profile(path: Path, threads: Sequence[int], track: Track) -> None:
     base = load_target(_BASES.get(instruction_sets()[0], "x86-avx512"))
     clock = base.core_clock_hz
     assert clock is not None and base.memory_mode is not None
-    schemes = [f"{name}/{activation}" for name in FORMATS for activation in ACTIVATIONS if activation != STATIC]
+    schemes = [f"{name}/{activation}" for name in FORMATS for activation in KERNEL_ACTIVATIONS]
     bandwidths = {count: _bandwidth(count) for count in threads}
     overhead = _seconds(_session([Scheme.parse("int8g32/a8")] * _ALIKE, 16, 32, threads[-1], one=True), 1) / _ALIKE
     kernels = []

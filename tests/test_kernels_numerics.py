@@ -30,7 +30,7 @@ from operator_models import (
     session_of,
 )
 
-from qxcompiler.formats import ACTIVATIONS, GROUP_SIZES, STATIC, IntegerGrid, QuantizedWeight, parse_format
+from qxcompiler.formats import GROUP_SIZES, KERNEL_ACTIVATIONS, IntegerGrid, QuantizedWeight, parse_format
 
 SIZES = (1, 7, 31, 64, 100, 576, 1536, 4096)
 ISAS = available_isas()
@@ -45,7 +45,7 @@ def check(family: str, group_size: int | None, N: int, K: int, M: int, activatio
     assert relative_error(y, expected_matmul(weight, a, bias, activation)) <= TOLERANCE[activation]
 
 
-@pytest.mark.parametrize("activation", [each for each in ACTIVATIONS if each != STATIC])
+@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_format_and_group_size(isa: str, family: str, activation: str) -> None:
@@ -60,7 +60,7 @@ def test_every_format_and_group_size(isa: str, family: str, activation: str) -> 
     N=st.integers(1, 150),
     K=st.integers(1, 600),
     M=st.integers(1, 20),
-    activation=st.sampled_from(ACTIVATIONS),
+    activation=st.sampled_from(KERNEL_ACTIVATIONS),
     isa=st.sampled_from(ISAS),
     seed=st.integers(0, 2**31),
 )
@@ -70,7 +70,7 @@ def test_random_shapes(
     check(family, group_size, N, K, M, activation, isa, seed)
 
 
-@pytest.mark.parametrize("activation", [each for each in ACTIVATIONS if each != STATIC])
+@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_gate_of_every_format(isa: str, family: str, activation: str) -> None:
@@ -154,7 +154,7 @@ def test_gather_outside_the_matrix_is_an_error(index: int) -> None:
         run(gather_model(weight), np.array([index]), ISAS[-1])
 
 
-@pytest.mark.parametrize("activation", [each for each in ACTIVATIONS if each != STATIC])
+@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_shapes_of_a(isa: str, activation: str) -> None:
     weight = random_weight(format_of("lut3", 32), N=72, K=100, seed=4)
@@ -167,7 +167,7 @@ def test_shapes_of_a(isa: str, activation: str) -> None:
 
 
 @pytest.mark.parametrize("with_body", [False, True])
-@pytest.mark.parametrize("activation", [each for each in ACTIVATIONS if each != STATIC])
+@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_float16_in_and_out(isa: str, activation: str, with_body: bool) -> None:
     """What float32 gives for the same numbers, rounded once; the function body beside it must not mind."""
@@ -181,7 +181,7 @@ def test_float16_in_and_out(isa: str, activation: str, with_body: bool) -> None:
     np.testing.assert_array_equal(y, expected.astype(np.float16))
 
 
-@pytest.mark.parametrize("activation", [each for each in ACTIVATIONS if each != STATIC])
+@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_rows_with_nan_and_infinity_behave_as_in_a_float_product(isa: str, activation: str) -> None:
     weight = random_weight(format_of("int3", 32), N=72, K=100, seed=6)
@@ -197,7 +197,7 @@ def test_rows_with_nan_and_infinity_behave_as_in_a_float_product(isa: str, activ
     assert relative_error(y[finite], expected_matmul(weight, a[finite], 0, activation)) <= TOLERANCE[activation]
 
 
-@pytest.mark.parametrize("activation", [each for each in ACTIVATIONS if each != STATIC])
+@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_numbers_of_extreme_size(isa: str, activation: str) -> None:
     weight = random_weight(format_of("int4", 32), N=72, K=64, seed=8)
@@ -209,7 +209,7 @@ def test_numbers_of_extreme_size(isa: str, activation: str) -> None:
 
 def test_instruction_sets_agree() -> None:
     """Integers are exact everywhere; only the order of float additions differs."""
-    for family, activation in itertools.product(("int8", "int5@a", "lut4"), ACTIVATIONS):
+    for family, activation in itertools.product(("int8", "int5@a", "lut4"), KERNEL_ACTIVATIONS):
         weight = random_weight(format_of(family, 64), N=64, K=500, seed=10)
         a = random_rows((5, 500), 11)
         outputs = [run(matmul_model(weight, activation), a, isa) for isa in ISAS]
@@ -237,7 +237,9 @@ def test_full_sweep(family: str) -> None:
         a = random_rows((130, K), K + N)
         # large matrices take turns in their activation too
         for activation in (
-            ACTIVATIONS if K * N < 1_000_000 else ACTIVATIONS[FAMILIES.index(family) % len(ACTIVATIONS) :][:1]
+            KERNEL_ACTIVATIONS
+            if K * N < 1_000_000
+            else KERNEL_ACTIVATIONS[FAMILIES.index(family) % len(KERNEL_ACTIVATIONS) :][:1]
         ):
             # with one codebook, whose random entries may be much alike, all outputs of a row share one rounding error
             # of A's, where others average many

@@ -9,7 +9,7 @@ from qxcompiler.formats.mx import E2M1_VALUES, MX_FORMATS, MxFormat, MxGrid
 from qxcompiler.formats.registry import parse_format
 from qxcompiler.formats.rotation import LARGEST_BLOCK, block_size, hadamard, rotate, rotate_back, signs
 from qxcompiler.formats.scales import E8M0, E8M0_VALUES, FLOAT16, ROW_SCALE_STEPS, SCALE_TYPES, TWO_LEVEL, ScaleType
-from qxcompiler.formats.scheme import ACTIVATIONS, STATIC, Scheme, check_activation
+from qxcompiler.formats.scheme import ACTIVATIONS, KERNEL_ACTIVATIONS, STATIC, Scheme, check_activation
 from qxcompiler.formats.ternary import TernaryFormat
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "FLOAT16",
     "GROUP_SIZES",
     "INTEGER_BITS",
+    "KERNEL_ACTIVATIONS",
     "LARGEST_BLOCK",
     "LARGEST_ENTRY",
     "MX_FORMATS",

@@ -8,10 +8,11 @@ from qxcompiler.errors import UsageError
 from qxcompiler.formats.base import Format
 from qxcompiler.formats.registry import parse_format
 
-__all__ = ["ACTIVATIONS", "STATIC", "Scheme", "check_activation"]
+__all__ = ["ACTIVATIONS", "KERNEL_ACTIVATIONS", "STATIC", "Scheme", "check_activation"]
 
+KERNEL_ACTIVATIONS = ("a32", "a16", "a8")  # of the packed operators
 STATIC = "a8s"
-ACTIVATIONS = ("a32", "a16", "a8", STATIC)
+ACTIVATIONS = (*KERNEL_ACTIVATIONS, STATIC)
 
 
 @dataclass(frozen=True)
