@@ -29,7 +29,7 @@ from operator_models import (
     random_weight,
 )
 
-from qxcompiler.formats import ACTIVATIONS, FLOAT16, GROUP_SIZES, TWO_LEVEL, hadamard
+from qxcompiler.formats import FLOAT16, GROUP_SIZES, KERNEL_ACTIVATIONS, TWO_LEVEL, hadamard
 from qxcompiler.packing import LAYOUT, pack
 from qxcompiler.runtime_ops.attention import ATTENTION_TYPES
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION, function_for, operator_name
@@ -208,7 +208,7 @@ def _sound_product(rng: random.Random) -> Call:
         inputs.insert(0, Input("indices", indices, data_place))
         call.expected = weight.decode().numpy()[indices]
         return call
-    activation = rng.choice(ACTIVATIONS)
+    activation = rng.choice(KERNEL_ACTIVATIONS)
     attributes["activation"] = activation.encode()
     a = draws.standard_normal((*leading, K)).astype(np.float32)
     if rng.random() < 0.5:
@@ -436,7 +436,7 @@ def flaw(call: Call) -> str | None:
     texts = {name: value for name, value in call.attributes.items() if isinstance(value, bytes)}
     if texts.get("layout") != LAYOUT.encode():
         return "layout"
-    if is_linear and texts.get("activation") not in [activation.encode() for activation in ACTIVATIONS]:
+    if is_linear and texts.get("activation") not in [activation.encode() for activation in KERNEL_ACTIVATIONS]:
         return "activation"
 
     tiles, groups, entries = -(-N // 16), -(-K // group_size), 2**weight.bits
