@@ -143,7 +143,7 @@ def test_the_definition_tells_sound_calls_from_broken_ones() -> None:
     assert len(sound) > 50
     assert not any(flaw(call) for call in sound)
     assert sum(flaw(call) is not None for call in calls) > 150
-    call: Call = sound[0]
+    call: Call = next(call for call in sound if call.inputs[1].name == "packed")
     call.inputs[1] = Input("packed", call.inputs[1].array[..., :-1], "constant")
     assert flaw(call) == "packed"
     assert build([call], random.Random(0)).model
