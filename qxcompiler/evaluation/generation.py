@@ -107,15 +107,15 @@ def generate(
     room = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt_ids) + 1)
     decoder = Decoder(Runner(model_path, threads=threads))
     end = end_of_sequence(Path(model_path).parent)
-    draws = torch.Generator().manual_seed(seed)
+    draws = np.random.default_rng(seed)
 
     tokens: list[int] = []
     text = ""
     times = [time.perf_counter()]
     step = prompt_ids
     while len(tokens) < room and not (tokens and tokens[-1] in end):
-        (logits,) = decoder.step([step])
-        if logits.isnan().any() or not logits.max().isfinite():
+        (logits,) = decoder.step([step]).numpy()
+        if not np.isfinite(logits.max()):  # of NaN and others, the largest is NaN
             raise ModelError(model_path, "logits hold NaN, or nothing finite", "compile again with more bits")
         tokens.append(_pick(logits, temperature, top_p, draws))
         times.append(time.perf_counter())
@@ -223,16 +223,21 @@ def _past_of_present(model: Runner) -> dict[str, str]:
         ) from error
 
 
-def _pick(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.Generator) -> int:
-    """The next token: the most likely, or drawn from the nucleus."""
+def _pick(logits: npt.NDArray[np.float32], temperature: float, top_p: float, draws: np.random.Generator) -> int:
+    """The next token: the most likely, or drawn from the nucleus.
+
+    All in NumPy: PyTorch's threads would go on to spin beside those of onnxruntime.
+    """
     if temperature == 0:
         return int(logits.argmax())
     # With the largest at 0, and in float64, no temperature overflows but to -inf.
-    scaled = (logits - logits.max()).double() / temperature
-    probabilities, tokens = scaled.softmax(-1).sort(descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities[before >= top_p] = 0
-    return int(tokens[torch.multinomial(probabilities, 1, generator=draws)])
+    with np.errstate(over="ignore"):
+        weights = np.exp((logits - logits.max()).astype(np.float64) / temperature)
+    tokens = np.argsort(-weights, kind="stable") if top_p < 1 else np.arange(len(weights))
+    sums = weights[tokens].cumsum()
+    nucleus = int(np.searchsorted(sums - weights[tokens], top_p * sums[-1])) if top_p < 1 else len(sums)
+    sums = sums[: max(nucleus, 1)]
+    return int(tokens[min(np.searchsorted(sums, draws.random() * sums[-1], side="right"), len(sums) - 1)])
 
 
 def end_of_sequence(folder: Path) -> set[int]:
