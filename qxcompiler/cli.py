@@ -194,6 +194,10 @@ def compile(  # noqa: A001
         float | None,
         typer.Option(min=0, help="Rate that the target's cost model predicts, at least; spent as --bpw is."),
     ] = _DEFAULTS.min_tokens_per_second,
+    max_joules_per_token: Annotated[
+        float | None,
+        typer.Option(min=0, help="Energy that the target's cost model predicts, at most; spent as --bpw is."),
+    ] = _DEFAULTS.max_joules_per_token,
     error: _Error = _DEFAULT_ERROR,
     recipe: _Recipe = None,
     quantizer: _QuantizerOption = _DEFAULTS.quantizer,

@@ -229,7 +229,7 @@ def pareto(
     chosen = load_recipe(recipe) if recipe else Recipe()
     bits = parse_budgets(budgets)
     given = chosen.options | options
-    for name in ("plan", "max_size", "min_tokens_per_second"):
+    for name in ("plan", *(limit for limit in LIMITS if limit != "bits_per_weight")):
         if given.get(name) is not None:
             raise UsageError(f"option {name}", "is not for several budgets", "leave it out")
     marked = given.pop("bits_per_weight", None)

@@ -17,6 +17,7 @@ LIMITS = {
     "bits_per_weight": "--bpw",
     "max_size": "--max-size",
     "min_tokens_per_second": "--min-tokens-per-second",
+    "max_joules_per_token": "--max-joules-per-token",
 }
 """What limits a budget, by the names of options, as the command line names it."""
 
@@ -50,7 +51,7 @@ class Options(BaseModel):
         head: format of the head, or `float`; by default what the target prefers.
         embedding: format of embeddings, or `float`; by default what the target prefers.
         allocation: how schemes are chosen: `uniform`, `budget`, or what a package adds; by default `budget` where
-            there is one (`bits_per_weight`, `max_size`, `min_tokens_per_second`), else `uniform`.
+            one of `LIMITS` is given, else `uniform`.
         bits_per_weight: at most so many for the linear layers other than the head, everything counted. Of the format
             of `weights` every layer gets those bits that serve the model best; where none is named, of some formats of
             the target.
@@ -58,6 +59,7 @@ class Options(BaseModel):
             graph itself among them; a number, or text with a unit, such as `60MB`. Spent as `bits_per_weight` is.
         min_tokens_per_second: at least so many, as the target's cost model predicts: of decoding one after 512 others,
             or of a pass over an input of 512 where a model keeps no keys and values. Spent as `bits_per_weight` is.
+        max_joules_per_token: at most so many, predicted as the rate is. Spent as `bits_per_weight` is.
         error: what is made small within these limits: `divergence` of the predictions (by their derivatives), squared
             `output` of the layers, `frobenius` norm of the weights, their `curvature`, or the divergence as `measured`
             with one group of layers at a time.
@@ -86,6 +88,7 @@ class Options(BaseModel):
     bits_per_weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_size: Annotated[int, BeforeValidator(_size)] | None = Field(default=None, gt=0)
     min_tokens_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_joules_per_token: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     error: ErrorTerm = "divergence"
     quantizer: str = "gptq"
     samples: int = Field(default=48, ge=1)

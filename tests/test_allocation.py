@@ -309,6 +309,43 @@ def test_a_rate_is_kept(decoder, tmp_path):
     assert len({site.scheme for site in between.sites if site.considered}) > 1
 
 
+def test_an_energy_is_kept(decoder, tmp_path):
+    options = FAST | {"weights": "int4g32", "head": "float", "embedding": "float", "calibration": decoder.calibration}
+
+    def compiled(joules, **others):
+        out = tmp_path / f"{joules:g}"
+        return qxcompiler.compile(decoder.model, "npu-int8", out, max_joules_per_token=joules, **options, **others)
+
+    with pytest.raises(
+        QxcError, match=r"--max-joules-per-token 1e-15: is too little: the thriftiest formats are predicted to take "
+    ) as raised:
+        compiled(1e-15)
+    least = float(str(raised.value).split(" to take ")[1].split(":")[0])
+    thrifty, loose = compiled(least), compiled(1.0)
+    assert {site.scheme for site in thrifty.sites if site.considered} == {"int2g32/a8"}
+    assert {site.scheme for site in loose.sites if site.considered} == {"int8g32/a8"}
+    whole = [report.predicted[0].joules for report in (thrifty, loose)]
+    assert whole[0] < least < whole[1]  # nodes are fused after the plan is made, which moves fewer values
+    between = compiled(least + (whole[1] - whole[0]) / 2)
+    (spent,) = between.allocation.limits
+    assert spent.resource == "joules"
+    assert spent.used <= spent.limit
+    assert len({site.scheme for site in between.sites if site.considered}) > 1
+    both = compiled(0.5, bits_per_weight=4.5)
+    assert [limit.resource for limit in both.allocation.limits] == ["bytes", "joules"]
+
+
+def test_an_energy_on_a_target_that_says_none(decoder, tmp_path):
+    fields = yaml.safe_load(find_target("npu-int8").read_text())
+    del fields["vector_unit"]["value_energy_pj"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    with pytest.raises(QxcError, match="target npu-int8: does not say the energy of all that the model uses: add"):
+        qxcompiler.compile(
+            decoder.model, tmp_path / "mine.yaml", tmp_path / "out", max_joules_per_token=5,
+            calibration=decoder.calibration, **FAST,
+        )  # fmt: skip
+
+
 def test_the_report_says_what_binds(decoder, tmp_path):
     options = FAST | {"weights": "int4g32", "calibration": decoder.calibration}
     report = qxcompiler.compile(decoder.model, "npu-int8", tmp_path / "out", **options)
@@ -446,6 +483,7 @@ def test_a_budget_without_samples(tmp_path):
         ),
         ({"max_size": 0}, "option max_size: "),
         ({"min_tokens_per_second": float("inf")}, "option min_tokens_per_second: "),
+        ({"max_joules_per_token": 0}, "option max_joules_per_token: "),
     ],
 )
 def test_options_that_make_no_sense(tiny, tmp_path, options, problem):

@@ -12,8 +12,8 @@ class Limit(BaseModel):
 
     Attributes:
         option: as the user gave it.
-        resource: what it limits: `bytes` of packed weights, or `file bytes`, of which there are a few more because
-            tensors are filled up.
+        resource: what it limits: `bytes` of packed weights; `file bytes`, of which there are a few more because
+            tensors are filled up; `seconds` or `joules` of a run.
         limit: what the chosen layers may take of it.
         used: what they take.
         price: by how much the sum of errors would fall for one unit more, where choices could be mixed.

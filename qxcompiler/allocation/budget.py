@@ -13,8 +13,8 @@ from functools import partial
 from qxcompiler.allocation.account import Account, Choice, Choices, Limit
 from qxcompiler.allocation.candidates import candidates, of_other_bits
 from qxcompiler.allocation.errors import TERMS, Errors, measure_errors
-from qxcompiler.allocation.latency import Latency
 from qxcompiler.allocation.plan import Plan, sites_by_weight
+from qxcompiler.allocation.predicted_run import PredictedRun, Resource
 from qxcompiler.allocation.program import Group, InfeasibleError, solve
 from qxcompiler.allocation.question import Question
 from qxcompiler.allocation.size import size_of_rest, size_of_weight, write_size
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 def _costs(dialect: Dialect) -> dict[str, Callable[[Format, Weight], float]]:
-    """What a weight takes in a format, of each resource that can be limited; `seconds` besides."""
+    """What a weight takes in a format, of each resource that can be limited; `seconds` and `joules` besides."""
     return {"bytes": dialect.weight_bytes, "file bytes": partial(size_of_weight, dialect)}
 
 
@@ -43,7 +43,8 @@ class Considered:
         formats: the same as formats.
         errors: what each format would lose, weight by weight.
         rest: bytes of the compiled model's files besides these weights, at most.
-        rest_seconds, tokens: how long a run takes besides these weights, and what it gives; 0 where time has no limit.
+        run_rest: the `seconds` and `joules` that a run takes besides these weights, where they have a limit.
+        tokens: what a run gives; 0 where neither has.
     """
 
     groups: list[tuple[Weight, ...]]
@@ -51,7 +52,7 @@ class Considered:
     formats: list[list[Format]]
     errors: Errors
     rest: int
-    rest_seconds: float
+    run_rest: dict[Resource, float]
     tokens: int
 
     @property
@@ -118,10 +119,11 @@ def consider(question: Question) -> Considered:
             tried = ", ".join(fmt.name for fmt in offered[group[0]])
             problem = f"would lose infinitely much, or not become smaller, in any of {tried}"
             raise ModelError(f"weight '{group[0].name}'", problem, "leave it in float with --keep")
-    latency = None if options.min_tokens_per_second is None else Latency(question, plan)
     costs = _costs(target.emits)
-    if latency is not None:
-        costs["seconds"] = latency.seconds
+    limited = _limited(options)
+    run = PredictedRun(question, plan) if limited else None
+    if run is not None:
+        costs |= {resource: partial(run.takes, resource) for resource in limited}
     choices = [
         [
             Choice(
@@ -135,8 +137,8 @@ def consider(question: Question) -> Considered:
     ]
     chosen = {weight for group in groups for weight in group}
     rest = size_of_rest(question.model, sites, plan, chosen, {fmt for left in possible for fmt in left}, target.emits)
-    seconds, tokens = (0.0, 0) if latency is None else (latency.rest(chosen), latency.tokens)
-    return Considered(groups, choices, possible, errors, rest, seconds, tokens)
+    run_rest = {} if run is None else {resource: run.rest(resource, chosen) for resource in limited}
+    return Considered(groups, choices, possible, errors, rest, run_rest, run.tokens if run else 0)
 
 
 def limits(options: Options, considered: Considered) -> list[Limit]:
@@ -147,8 +149,11 @@ def limits(options: Options, considered: Considered) -> list[Limit]:
     if (size := options.max_size) is not None:
         found.append((f"--max-size {write_size(size)}", "file bytes", float(size - considered.rest)))
     if (rate := options.min_tokens_per_second) is not None:
-        seconds = considered.tokens / rate - considered.rest_seconds
+        seconds = considered.tokens / rate - considered.run_rest["seconds"]
         found.append((f"--min-tokens-per-second {rate:g}", "seconds", seconds))
+    if (joules := options.max_joules_per_token) is not None:
+        left = considered.tokens * joules - considered.run_rest["joules"]
+        found.append((f"--max-joules-per-token {joules:g}", "joules", left))
     return [Limit(option=option, resource=resource, limit=limit) for option, resource, limit in found]
 
 
@@ -211,15 +216,34 @@ def _too_little(limits: Sequence[Limit], least: dict[str, float], considered: Co
     if limit.resource == "bytes":
         takes = f"the smallest formats take {math.ceil(8e3 * value / considered.weights) / 1e3:.3f} bits"
     elif limit.resource == "seconds":
-        fastest = considered.tokens / (value + considered.rest_seconds)
+        fastest = considered.tokens / (value + considered.run_rest["seconds"])
         takes = f"the fastest formats are predicted to give {math.floor(10 * fastest) / 10:g}"
         wrong, remedy = "is too much", "ask for less, or give less to --head, or choose other --activations"
+    elif limit.resource == "joules":
+        least_joules = (value + considered.run_rest["joules"]) / considered.tokens
+        takes = f"the thriftiest formats are predicted to take {_rounded_up(least_joules)}"
+        remedy = "give more, or less to --head, or choose other --activations"
     else:
         rest = write_size(considered.rest)
         takes = f"the smallest formats make {write_size(value + considered.rest)}, {rest} of it besides linear layers"
         remedy = "give more, or less to --head and --embedding"
     others = " and ".join(each.option for each in limits if each is not limit)
     return UsageError(limit.option, f"{wrong}: {takes}{f' beside {others}' if others else ''}", remedy)
+
+
+def _limited(options: Options) -> list[Resource]:
+    """What of a run has a limit."""
+    limits: dict[Resource, float | None] = {
+        "seconds": options.min_tokens_per_second,
+        "joules": options.max_joules_per_token,
+    }
+    return [resource for resource, limit in limits.items() if limit is not None]
+
+
+def _rounded_up(number: float) -> str:
+    """To three digits, so that it can be kept."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 2)
+    return f"{math.ceil(number / unit) * unit:.3g}"
 
 
 def _asked(options: Options) -> str:
