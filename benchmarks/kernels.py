@@ -30,8 +30,8 @@ from rich.table import Table
 
 from qxcompiler.formats import Format, Scheme, parse_format
 from qxcompiler.packing import packed_bytes
-from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, VERSION
+from qxcompiler_runtime import ops_library
 
 WORKING_SET = 200e6  # bytes of weights that are read in turn
 FORMATS = (

@@ -33,8 +33,8 @@ from qxcompiler.graph import load_model, save_model
 from qxcompiler.packing import packed_bytes
 from qxcompiler.passes import pipelines
 from qxcompiler.passes.emission.writer import BLOCK, GROUP, ROLE
-from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, SCHEME, VERSION
+from qxcompiler_runtime import ops_library
 
 OPSET, IR_VERSION = 23, 11  # the first with RMSNormalization, RotaryEmbedding and Attention
 ROTARY_BASE = 10000.0

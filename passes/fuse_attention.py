@@ -10,13 +10,13 @@ import onnx_ir as ir
 from qxcompiler.cost.shapes import Shapes
 from qxcompiler.cost.workload import Phase, value_shapes
 from qxcompiler.errors import ModelError
-from qxcompiler.graph.caches import is_past
 from qxcompiler.graph.nodes import is_standard, replace_value
 from qxcompiler.passes.attention_pattern import Attention, Mask, Operand, Unrecognized, find_attentions
 from qxcompiler.passes.piece import Piece
 from qxcompiler.passes.rewriting import Additions, add_functions
 from qxcompiler.runtime_ops.attention import AttentionType
 from qxcompiler.runtime_ops.operators import DOMAIN
+from qxcompiler_runtime.caches import is_past
 
 __all__ = ["FuseAttention"]
 

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from qxcompiler.errors import ModelError
-from qxcompiler.runtime_ops import session
 from qxcompiler.runtime_ops.operators import DOMAIN, VERSION, function_for, operator_of
+from qxcompiler_runtime import session
 
 __all__ = ["Piece"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
-from qxcompiler.graph.caches import SHARED_CACHE, is_past, is_present
 from qxcompiler.graph.nodes import is_standard, replace_value
 from qxcompiler.passes.rewriting import Additions
 from qxcompiler.runtime_ops.operators import operator_of
+from qxcompiler_runtime.caches import SHARED_CACHE, is_past, is_present
 
 __all__ = ["ShareCache"]
 

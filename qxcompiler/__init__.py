@@ -10,10 +10,10 @@ from qxcompiler.errors import QxcError
 
 if TYPE_CHECKING:
     from qxcompiler.compiler import compile, compile_folder, pareto  # noqa: A004
-    from qxcompiler.evaluation import bench, evaluate, generate
+    from qxcompiler.evaluation import evaluate
     from qxcompiler.models import export
     from qxcompiler.report import explain, inspect
-    from qxcompiler.runtime_ops import ops_library, session
+    from qxcompiler_runtime import bench, generate, ops_library, session
 
 __all__ = [
     "QxcError",
@@ -36,22 +36,22 @@ if not (Path(__file__).parent / "runtime_ops").exists():
     __path__.append(str(Path(__file__).parent.parent))
 
 _HOME = {
-    "bench": "evaluation",
-    "compile": "compiler",
-    "compile_folder": "compiler",
-    "evaluate": "evaluation",
-    "explain": "report",
-    "export": "models",
-    "generate": "evaluation",
-    "inspect": "report",
-    "ops_library": "runtime_ops",
-    "pareto": "compiler",
-    "session": "runtime_ops",
+    "bench": "qxcompiler_runtime",
+    "compile": "qxcompiler.compiler",
+    "compile_folder": "qxcompiler.compiler",
+    "evaluate": "qxcompiler.evaluation",
+    "explain": "qxcompiler.report",
+    "export": "qxcompiler.models",
+    "generate": "qxcompiler_runtime",
+    "inspect": "qxcompiler.report",
+    "ops_library": "qxcompiler_runtime",
+    "pareto": "qxcompiler.compiler",
+    "session": "qxcompiler_runtime",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is: PyTorch takes seconds, and a session on a device needs none of it."""
+    """Import what is asked for when it is: PyTorch takes seconds."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"qxcompiler.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import asdict
 from enum import StrEnum
 from json import dumps
 from pathlib import Path
@@ -345,7 +346,7 @@ def generate(
     tokenizer: _Tokenizer = None,
 ) -> None:
     """Let a language model continue a text."""
-    from qxcompiler.evaluation import generate as run
+    from qxcompiler_runtime import generate as run
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -381,11 +382,11 @@ def bench(
     json: _Json = False,
 ) -> None:
     """Measure how fast a language model reads and writes on this machine."""
-    from qxcompiler.evaluation import bench as run
+    from qxcompiler_runtime import bench as run
 
     rates = run(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repetitions=repetitions, threads=threads)
     if json:
-        _print_json(rates)
+        _out.out(dumps(asdict(rates), indent=2), highlight=False)
         return
     columns = ("threads", f"prefill of {prompt_tokens}", "first token", f"decode of {new_tokens}")
     table = Table(*columns, caption=f"peak memory {_megabytes(rates.peak_memory_bytes)}", caption_justify="left")

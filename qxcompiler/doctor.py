@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from qxcompiler import __version__
 from qxcompiler.errors import QxcError
-from qxcompiler.runtime_ops import ops_library
+from qxcompiler_runtime import ops_library
 
 __all__ = ["Diagnosis", "KernelCheck", "diagnose", "instruction_sets", "versions"]
 
@@ -155,7 +155,7 @@ def _errors() -> dict[str, float]:
 
 
 def _run(model: bytes, x: np.ndarray, *, library: bool) -> np.ndarray:
-    from qxcompiler.runtime_ops import session
+    from qxcompiler_runtime import session
 
     (y,) = session(model, threads=1, library=library).run(None, {"x": x})
     return np.asarray(y)

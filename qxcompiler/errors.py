@@ -1,11 +1,10 @@
-"""Every failure that a user can cause is a `QxcError`: one line, one exit status.
-
-The line reads `<subject>: <what is wrong>: <what to do>`, where the subject is usually a file.
-"""
+"""Every failure that a user can cause is a `QxcError`: see `qxcompiler_runtime.errors`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from qxcompiler_runtime.errors import ModelError, QxcError, TokenizerError, UsageError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -17,6 +16,7 @@ __all__ = [
     "OutputError",
     "QxcError",
     "TargetError",
+    "TokenizerError",
     "UnsupportedByTargetError",
     "UsageError",
     "VerificationError",
@@ -24,35 +24,10 @@ __all__ = [
 ]
 
 
-class QxcError(Exception):
-    """Base of all errors that a user can cause.
-
-    Args:
-        subject: what the error is about, usually a file's path.
-        problem: what is wrong with it.
-        remedy: what the user can do.
-    """
-
-    exit_status = 2
-
-    def __init__(self, subject: object, problem: str, remedy: str) -> None:
-        self.subject, self.problem, self.remedy = subject, problem, remedy
-        line = f"{subject}: {problem}: {remedy}"
-        super().__init__(" ".join(line.split()))
-
-
 def first_invalid(error: ValidationError) -> tuple[str, str]:
     """The first field that pydantic complains of, and what is wrong with it."""
     first = error.errors()[0]
     return ".".join(map(str, first["loc"])), first["msg"]
-
-
-class UsageError(QxcError):
-    """An argument, or a combination of arguments, that makes no sense."""
-
-
-class ModelError(QxcError):
-    """A model file that cannot be read, or that holds nothing to work on."""
 
 
 class CalibrationError(QxcError):

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import tokenizers
 
 from qxcompiler.allocation.errors import TERMS
-from qxcompiler.calibration.samples import Sample, context_limit, default_length, input_specs, load_mixed, load_samples
+from qxcompiler.calibration.samples import Sample, default_length, input_specs, load_mixed, load_samples
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, files_beside
 from qxcompiler.config import SELF, file_digest, made_with
 from qxcompiler.errors import UsageError
@@ -25,6 +25,7 @@ from qxcompiler.options import LIMITS, Options
 from qxcompiler.progress import Track
 from qxcompiler.quantizers import find_quantizer
 from qxcompiler.staging import WORK
+from qxcompiler_runtime.configuration import context_limit
 
 __all__ = ["HELD_BACK", "WRITTEN", "Calibration", "default_calibration", "files_of", "gather_samples"]
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qxcompiler.calibration.samples import context_limit
 from qxcompiler.companions import CONFIGURATIONS
-from qxcompiler.evaluation.generation import end_of_sequence
-from qxcompiler.graph.caches import SHARED_CACHE, is_past
-from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN
+from qxcompiler_runtime import ops_library
+from qxcompiler_runtime.caches import SHARED_CACHE, is_past
+from qxcompiler_runtime.configuration import context_limit, end_of_sequence
 
 __all__ = ["GENAI_CONFIG", "GENAI_FILES", "write_genai_files"]
 

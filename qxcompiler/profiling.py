@@ -23,9 +23,9 @@ from qxcompiler.errors import OutputError
 from qxcompiler.formats import E8M0, FLOAT16, KERNEL_ACTIVATIONS, Format, Scheme
 from qxcompiler.packing.tile16 import BLOCK_COLUMNS, LAYOUT, LINE_BYTES, TILE_ROWS, packed_bytes
 from qxcompiler.progress import Track
-from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN, VERSION, operator_name
 from qxcompiler.targets import load_target
+from qxcompiler_runtime import ops_library
 
 __all__ = ["FORMATS", "ROWS", "profile", "random_tensors"]
 

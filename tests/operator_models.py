@@ -31,8 +31,8 @@ from qxcompiler.formats import (
     parse_format,
 )
 from qxcompiler.packing import LAYOUT, pack
-from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.operators import DOMAIN, VERSION, function_for, operator_name
+from qxcompiler_runtime import ops_library
 
 FAMILIES = (
     [f"int{b}" for b in INTEGER_BITS]

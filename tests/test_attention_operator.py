@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from operator_models import available_isas, run_in, session_of
 
-from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.attention import ATTENTION_TYPES
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
+from qxcompiler_runtime import ops_library
 
 BEST = available_isas()[-1]
 NAMES = [each.name for each in ATTENTION_TYPES]

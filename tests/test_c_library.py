@@ -161,8 +161,8 @@ def multiply(sdk, tmp_path_factory) -> Path:
 
 
 def test_python_package_holds_no_part_of_the_c_library():
-    installed = {str(file) for file in files("qxcompiler") or []}
-    assert "qxcompiler/runtime_ops/libqxc_ops.so" in installed
+    installed = {str(file) for package in ("qxcompiler", "qxcompiler-runtime") for file in files(package) or []}
+    assert "qxcompiler_runtime/libqxc_ops.so" in installed
     assert not [file for file in installed if re.search(r"\.(a|c|h|pc|in|cmake)$|libqxc_kernels", file)]
 
 

@@ -32,8 +32,8 @@ from qxcompiler.graph import find_sites, normalize, raise_opset, save_model
 from qxcompiler.packing import PackedWeight, pack, unpack
 from qxcompiler.passes import PackSites
 from qxcompiler.report import inspect
-from qxcompiler.runtime_ops import session
 from qxcompiler.targets import load_target
+from qxcompiler_runtime import session
 
 BEST = available_isas()[-1]
 FLOAT = TensorProto.FLOAT

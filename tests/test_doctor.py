@@ -9,7 +9,7 @@ import pytest
 from operator_models import available_isas
 
 import qxcompiler
-from qxcompiler import doctor, runtime_ops
+from qxcompiler import doctor
 
 
 def test_version_names_the_kernels(qxc):
@@ -64,6 +64,6 @@ def test_kernels_that_do_not_run_are_named(qxc, monkeypatch):
 
 
 def test_operators_that_are_not_built(qxc, monkeypatch):
-    monkeypatch.setattr(runtime_ops, "_LIBRARY", "libmissing.so")
+    monkeypatch.setattr("qxcompiler_runtime.library._LIBRARY", "libmissing.so")
     assert "the operators are not built" in qxc("--version").stdout
     assert qxc("doctor").returncode == 2

@@ -9,8 +9,8 @@ from scipy.stats import chisquare
 from tiny_onnx import save_bigram, save_onnx, save_tokenizer
 
 from qxcompiler.errors import ModelError, UsageError
-from qxcompiler.evaluation import bench, generate
-from qxcompiler.evaluation.generation import Decoder
+from qxcompiler_runtime import bench, generate
+from qxcompiler_runtime.decoder import Decoder
 
 VOCABULARY, WIDTH, POSITIONS = 13, 6, 40
 RNG = np.random.default_rng(3)

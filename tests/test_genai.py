@@ -10,8 +10,8 @@ import pytest
 from tiny_transformers import GROUPED, SMALL, VOCABULARY, save_model
 
 import qxcompiler
-from qxcompiler.evaluation.generation import Decoder
 from qxcompiler.evaluation.running import Runner
+from qxcompiler_runtime.decoder import Decoder
 
 pytest.importorskip("optimum.exporters.onnx")
 genai = pytest.importorskip("onnxruntime_genai")

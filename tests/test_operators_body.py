@@ -33,7 +33,6 @@ from operator_models import (
     swiglu_model,
 )
 
-import qxcompiler.runtime_ops as runtime_ops
 from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import (
     CODEBOOK_BITS,
@@ -44,8 +43,8 @@ from qxcompiler.formats import (
     QuantizedWeight,
     parse_format,
 )
-from qxcompiler.runtime_ops import ops_library, session
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET, OPERATORS, function_for, operator_name
+from qxcompiler_runtime import ops_library, session
 
 BEST = available_isas()[-1]
 LINEAR = [(matmul_model, expected_matmul, TOLERANCE), (swiglu_model, expected_swiglu, SWIGLU_TOLERANCE)]
@@ -260,7 +259,7 @@ def test_session_of_what_is_no_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_library_that_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_ops, "_LIBRARY", "libmissing.so")
+    monkeypatch.setattr("qxcompiler_runtime.library._LIBRARY", "libmissing.so")
     with pytest.raises(QxcError, match="the operators are not built"):
         ops_library()
 
@@ -269,7 +268,7 @@ def test_library_that_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_instruction_set_is_an_error(isa: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(matmul_model(random_weight(format_of("int4", 32), 16, 32, 0), "a16"))
-    script = f"from qxcompiler.runtime_ops import session; session({str(path)!r})"
+    script = f"from qxcompiler_runtime import session; session({str(path)!r})"
     environment = {**os.environ, "QXC_ISA": isa}
     done = subprocess.run([sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 1

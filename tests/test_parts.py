@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 import qxcompiler
 from qxcompiler.calibration.parts import FrugalModel
-from qxcompiler.runtime_ops import session
+from qxcompiler_runtime import session
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 21), reason="an older onnxruntime runs models whole"

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
 from graph_models import Builder
 from onnx import TensorProto, helper
 from operator_models import available_isas, relative_error, session_of
@@ -19,12 +18,12 @@ from test_models_families import CAUSAL, ENCODER_DECODERS, ENCODERS, HEADS, SLOW
 from tiny_transformers import VOCABULARY, save_model
 
 from qxcompiler.calibration.made_up import made_up_samples
-from qxcompiler.evaluation.generation import Decoder
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.graph import load_model, normalize, raise_opset
-from qxcompiler.graph.caches import SHARED_CACHE
 from qxcompiler.passes.fuse_attention import FuseAttention
 from qxcompiler.passes.share_cache import ShareCache
+from qxcompiler_runtime.caches import SHARED_CACHE
+from qxcompiler_runtime.decoder import Decoder
 
 BEST = available_isas()[-1]
 slow = pytest.mark.slow
@@ -212,11 +211,11 @@ def test_every_attention_of_decoders(name: str, tmp_path: Path) -> None:
     assert pieces.is_in_place and not whole.is_in_place
     for first, last in ((0, 5), (5, 6), (6, 9), (9, 10), (10, 11)):
         logits = pieces.step(ids[:, first:last].tolist())
-    assert relative_error(logits.numpy(), whole.step(ids.tolist()).numpy()) <= 2e-6
+    assert relative_error(logits, whole.step(ids.tolist())) <= 2e-6
 
 
 def test_room_is_doubled_when_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qxcompiler.evaluation.generation._LEAST_ROOM", 4)
+    monkeypatch.setattr("qxcompiler_runtime.decoder._LEAST_ROOM", 4)
     folder = export("llama", "AutoModelForCausalLM", "llama", CAUSAL["llama"], tmp_path)
     model, _ = fused(folder / "model.onnx")
     (folder / "fused.onnx").write_bytes(ir.to_proto(model).SerializeToString())
@@ -224,7 +223,7 @@ def test_room_is_doubled_when_it_is_full(tmp_path: Path, monkeypatch: pytest.Mon
     rooms = []
     for token in range(3, 23):
         expected, found = growing.step([[token]]), in_place.step([[token]])
-        assert torch.allclose(expected, found, atol=1e-5)
+        assert np.allclose(expected, found, atol=1e-5)
         rooms.append(in_place.room)
     assert sorted(set(rooms)) == [4, 10, 22]
 

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qxcompiler.calibration.samples import (
-    InputSpec,
-    context_limit,
     input_specs,
     load_mixed,
     load_samples,
-    load_tokenizer,
     supply_missing,
 )
-from qxcompiler.errors import CalibrationError
+from qxcompiler.errors import CalibrationError, TokenizerError
+from qxcompiler_runtime.configuration import context_limit
+from qxcompiler_runtime.inputs import InputSpec
+from qxcompiler_runtime.tokens import load_tokenizer
 
 INT64, FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
 IDS = InputSpec("input_ids", INT64, ("batch", "sequence"))
@@ -467,10 +467,10 @@ def test_tokenizers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> N
     for tokenizer in (folder, folder / "tokenizer.json"):
         assert load(folder, words(20), tokenizer=tokenizer)
         assert load_tokenizer(elsewhere / "model.onnx", tokenizer).encode(words(9)).ids == list(range(9))
-    with pytest.raises(CalibrationError, match=r"tokenizer.json: no such file: .*--tokenizer"):
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: no such file: .*--tokenizer"):
         load_tokenizer(elsewhere / "model.onnx")
     (elsewhere / "tokenizer.json").write_text("{}")
-    with pytest.raises(CalibrationError, match="not a tokenizer"):
+    with pytest.raises(TokenizerError, match="not a tokenizer"):
         load_tokenizer(elsewhere / "model.onnx")
 
 

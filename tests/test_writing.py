@@ -18,11 +18,11 @@ from test_config import contents, written
 from tiny_onnx import save_onnx, save_tokenizer
 
 import qxcompiler
-from qxcompiler.errors import CalibrationError, ModelError, QxcError
-from qxcompiler.evaluation.generation import Decoder
+from qxcompiler.errors import CalibrationError, ModelError, QxcError, TokenizerError
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.evaluation.writing import can_write, write_texts
 from qxcompiler.progress import silent
+from qxcompiler_runtime.decoder import Decoder
 
 VOCABULARY = 7
 TABLE = np.random.default_rng(5).standard_normal((VOCABULARY, VOCABULARY)).astype(np.float32)
@@ -167,7 +167,7 @@ def test_models_that_do_not_write(tiny, tmp_path) -> None:
     )
     refused(QxcError, "--quantizer gptq: needs samples", onnx.load(tiny.model))
     (tiny.folder / "tokenizer.json").rename(tiny.folder / "elsewhere.json")
-    refused(CalibrationError, "tokenizer.json: no such file", tiny.model, calibration="self")
+    refused(TokenizerError, "tokenizer.json: no such file", tiny.model, calibration="self")
     refused(QxcError, "--quantizer gptq: needs samples", tiny.model)
 
 

@@ -17,13 +17,12 @@ other inputs name their batch, an input of free size without that name has none,
 
 from __future__ import annotations
 
-__all__ = ["InputSpec", "batch_axis", "fit", "is_float", "names_batch", "names_time", "read_npz", "split"]
+__all__ = ["batch_axis", "fit", "is_float", "names_batch", "names_time", "read_npz", "split"]
 
 import math
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,37 +31,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qxcompiler.errors import CalibrationError
+from qxcompiler_runtime.inputs import InputSpec
 
 # What a file may unpack to, in memory.
 _MOST_BYTES = 2 << 30
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input of a model.
-
-    Attributes:
-        name: the input's name in the graph.
-        dtype: its element type; object for strings.
-        shape: its dimensions: a number where fixed, a name or None where free; None if the rank is unknown.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str | None, ...] | None
-
-    def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape can be fed to the input."""
-        if self.shape is None:
-            return True
-        return len(shape) == len(self.shape) and all(
-            not isinstance(mine, int) or mine == size for mine, size in zip(self.shape, shape, strict=True)
-        )
-
-    def __str__(self) -> str:
-        dims = "any shape" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
-        kind = "string" if self.dtype.kind == "O" else str(self.dtype)
-        return f"{self.name} {kind} [{dims}]"
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:

@@ -22,12 +22,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from qxcompiler.calibration.arrays import InputSpec, is_float, names_batch, names_time
+from qxcompiler.calibration.arrays import is_float, names_batch, names_time
 from qxcompiler.calibration.input_hints import IntegerUse, integer_use, merged, sizes
 from qxcompiler.calibration.parts import FrugalModel
-from qxcompiler.calibration.samples import Sample, declared_sizes, derive
+from qxcompiler.calibration.samples import Sample
 from qxcompiler.errors import CalibrationError, ModelError, QxcError
-from qxcompiler.graph.caches import is_past_size
+from qxcompiler_runtime.caches import is_past_size
+from qxcompiler_runtime.inputs import InputSpec, declared_sizes, derive
 
 _LENGTHS = (8, 16, 32, 64, 128, 1, 2, 4, 224, 256, 512, 1024)
 _RANKS = (2, 3, 4, 1, 0)  # where neither the model nor its operators tell

@@ -21,8 +21,8 @@ from qxcompiler.calibration.segment_runner import type_of
 from qxcompiler.errors import ModelError
 from qxcompiler.graph import load_model
 from qxcompiler.graph.nodes import captured, subgraphs
-from qxcompiler.runtime_ops import session
 from qxcompiler.runtime_ops.operators import DOMAIN
+from qxcompiler_runtime import session
 
 # Bytes of the weights of one part, packed ones decoded; a larger weight is a part of its own.
 _PART_BYTES = 1 << 28

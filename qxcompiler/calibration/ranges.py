@@ -23,7 +23,7 @@ from qxcompiler.errors import ModelError
 from qxcompiler.graph import save_model
 from qxcompiler.graph.model_file import first_cause
 from qxcompiler.progress import Track
-from qxcompiler.runtime_ops import session
+from qxcompiler_runtime import session
 
 INT8 = (-128, 127)
 _BINS = 2048

@@ -10,17 +10,11 @@ encoders), every window is bracketed so; the brackets count towards its length. 
 from __future__ import annotations
 
 __all__ = [
-    "InputSpec",
     "Sample",
-    "context_limit",
-    "declared_sizes",
     "default_length",
-    "derive",
-    "encode",
     "input_specs",
     "load_mixed",
     "load_samples",
-    "load_tokenizer",
     "supply_missing",
 ]
 
@@ -33,11 +27,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
-from qxcompiler.calibration.arrays import InputSpec, batch_axis, fit, read_npz, split
+from qxcompiler.calibration.arrays import batch_axis, fit, read_npz, split
 from qxcompiler.errors import CalibrationError
-from qxcompiler.graph.caches import is_past
+from qxcompiler_runtime.configuration import context_limit
+from qxcompiler_runtime.inputs import InputSpec, declared_sizes, derive, holds_past
+from qxcompiler_runtime.tokens import encode, load_tokenizer
 
 _LENGTH = 512  # tokens a sample, unless the model takes fewer or is told otherwise
 
@@ -69,12 +65,6 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
         shape = None if value.shape is None else declared_sizes(value.shape)
         specs.append(InputSpec(value.name or "", np.dtype(value.dtype.numpy()), shape))
     return specs
-
-
-def declared_sizes(shape: Iterable[object]) -> tuple[int | str | None, ...]:
-    """The dimensions of a declared shape: numbers where fixed, names or None where free; some exporters write -1."""
-    sizes = [size if isinstance(size, (int, str)) else getattr(size, "value", None) for size in shape]
-    return tuple(None if isinstance(size, int) and size < 0 else size for size in sizes)
 
 
 def load_samples(
@@ -256,39 +246,10 @@ def supply_missing(
             raise CalibrationError(
                 subject,
                 f"no value for the model's input {spec}",
-                f"give a .npz file with arrays named {', '.join(i.name for i in inputs if not _is_past(i))}",
+                f"give a .npz file with arrays named {', '.join(i.name for i in inputs if not holds_past(i))}",
             )
         complete[spec.name] = value
     return complete
-
-
-def derive(spec: InputSpec, sample: Mapping[str, npt.NDArray[Any]], past_length: int) -> npt.NDArray[Any] | None:
-    """The value of an input that follows from the token ids, or None."""
-    ids = next((value for name, value in sample.items() if name.endswith("input_ids")), None)
-    batch, length = ids.shape if ids is not None and ids.ndim == 2 else (1, None)
-    if _is_past(spec) and past_length == 0 and spec.shape is not None:
-        # The free axes of a cache are the batch, which leads, and the past.
-        free = [batch, *([0] * (len(spec.shape) - 1))]
-        return np.zeros([d if isinstance(d, int) else f for d, f in zip(spec.shape, free, strict=True)], spec.dtype)
-    if spec.name == "use_cache_branch":
-        return np.full(1, past_length > 0, spec.dtype)
-    if length is None:
-        return None
-    end = past_length + length
-    match spec.name.removeprefix("decoder_"):
-        case "attention_mask":
-            return np.ones((batch, end), spec.dtype)
-        case "position_ids":
-            return np.tile(np.arange(past_length, end, dtype=spec.dtype), (batch, 1))
-        case "cache_position":
-            return np.arange(past_length, end, dtype=spec.dtype)
-        case "token_type_ids":
-            return np.zeros((batch, length), spec.dtype)
-    return None
-
-
-def _is_past(spec: InputSpec) -> bool:
-    return is_past(spec.name) and spec.shape is not None and len(spec.shape) >= 3
 
 
 def _token_input(path: Path, inputs: Sequence[InputSpec]) -> InputSpec:
@@ -300,44 +261,6 @@ def _token_input(path: Path, inputs: Sequence[InputSpec]) -> InputSpec:
         f"is text, but the model takes no token ids, only {'; '.join(map(str, inputs))}",
         "give a .npz file with an array for each of these inputs",
     )
-
-
-def load_tokenizer(model_path: str | Path | None, tokenizer: str | Path | None = None) -> Tokenizer:
-    """The tokenizer of a model, with truncation and padding switched off.
-
-    Args:
-        model_path: the ONNX file; `tokenizer.json` is looked for beside it.
-        tokenizer: a `tokenizer.json`, or the folder that holds one, to use instead.
-
-    Raises:
-        CalibrationError: there is no such file, or it is not a tokenizer.
-    """
-    if tokenizer is None and model_path is None:
-        raise CalibrationError("text", "there is no tokenizer to read it with", "name one, or give arrays")
-    path = Path(tokenizer) if tokenizer is not None else Path(model_path or "").parent
-    if path.is_dir():
-        path /= "tokenizer.json"
-    if not path.is_file():
-        raise CalibrationError(path, "no such file", "put the model's tokenizer.json there or name it with --tokenizer")
-    try:
-        loaded: Tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise CalibrationError(path, f"not a tokenizer ({error})", "give a Hugging Face tokenizer.json") from error
-    loaded.no_truncation()
-    loaded.no_padding()
-    return loaded
-
-
-def context_limit(model_path: str | Path | None) -> int | None:
-    """How many tokens the model's positions reach, by the `config.json` beside it; None if unsaid."""
-    if model_path is None:
-        return None
-    try:
-        config = json.loads((Path(model_path).parent / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    limits = [config.get(key) for key in ("max_position_embeddings", "n_positions")] if isinstance(config, dict) else []
-    return next((limit for limit in limits if type(limit) is int and limit > 0), None)
 
 
 def _windows(path: Path, tokenizer: Tokenizer, samples: int, length: int) -> list[npt.NDArray[np.int64]]:
@@ -365,19 +288,6 @@ def _windows(path: Path, tokenizer: Tokenizer, samples: int, length: int) -> lis
         count = min(samples, len(tokens) // body)
         starts = [number * last // max(count - 1, 1) for number in range(count)]
     return [np.concatenate([prefix, tokens[start : start + body], suffix]) for start in starts]
-
-
-def encode(tokenizer: Tokenizer, text: str, subject: object, *, add_special_tokens: bool = True) -> Encoding:
-    """A text as tokens.
-
-    Raises:
-        CalibrationError: the tokenizer has no token for a part of it.
-    """
-    try:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    except Exception as error:  # the library raises bare Exception
-        problem = f"cannot be made tokens of ({error})"
-        raise CalibrationError(subject, problem, "give the model's own tokenizer.json") from error
 
 
 def _brackets(tokenizer: Tokenizer, path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

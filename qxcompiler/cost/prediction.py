@@ -10,8 +10,8 @@ from qxcompiler.cost.estimate import Estimate, estimate
 from qxcompiler.cost.workload import Phase, workload
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site
-from qxcompiler.graph.caches import is_past
 from qxcompiler.targets import Target
+from qxcompiler_runtime.caches import is_past
 
 __all__ = ["CONTEXT", "phases", "predict"]
 

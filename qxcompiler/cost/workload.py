@@ -13,9 +13,9 @@ from qxcompiler.dialects.reading import quantized_node
 from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site
-from qxcompiler.graph.caches import is_past, is_past_size, is_present
 from qxcompiler.runtime_ops.attention import ATTENTION_TYPES
 from qxcompiler.runtime_ops.operators import DOMAIN, HADAMARD, SCHEME, operator_of
+from qxcompiler_runtime.caches import is_past, is_past_size, is_present
 
 __all__ = ["Item", "Phase", "Product", "Workload", "value_shapes", "workload"]
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from qxcompiler.calibration.samples import default_length, load_samples
 from qxcompiler.errors import UsageError
-from qxcompiler.evaluation.language import LanguageEvaluation, evaluate_language, is_language_model
+from qxcompiler.evaluation.language import LanguageEvaluation, evaluate_language
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.evaluation.similarity import SimilarityEvaluation, evaluate_similarity
 from qxcompiler.progress import Track, silent
+from qxcompiler_runtime.decoder import is_language_model
 
 Evaluation: TypeAlias = LanguageEvaluation | SimilarityEvaluation
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from qxcompiler.calibration.samples import InputSpec, Sample, supply_missing
+from qxcompiler.calibration.samples import Sample, supply_missing
 from qxcompiler.errors import ModelError
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.graph.caches import is_present, past_name
+from qxcompiler_runtime.caches import is_present, past_name
+from qxcompiler_runtime.inputs import InputSpec
 
 ENCODER, _DECODER = "encoder_model.onnx", "decoder_model.onnx"
 DECODER_WITH_PAST = "decoder_with_past_model.onnx"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ROWS", "LanguageEvaluation", "evaluate_language", "is_language_model", "kl_divergence"]
+__all__ = ["ROWS", "LanguageEvaluation", "evaluate_language", "kl_divergence"]
 
 import time
 from collections.abc import Iterable
@@ -39,11 +39,6 @@ class LanguageEvaluation(BaseModel):
     kl_divergence: float | None = None
     top1_agreement: float | None = None
     seconds: float
-
-
-def is_language_model(model: Runner) -> bool:
-    """Whether the model maps token ids to logits at every position."""
-    return model.outputs.get("logits") == 3 and any(spec.name.endswith("input_ids") for spec in model.inputs)
 
 
 def evaluate_language(

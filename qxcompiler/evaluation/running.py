@@ -6,20 +6,17 @@ __all__ = ["Runner"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
 
-from qxcompiler.calibration.arrays import InputSpec
 from qxcompiler.calibration.feeding import run
 from qxcompiler.calibration.parts import FrugalModel
-from qxcompiler.calibration.samples import declared_sizes
-from qxcompiler.errors import ModelError
-from qxcompiler.runtime_ops import session
+from qxcompiler_runtime import session
+from qxcompiler_runtime.inputs import declared_sizes
+from qxcompiler_runtime.model import Model, rank
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class _Whole:
         return run(self.session, outputs, feeds)
 
 
-class Runner:
+class Runner(Model):
     """A model in an onnxruntime session.
 
     Args:
@@ -56,8 +53,6 @@ class Runner:
     ) -> None:
         source = model.model if isinstance(model, FrugalModel) else model
         self.path = Path("the model") if isinstance(source, bytes) else Path(source)
-        if not isinstance(source, bytes) and not self.path.is_file():
-            raise ModelError(self.path, "no such file", "give an ONNX file")
         self._model: FrugalModel | _Whole = (
             model
             if isinstance(model, FrugalModel)
@@ -68,20 +63,6 @@ class Runner:
     def session(self) -> onnxruntime.InferenceSession:
         """The whole model."""
         return self._model.session
-
-    @cached_property
-    def outputs(self) -> dict[str, int | None]:
-        """The outputs' names, each with its rank (None if unknown), in the graph's order."""
-        return {value.name: _rank(value.shape) for value in self.session.get_outputs()}
-
-    @cached_property
-    def inputs(self) -> list[InputSpec]:
-        """What the model takes.
-
-        Raises:
-            ModelError: an input is a sequence, a map or optional.
-        """
-        return [self._spec(value) for value in self.session.get_inputs()]
 
     def run(self, sample: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """The values of some outputs.
@@ -106,28 +87,11 @@ class Runner:
         known: dict[object, int] = {}
         for value in self.session.get_inputs():
             array = sample.get(value.name)
-            if isinstance(array, np.ndarray) and _rank(value.shape) == array.ndim:
+            if isinstance(array, np.ndarray) and rank(value.shape) == array.ndim:
                 known |= {size: n for size, n in zip(value.shape, array.shape, strict=True) if isinstance(size, str)}
         return {
             value.name: None
-            if _rank(value.shape) is None
+            if rank(value.shape) is None
             else [size if isinstance(size, int) else known.get(size) for size in declared_sizes(value.shape)]
             for value in self.session.get_outputs()
         }
-
-    def failure(self, error: Exception) -> ModelError:
-        """The one line for an error of onnxruntime."""
-        return ModelError(self.path, f"failed to run ({error})", "check that the samples fit the model")
-
-    def _spec(self, value: Any) -> InputSpec:
-        element = value.type.removeprefix("tensor(").removesuffix(")").upper()
-        if element not in ir.DataType.__members__:
-            raise ModelError(
-                self.path, f"input {value.name} has type {value.type}", "use a model whose inputs are tensors"
-            )
-        shape = None if _rank(value.shape) is None else declared_sizes(value.shape)
-        return InputSpec(value.name, np.dtype(ir.DataType[element].numpy()), shape)
-
-
-def _rank(shape: Any) -> int | None:
-    return len(shape) if isinstance(shape, (list, tuple)) else None

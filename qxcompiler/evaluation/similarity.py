@@ -21,7 +21,7 @@ from qxcompiler.calibration.arrays import is_float
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.errors import ModelError
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.graph.caches import is_present
+from qxcompiler_runtime.caches import is_present
 
 # A ratio over fewer numbers than this says little: one number has a cosine of 1 or -1.
 FEW = 16

@@ -18,16 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from qxcompiler.calibration.samples import InputSpec, derive, encode, input_specs, load_tokenizer
-from qxcompiler.errors import CalibrationError, ModelError
-from qxcompiler.evaluation.generation import Decoder, end_of_sequence
+from qxcompiler.calibration.samples import input_specs
+from qxcompiler.errors import CalibrationError, ModelError, TokenizerError
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.graph.caches import is_past
 from qxcompiler.progress import Track
+from qxcompiler_runtime.caches import is_past
+from qxcompiler_runtime.configuration import end_of_sequence
+from qxcompiler_runtime.decoder import Decoder
+from qxcompiler_runtime.inputs import InputSpec, derive
+from qxcompiler_runtime.sampling import pick
+from qxcompiler_runtime.tokens import encode, load_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -94,15 +97,15 @@ def write_texts(model: Path, *, texts: int, length: int, seed: int, track: Track
 
     Raises:
         ModelError: the model is no language model with a past, or its predictions are not finite.
-        CalibrationError: it has no tokenizer.
+        TokenizerError: it has no tokenizer.
     """
     tokenizer = load_tokenizer(model)
     runner = Runner(model)
     if not Decoder(runner).uses_past:
         raise ModelError(model, "keeps no past: it would write for too long", "give --calibration FILE")
     end = end_of_sequence(model.parent)
-    openings = _openings(tokenizer, model.parent, end, np.random.default_rng(seed))
-    draws = torch.Generator().manual_seed(seed)
+    random = np.random.default_rng(seed)
+    openings = _openings(tokenizer, model.parent, end, random)
     written: list[str] = []
     for start in track(range(0, texts, _AT_ONCE), "write"):
         decoder = Decoder(runner)
@@ -110,9 +113,9 @@ def write_texts(model: Path, *, texts: int, length: int, seed: int, track: Track
         tokens = [page.take(None) for page in pages]
         for _ in range(length - 1):
             logits = decoder.step([[token] for token in tokens])
-            if not logits.amax(-1).isfinite().all():
+            if not np.isfinite(logits.max(-1)).all():
                 raise ModelError(model, "logits hold NaN, or nothing finite", "give --calibration FILE")
-            drawn = torch.multinomial(logits.softmax(-1), 1, generator=draws)[:, 0].tolist()
+            drawn = [pick(row, temperature=1.0, top_p=1.0, draws=random) for row in logits]
             tokens = [page.take(token) for page, token in zip(pages, drawn, strict=True)]
         written += [tokenizer.decode(page.tokens, skip_special_tokens=False) for page in pages]
     return written
@@ -174,7 +177,7 @@ def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """Empty where the tokenizer has none for it: one of molecules, or of another script."""
     try:
         ids: list[int] = encode(tokenizer, text, "an opening", add_special_tokens=False).ids
-    except CalibrationError:
+    except TokenizerError:
         return []
     return ids
 

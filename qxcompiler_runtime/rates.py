@@ -9,18 +9,19 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel
 
-from qxcompiler.calibration.samples import context_limit
-from qxcompiler.errors import UsageError
-from qxcompiler.evaluation.generation import Decoder
-from qxcompiler.evaluation.running import Runner
+from qxcompiler_runtime.configuration import context_limit
+from qxcompiler_runtime.decoder import Decoder
+from qxcompiler_runtime.errors import UsageError
+from qxcompiler_runtime.model import ModelFile
 
 
-class Rate(BaseModel):
+@dataclass(frozen=True)
+class Rate:
     """Rates with so many threads, the medians of several runs.
 
     Attributes:
@@ -36,7 +37,8 @@ class Rate(BaseModel):
     decode_tokens_per_second: float
 
 
-class Rates(BaseModel):
+@dataclass(frozen=True)
+class Rates:
     """What `bench` measured.
 
     Attributes:
@@ -95,12 +97,12 @@ def bench(
 
 
 def _rate(path: Path, threads: int, prompt_tokens: int, new_tokens: int, repetitions: int) -> Rate:
-    runner = Runner(path, threads=threads)
-    vocabulary = Decoder(runner).step([[0]]).shape[-1]
+    model = ModelFile(path, threads=threads)
+    vocabulary = Decoder(model).step([[0]]).shape[-1]
     draws = np.random.default_rng(0)
     prefills, decodes = [], []
     for _ in range(repetitions + 1):
-        decoder = Decoder(runner)
+        decoder = Decoder(model)
         tokens = draws.integers(0, vocabulary, prompt_tokens + new_tokens).tolist()
         start = time.perf_counter()
         decoder.step([tokens[:prompt_tokens]])
