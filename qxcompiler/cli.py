@@ -338,35 +338,58 @@ def evaluate(
 @app.command()
 def generate(
     model: _Model,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    prompt: Annotated[list[str], typer.Option(help="The text to continue; given several times, side by side.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write at most.")] = 64,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens that memory is taken for, prompt and text. [default: what they can need]"),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of the draws.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given several times.", metavar="TEXT")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Answer the prompt, by the model's chat template.")] = False,
+    lookup: Annotated[
+        int, typer.Option(min=0, help="Check at most so many tokens at once that followed the same words before.")
+    ] = 0,
     tokenizer: _Tokenizer = None,
 ) -> None:
-    """Let a language model continue a text."""
+    """Let a language model continue a text, or several."""
     from qxcompiler_runtime import generate as run
+    from qxcompiler_runtime import generate_batch
 
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    result = run(
-        model,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        tokenizer=tokenizer,
-        on_text=write,
-    )
-    write("\n")
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "context": context,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop or (),
+        "chat": chat,
+        "tokenizer": tokenizer,
+    }
+    if len(prompt) > 1:
+        if lookup:
+            raise UsageError("--lookup", "takes a single --prompt", "give one, or leave --lookup")
+        results = generate_batch(model, prompt, **settings)
+        for given, written in zip(prompt, results, strict=True):
+            write(f"> {given}\n{written.text}\n")
+    else:
+        results = [run(model, prompt[0], lookup=lookup, on_text=write, **settings)]
+        write("\n")
+    tokens = sum(len(result.tokens) for result in results)
+    seconds = max(result.decode_seconds for result in results)
     _complain(
-        f"{len(result.tokens)} tokens"
-        + (f", {result.tokens_per_second:.1f} tokens per second" if result.tokens_per_second else "")
-        + ("" if result.uses_past else " (no past key values: the whole text is computed for each token)")
+        f"{tokens} tokens"
+        + (f", {(tokens - len(results)) / seconds:.1f} tokens per second" if tokens > len(results) else "")
+        + (f", {results[0].steps} steps" if lookup else "")
+        + ("" if results[0].uses_past else " (no past key values: the whole text is computed for each token)")
     )
 
 

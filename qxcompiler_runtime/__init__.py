@@ -13,7 +13,7 @@ from qxcompiler_runtime.errors import ModelError, QxcError, TokenizerError, Usag
 
 if TYPE_CHECKING:
     from qxcompiler_runtime.decoder import Decoder
-    from qxcompiler_runtime.generation import Generation, generate
+    from qxcompiler_runtime.generation import Generation, generate, generate_batch
     from qxcompiler_runtime.library import ops_library, session
     from qxcompiler_runtime.model import ModelFile
     from qxcompiler_runtime.rates import Rates, bench
@@ -29,6 +29,7 @@ __all__ = [
     "UsageError",
     "bench",
     "generate",
+    "generate_batch",
     "ops_library",
     "session",
 ]
@@ -40,6 +41,7 @@ _HOME = {
     "Rates": "rates",
     "bench": "rates",
     "generate": "generation",
+    "generate_batch": "generation",
     "ops_library": "library",
     "session": "library",
 }

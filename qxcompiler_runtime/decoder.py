@@ -1,4 +1,4 @@
-"""A language model that is run token by token, keeping the keys and values of the past."""
+"""A language model that is run step by step, keeping the keys and values of the past."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy.typing as npt
 from onnxruntime import OrtValue
 
 from qxcompiler_runtime.caches import SHARED_CACHE, is_past, is_present, past_of_present
-from qxcompiler_runtime.errors import ModelError
-from qxcompiler_runtime.inputs import derive
+from qxcompiler_runtime.errors import ModelError, UsageError
+from qxcompiler_runtime.inputs import InputSpec, derive, holds_past
 from qxcompiler_runtime.model import Model
 
 _LEAST_ROOM = 256  # tokens
+_CHUNK = 512  # tokens at once: logits of a whole long prompt would take more memory than the model
 
 
 def is_language_model(model: Model) -> bool:
@@ -27,15 +28,26 @@ def is_language_model(model: Model) -> bool:
 class Decoder:
     """A language model with its past, which stays inside onnxruntime between steps.
 
-    A model that can writes keys and values where the past is (`caches.py`); room for more of them is doubled
-    when it is full.
+    A model that can writes keys and values where the past is (`caches.py`), in memory that is taken once.
+
+    Args:
+        model: from token ids to logits.
+        context: how many tokens it may see; None for any number, with room for them doubled when it is full.
+        padding: how many tokens of each row, at its beginning, only make it as long as the others.
+
+    Raises:
+        ModelError: the model is no language model, or takes no mask to hide the padding with.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, context: int | None = None, padding: Sequence[int] = ()) -> None:
         if not is_language_model(model):
             raise ModelError(model.path, "does not map token ids to logits", "give a causal language model")
+        if any(padding) and not any(spec.name.endswith("attention_mask") for spec in model.inputs):
+            raise ModelError(model.path, "takes no attention_mask", "give one prompt, or prompts of equal length")
         self.model = model
-        self.ids_name = next(spec.name for spec in model.inputs if spec.name.endswith("input_ids"))
+        self.context = context
+        self.padding = np.asarray(padding, np.int64)
+        self.ids = next(spec for spec in model.inputs if spec.name.endswith("input_ids"))
         self.past_of = _past_of_present(model)
         self.uses_past = bool(self.past_of)
         self.is_in_place = SHARED_CACHE in model.session.get_modelmeta().custom_metadata_map
@@ -44,13 +56,54 @@ class Decoder:
         self.seen: npt.NDArray[Any] | None = None
 
     def step(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """Logits [batch, vocabulary] after the tokens seen so far and these [batch, length]."""
-        given = np.asarray(ids, self._dtype())
-        self.seen = given if self.seen is None else np.concatenate([self.seen, given], 1)
-        fresh = given if self.uses_past else self.seen
-        past_length = self.seen.shape[1] - fresh.shape[1]
+        """Logits [batch, vocabulary] after the tokens seen so far and these [batch, length].
+
+        Raises:
+            UsageError: they are more than the context.
+            ModelError: onnxruntime could not run the model.
+        """
+        given = np.asarray(ids, self.ids.dtype)
+        chunk = _CHUNK if self.uses_past else given.shape[1]
+        for start in range(0, given.shape[1], chunk):
+            logits = self._run(given[:, start : start + chunk])
+        return logits[:, -1].astype(np.float32)
+
+    def step_of_each(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """Logits [batch, length, vocabulary] after each of some tokens [batch, length]; raises as `step` does."""
+        given = np.asarray(ids, self.ids.dtype)
+        return self._run(given)[:, -given.shape[1] :].astype(np.float32)
+
+    def rewind(self, tokens: int) -> None:
+        """Forget the last tokens.
+
+        Raises:
+            ModelError: the model keeps something else than keys and values of each token.
+        """
+        if tokens == 0 or self.seen is None:
+            return
+        before = self.seen.shape[1]
+        self.seen = self.seen[:, :-tokens]
+        if self.is_in_place:  # what the mask does not reach is written anew
+            return
+        for spec in self.model.inputs:
+            if spec.name in self.past:
+                kept = self.past[spec.name].numpy()
+                axes = [axis for axis, size in enumerate(spec.shape or ()) if axis and not isinstance(size, int)]
+                if len(axes) != 1 or kept.shape[axes[0]] != before:
+                    raise ModelError(self.model.path, f"keeps {spec}, which cannot be shortened", "do without --lookup")
+                shorter = np.take(kept, range(before - tokens), axis=axes[0])
+                self.past[spec.name] = OrtValue.ortvalue_from_numpy(shorter)
+
+    def _run(self, given: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Logits of these tokens; of all, where the model keeps no past."""
+        seen = given if self.seen is None else np.concatenate([self.seen, given], 1)
+        if self.context is not None and seen.shape[1] > self.context:
+            problem = f"is full: {seen.shape[1]} tokens are more than its {self.context}"
+            raise UsageError("the context", problem, "give a larger --context, or fewer tokens")
+        fresh = given if self.uses_past else seen
+        past_length = seen.shape[1] - fresh.shape[1]
         if self.is_in_place:
-            self._make_room(*self.seen.shape)
+            self._make_room(*seen.shape)
         given_now = self._given(fresh, past_length)
         feed = {name: OrtValue.ortvalue_from_numpy(value) for name, value in given_now} | self.past
         binding = self.model.session.io_binding()
@@ -69,16 +122,19 @@ class Decoder:
         logits, *presents = binding.get_outputs()
         if not self.is_in_place:
             self.past = dict(zip(self.past_of.values(), presents, strict=True))
-        last: npt.NDArray[np.float32] = logits.numpy()[:, -1].astype(np.float32)
-        return last
+        self.seen = seen
+        found: npt.NDArray[Any] = logits.numpy()
+        return found
 
     def _given(self, fresh: npt.NDArray[Any], past_length: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """The inputs that are not kept from the step before."""
-        sample = {self.ids_name: fresh}
+        sample = {self.ids.name: fresh}
         for spec in self.model.inputs:
             if spec.name in self.past:
                 continue
-            value = sample.get(spec.name)
+            value = self._unpadded(spec, past_length + fresh.shape[1], fresh.shape[1]) if self.padding.any() else None
+            if value is None:
+                value = sample.get(spec.name)
             if value is None:
                 value = derive(spec, sample, past_length)
             if value is None:
@@ -86,21 +142,27 @@ class Decoder:
                 raise ModelError(self.model.path, problem, "give a causal language model")
             yield spec.name, value
 
+    def _unpadded(self, spec: InputSpec, tokens: int, fresh: int) -> npt.NDArray[Any] | None:
+        """The mask or the positions [batch, tokens] of rows that begin after their padding."""
+        positions = np.arange(tokens) - self.padding[:, None]
+        if spec.name.endswith("attention_mask"):
+            return (positions >= 0).astype(spec.dtype)
+        if spec.name.endswith("position_ids"):
+            return np.maximum(positions[:, -fresh:], 0).astype(spec.dtype)
+        return None
+
     def _make_room(self, batch: int, tokens: int) -> None:
         """Memory for so many tokens' keys and values at least, with those that are there."""
         if tokens <= self.room:
             return
-        kept, self.room = self.room, max(_LEAST_ROOM, 2 * tokens)
-        for spec in self.model.inputs:
-            if is_past(spec.name) and spec.shape is not None:
-                heads, size = (each for each in spec.shape[1::2] if isinstance(each, int))
-                memory = np.zeros((batch, heads, self.room, size), spec.dtype)
-                if spec.name in self.past:
-                    memory[:, :, :kept] = self.past[spec.name].numpy()
-                self.past[spec.name] = OrtValue.ortvalue_from_numpy(memory)
-
-    def _dtype(self) -> npt.DTypeLike:
-        return next(spec.dtype for spec in self.model.inputs if spec.name == self.ids_name)
+        self.room = self.context or max(_LEAST_ROOM, 2 * tokens)
+        for spec in filter(holds_past, self.model.inputs):
+            _, *sizes = spec.shape or ()
+            memory = np.zeros([batch, *(size if isinstance(size, int) else self.room for size in sizes)], spec.dtype)
+            if spec.name in self.past:
+                kept = self.past[spec.name].numpy()
+                memory[tuple(map(slice, kept.shape))] = kept
+            self.past[spec.name] = OrtValue.ortvalue_from_numpy(memory)
 
 
 def _past_of_present(model: Model) -> dict[str, str]:

@@ -102,7 +102,7 @@ def _rate(path: Path, threads: int, prompt_tokens: int, new_tokens: int, repetit
     draws = np.random.default_rng(0)
     prefills, decodes = [], []
     for _ in range(repetitions + 1):
-        decoder = Decoder(model)
+        decoder = Decoder(model, context=prompt_tokens + new_tokens)
         tokens = draws.integers(0, vocabulary, prompt_tokens + new_tokens).tolist()
         start = time.perf_counter()
         decoder.step([tokens[:prompt_tokens]])

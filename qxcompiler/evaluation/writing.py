@@ -8,7 +8,6 @@ from __future__ import annotations
 
 __all__ = ["can_write", "write_texts"]
 
-import json
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from qxcompiler.calibration.samples import input_specs
@@ -26,6 +24,7 @@ from qxcompiler.errors import CalibrationError, ModelError, TokenizerError
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.progress import Track
 from qxcompiler_runtime.caches import is_past
+from qxcompiler_runtime.chat import chat_template, put_in_template
 from qxcompiler_runtime.configuration import end_of_sequence
 from qxcompiler_runtime.decoder import Decoder
 from qxcompiler_runtime.inputs import InputSpec, derive
@@ -166,7 +165,7 @@ class _Page:
 def _openings(tokenizer: Tokenizer, folder: Path, end: Set[int], random: np.random.Generator) -> Iterator[_Opening]:
     """Without end: a random token, a beginning, a conversation, in turn."""
     beginnings = [_Opening(tokens) if (tokens := _tokens(tokenizer, text)) else None for text in _BEGINNINGS]
-    template = _chat_template(folder)
+    template = chat_template(folder)
     conversation = None if template is None else _conversation(tokenizer, template, end)
     for beginning in cycle(beginnings):
         yield _Opening([int(random.integers(tokenizer.get_vocab_size()))])
@@ -184,29 +183,13 @@ def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _conversation(tokenizer: Tokenizer, template: str, end: Set[int]) -> _Opening | None:
     """What the template writes before the user's words, and between them and the answer."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     try:
-        rendered = environment.from_string(template).render(
-            messages=[{"role": "user", "content": _WORDS}], add_generation_prompt=True, bos_token="", eos_token=""
-        )
-    except Exception as error:  # templates are programs, which fail in any way
-        _log.info("the chat template cannot be used (%s)", error)
+        rendered = put_in_template(template, _WORDS)
+    except TokenizerError as error:
+        _log.info("%s", error)
         return None
     before, words, between = rendered.partition(_WORDS)
     first, answer = _tokens(tokenizer, before), _tokens(tokenizer, between)
     if not (words and first):
         return None
     return _Opening(first, answer[1:] if answer and answer[0] in end else answer)
-
-
-def _chat_template(folder: Path) -> str | None:
-    """As it lies beside the model."""
-    file = folder / "chat_template.jinja"
-    try:
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    template = settings.get("chat_template") if isinstance(settings, dict) else None
-    return template if isinstance(template, str) else None
