@@ -146,7 +146,8 @@ class Decoder:
         """The mask or the positions [batch, tokens] of rows that begin after their padding."""
         positions = np.arange(tokens) - self.padding[:, None]
         if spec.name.endswith("attention_mask"):
-            return (positions >= 0).astype(spec.dtype)
+            mask: npt.NDArray[Any] = (positions >= 0).astype(spec.dtype)
+            return mask
         if spec.name.endswith("position_ids"):
             return np.maximum(positions[:, -fresh:], 0).astype(spec.dtype)
         return None

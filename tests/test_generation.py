@@ -104,7 +104,7 @@ def test_look_up_stops_where_the_text_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [{"lookup": -1}, {"lookup": 3, "temperature": 0.5}])
 def test_look_up_is_for_greedy_texts(plain: Path, bad: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="--lookup: .*give 0 or more, and --temperature 0"):
+    with pytest.raises(UsageError, match=r"--lookup: .*give 0 or more, and --temperature 0"):
         generate(plain, TEXT, **bad)
 
 
