@@ -146,10 +146,9 @@ class Decoder:
         """The mask or the positions [batch, tokens] of rows that begin after their padding."""
         positions = np.arange(tokens) - self.padding[:, None]
         if spec.name.endswith("attention_mask"):
-            mask: npt.NDArray[Any] = (positions >= 0).astype(spec.dtype)
-            return mask
+            return np.asarray(positions >= 0, spec.dtype)
         if spec.name.endswith("position_ids"):
-            return np.maximum(positions[:, -fresh:], 0).astype(spec.dtype)
+            return np.asarray(np.maximum(positions[:, -fresh:], 0), spec.dtype)
         return None
 
     def _make_room(self, batch: int, tokens: int) -> None:

@@ -93,7 +93,7 @@ def test_the_runtime_alone_writes_text(compiled: Path, tmp_path: Path) -> None:
     wheel = packed_again(tmp_path)
     venv.create(tmp_path / "empty", with_pip=True)
     python = tmp_path / "empty" / "bin" / "python"
-    pip = (python, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    pip = (python, "-I", "-m", "pip", "--disable-pip-version-check", "--quiet")
     run(*pip, "install", "--constraint", CONSTRAINTS, f"{wheel}[generate]")
     assert "torch" not in (installed := run(*pip, "list", "--format=freeze")) and "onnx==" not in installed
-    assert json.loads(run(python, "-P", "-I", "-c", GENERATE, compiled)) == expected
+    assert json.loads(run(python, "-I", "-c", GENERATE, compiled)) == expected
