@@ -42,7 +42,12 @@ def check(family: str, group_size: int | None, N: int, K: int, M: int, activatio
     weight = random_weight(format_of(family, group_size), N, K, seed)
     a, bias = random_rows((M, K), seed), np.random.default_rng(seed).standard_normal(N).astype(np.float32)
     y = run(matmul_model(weight, activation, bias), a, isa)
-    assert relative_error(y, expected_matmul(weight, a, bias, activation)) <= TOLERANCE[activation]
+    expected = expected_matmul(weight, a, bias, activation)
+    tolerance = TOLERANCE[activation]
+    if y.size < 16:  # few numbers may all cancel: the error is small beside what is added up
+        magnitudes = np.abs(a).astype(np.float64) @ np.abs(weight.decode().double().numpy().T)
+        tolerance *= max(1.0, float(np.linalg.norm(magnitudes) / np.linalg.norm(expected)) / 32)
+    assert relative_error(y, expected) <= tolerance
 
 
 @pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)

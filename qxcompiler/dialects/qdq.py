@@ -89,12 +89,12 @@ class _Qdq(Dialect):
         return fmt.groups(in_features) == 1 and fmt.bits != 2
 
     def looks_up_codes(self, site: Site, scheme: Scheme) -> bool:
-        """Whether a `Gather` reads codes instead of a whole table decoded; it takes no smaller types.
+        """Whether a `Gather` reads codes instead of a whole table decoded; it takes no smaller types, nor float8.
 
         None with zero points: rows that go right into a product, whose weight has some, make onnxruntime (1.31) put
         `MatMulIntegerToFloat` there, which fails on their blocks.
         """
-        return site.kind == "embedding" and scheme.format.bits == 8 and not scheme.format.has_zero_points
+        return site.kind == "embedding" and element_type(scheme.format) == ir.DataType.INT8
 
 
 QDQ = _Qdq("qdq", convolutions=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qxcompiler.formats.base import GROUP_SIZES, Format, Grid, QuantizedWeight, operator_suffix
 from qxcompiler.formats.codebook import CODEBOOK_BITS, LARGEST_ENTRY, CodebookFormat, CodebookGrid
-from qxcompiler.formats.floats import SMALL_FLOATS, Float8Format, FloatGrid, SmallFloat
+from qxcompiler.formats.floats import FLOAT8_ELEMENTS, SMALL_FLOATS, Float8Format, FloatGrid, SmallFloat
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat, IntegerGrid
 from qxcompiler.formats.mx import MX_FORMATS, MxFloatFormat, MxFormat, MxInt8Format
 from qxcompiler.formats.registry import parse_format
@@ -19,6 +19,7 @@ __all__ = [
     "E8M0",
     "E8M0_VALUES",
     "FLOAT16",
+    "FLOAT8_ELEMENTS",
     "GROUP_SIZES",
     "INTEGER_BITS",
     "KERNEL_ACTIVATIONS",

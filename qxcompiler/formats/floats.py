@@ -15,7 +15,7 @@ import torch
 
 from qxcompiler.formats.base import Columns, Format, Grid
 
-__all__ = ["E2M1", "E2M3", "E3M2", "E4M3", "E5M2", "SMALL_FLOATS", "Float8Format", "FloatGrid", "SmallFloat"]
+__all__ = ["E2M1", "FLOAT8_ELEMENTS", "SMALL_FLOATS", "Float8Format", "FloatGrid", "SmallFloat"]
 
 # Steps are alike in every octave, so that what can be chosen is where in one the weights lie.
 _SCALES_TRIED = tuple(2.0 ** (step / 4) for step in range(4))
@@ -98,6 +98,7 @@ E3M2 = SmallFloat(3, 2)
 E4M3 = SmallFloat(4, 3, (nan,))
 E5M2 = SmallFloat(5, 2, (inf, nan, nan, nan))
 SMALL_FLOATS = (E2M1, E2M3, E3M2, E4M3, E5M2)
+FLOAT8_ELEMENTS = {element.name.lower(): element for element in (E4M3, E5M2)}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from qxcompiler.errors import UsageError
 from qxcompiler.extensions import extensions
 from qxcompiler.formats.base import GROUP_SIZES, Format
 from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat
-from qxcompiler.formats.floats import E4M3, E5M2, Float8Format
+from qxcompiler.formats.floats import FLOAT8_ELEMENTS, Float8Format
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat
 from qxcompiler.formats.mx import MX_FORMATS
 from qxcompiler.formats.scales import SCALE_TYPES, ScaleType
@@ -33,7 +33,6 @@ def _scales(match: re.Match[str]) -> ScaleType:
 
 _GROUP = rf"(g(?P<group>{'|'.join(map(str, GROUP_SIZES))}))?"
 _SCALES = rf"(?P<scales>{'|'.join(filter(None, SCALE_TYPES))})?"
-_FLOAT8 = {element.name.lower(): element for element in (E4M3, E5M2)}
 _FAMILIES: dict[str, Callable[[re.Match[str]], Format]] = {
     rf"int(?P<bits>[{''.join(map(str, INTEGER_BITS))}]){_GROUP}(?P<a>a?){_SCALES}": lambda m: IntegerFormat(
         int(m["bits"]), _group(m), _scales(m), asymmetric=bool(m["a"])
@@ -43,8 +42,8 @@ _FAMILIES: dict[str, Callable[[re.Match[str]], Format]] = {
     ),
     rf"nf(?P<bits>4){_GROUP}{_SCALES}": lambda m: CodebookFormat(4, _group(m), _scales(m), normal_float=True),
     rf"ternary{_GROUP}{_SCALES}": lambda m: TernaryFormat(group_size=_group(m), scale_type=_scales(m)),
-    rf"fp8(?P<element>{'|'.join(_FLOAT8)}){_GROUP}{_SCALES}": lambda m: Float8Format(
-        8, _group(m), _scales(m), element=_FLOAT8[m["element"]]
+    rf"fp8(?P<element>{'|'.join(FLOAT8_ELEMENTS)}){_GROUP}{_SCALES}": lambda m: Float8Format(
+        8, _group(m), _scales(m), element=FLOAT8_ELEMENTS[m["element"]]
     ),
     "|".join(MX_FORMATS): lambda m: MX_FORMATS[m[0]],
 }
@@ -64,7 +63,7 @@ def parse_format(spec: str) -> Format:
         repr(spec),
         "not a weight format",
         f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}>, "
-        f"nf4, ternary or fp8<{'|'.join(_FLOAT8)}>, then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a "
+        f"nf4, ternary or fp8<{'|'.join(FLOAT8_ELEMENTS)}>, then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a "
         f"tensor), then s8 (scales of 8 bits under a float16 a row) or e8 (powers of two); or {', '.join(MX_FORMATS)}; "
         "then h for rotated inputs",
     )
