@@ -443,7 +443,9 @@ def test_mx_decodes_to_normal_finite_numbers_whatever_the_weight(name):
     if name in ML_DTYPES:
         codes = codes[[value is not None for value in finite_elements(name)]]
     for scales in grid.scales:
-        every = fmt.with_scales(codes.numel(), scales.expand(1, -(-codes.numel() // 32))).decode(codes[None], slice(None))
+        every = fmt.with_scales(codes.numel(), scales.expand(1, -(-codes.numel() // 32))).decode(
+            codes[None], slice(None)
+        )
         assert every.isfinite().all()
         assert (every[every != 0].abs() >= torch.finfo(torch.float32).tiny).all()
 

@@ -59,8 +59,8 @@ class Format(ABC):
     @property
     @abstractmethod
     def code_type(self) -> str:
-        """What a code stands for: `Int`, `UInt` (with a zero point a group), `Lut` (a codebook's entry), `Fp` (E2M1), or
-        another float by its name, such as `E4M3`.
+        """What a code stands for: `Int`, `UInt` (with a zero point a group), `Lut` (a codebook's entry), `Fp` (E2M1) or
+        another float, such as `E4M3`.
         """
 
     @property

@@ -63,8 +63,9 @@ def parse_format(spec: str) -> Format:
         repr(spec),
         "not a weight format",
         f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}>, "
-        f"nf4, ternary or fp8<{'|'.join(FLOAT8_ELEMENTS)}>, then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a "
-        f"tensor), then s8 (scales of 8 bits under a float16 a row) or e8 (powers of two); or {', '.join(MX_FORMATS)}; "
+        f"nf4, ternary or fp8<{'|'.join(FLOAT8_ELEMENTS)}>, then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, "
+        "then a (int: zero points) or t (lut: one table a tensor), then s8 (scales of 8 bits under a float16 a row) or "
+        f"e8 (powers of two); or {', '.join(MX_FORMATS)}; "
         "then h for rotated inputs",
     )
 

@@ -4,8 +4,9 @@
  *
  * computes Y = A W^T, for W [N, K] with a CODE of int, uint, lut (a codebook a row), lut_per_tensor, fp, e2m3, e3m2,
  * e4m3 or e5m2, a SCALE of float16, e8m0 or two_level, and an ACTIVATION of a8, a16 or a32. FOLDER holds, as raw
- * little-endian numbers, packed.bin, scales.bin, row_scales.bin (two_level only), zero_points.bin (uint only) and codebook.bin (lut only) as
- * docs/formats.md describes them, and a.bin: float32 [M, K], for any M. Writes y.bin, float32 [M, N], beside them.
+ * little-endian numbers, packed.bin, scales.bin, row_scales.bin (two_level only), zero_points.bin (uint only) and
+ * codebook.bin (lut only) as docs/formats.md describes them, and a.bin: float32 [M, K], for any M. Writes y.bin,
+ * float32 [M, N], beside them.
  */
 #include <errno.h>
 #include <pthread.h>

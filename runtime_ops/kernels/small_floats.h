@@ -72,8 +72,8 @@ QXC_INLINE void decode_block(const PackedWeight& weight, int64_t tile, int64_t c
 // Rows of A [first_row, last_row) times one tile. Every block's products are added up by themselves, which keeps
 // rounding errors small.
 template <class Element>
-void small_float_pass(const PackedWeight& weight, const FloatRows& a, int64_t tile, int64_t first_row,
-                      int64_t last_row, const Output& out) {
+void small_float_pass(const PackedWeight& weight, const FloatRows& a, int64_t tile, int64_t first_row, int64_t last_row,
+                      const Output& out) {
   const float* rows[kRowsPerPass];
   int64_t indices[kRowsPerPass];
   int64_t count = 0;
