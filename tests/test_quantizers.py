@@ -81,7 +81,9 @@ def test_gptq_is_optimal_brain_quantization_in_order(spec):
     assert same.float().mean() > 0.97  # a tie broken otherwise changes what follows in its row
 
 
-@pytest.mark.parametrize("spec", ["int3g32a", "int2", "lut3g32", "nf4g64", "ternaryg32", "mxfp4", "mxfp6e2m3", "mxint8"])
+@pytest.mark.parametrize(
+    "spec", ["int3g32a", "int2", "lut3g32", "nf4g64", "int8g64", "ternaryg32", "mxfp4", "mxfp6e2m3", "mxint8"]
+)
 def test_gptq_beats_rounding_on_correlated_inputs(spec):
     X = correlated(500, 96)
     torch.manual_seed(5)
