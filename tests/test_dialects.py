@@ -407,7 +407,9 @@ def decoder(tmp_path_factory):
 
 
 class TestCompile:
-    @pytest.mark.parametrize(("dialect", "name"), [("qdq", "int4g32"), ("qdq", "int8"), ("contrib", "int4g16a")])
+    @pytest.mark.parametrize(
+        ("dialect", "name"), [("qdq", "int4g32"), ("qdq", "int8"), ("qdq", "mxfp8e4m3"), ("contrib", "int4g16a")]
+    )
     def test_a_decoder_by_gptq(self, decoder, tmp_path, dialect, name):
         """The codes are those of `qxc`; the report and `inspect` say what the files hold."""
         path, samples = decoder
