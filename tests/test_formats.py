@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 
 import ml_dtypes
 import numpy as np
@@ -54,6 +55,15 @@ NF4 = [
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_name_is_its_own_spec(spec):
     assert parse_format(spec).name == spec
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_copy_is_the_same_format(spec):
+    """Also where a field holds NaN."""
+    fmt = parse_format(spec)
+    copied = pickle.loads(pickle.dumps(fmt))
+    assert copied == fmt and hash(copied) == hash(fmt)
+    assert copied.name == spec and copied.operator_suffix == fmt.operator_suffix
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ revision 1.0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, nan
 
@@ -35,7 +35,7 @@ class SmallFloat:
 
     exponent_bits: int
     mantissa_bits: int
-    not_finite: tuple[float, ...] = ()
+    not_finite: tuple[float, ...] = field(default=(), compare=False)  # NaN equals nothing
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class SmallFloat:
     @property
     def code_type(self) -> str:
         """`Fp` for E2M1, which is the only one of 4 bits, else its name."""
-        return "Fp" if self is E2M1 else self.name
+        return "Fp" if self.bits == 4 else self.name
 
     @property
     def bits(self) -> int:

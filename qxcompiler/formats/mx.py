@@ -92,8 +92,8 @@ class MxFloatFormat(MxFormat):
 
     @property
     def name(self) -> str:
-        """Such as `mxfp8e4m3`; MXFP4 has one kind of element only."""
-        kind = "" if self.element is E2M1 else self.element.name.lower()
+        """Such as `mxfp8e4m3`; of 4 bits there is one kind of element only."""
+        kind = "" if self.bits == E2M1.bits else self.element.name.lower()
         return f"mxfp{self.bits}{kind}{'h' if self.rotated else ''}"
 
     @property
