@@ -11,7 +11,7 @@ import numpy as np
 from qxcompiler.formats import E8M0, FLOAT16, TWO_LEVEL, Format
 
 _ROOT = Path(__file__).parent.parent
-CODES = {"Int": 0, "UInt": 1, "Lut": 2, "Fp": 3}
+CODES = {"Int": 0, "UInt": 1, "Lut": 2, "Fp": 3, "E2M3": 4, "E3M2": 5, "E4M3": 6, "E5M2": 7}
 SCALES = {FLOAT16: 0, E8M0: 1, TWO_LEVEL: 2}
 _ACTIVATIONS = {"a8": 0, "a16": 1, "a32": 2}
 _ALIGNMENT = 64

@@ -23,7 +23,7 @@ _PACKAGES = ("numpy", "onnx", "onnx-ir", "torch", "transformers", "optimum-onnx"
 _FORMATS = (
     *(f"int{bits}g64{a}" for bits in (2, 3, 4, 5, 6, 8) for a in ("", "a")),
     *(f"lut{bits}g64{t}" for bits in (2, 3, 4) for t in ("", "t")),
-    "mxfp4",
+    *("mxfp4", "mxfp6e2m3", "mxfp6e3m2", "mxfp8e4m3", "mxfp8e5m2"),
 )
 _TOLERANCE = 1e-4  # of a16, relative L2; what the kernels are held to in the tests is half of it
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
 from qxcompiler.extensions import find, named
-from qxcompiler.formats import CODEBOOK_BITS, INTEGER_BITS, SCALE_TYPES, Format
+from qxcompiler.formats import CODEBOOK_BITS, INTEGER_BITS, SCALE_TYPES, SMALL_FLOATS, Format
 from qxcompiler.runtime_ops.attention import ATTENTION_ATTRIBUTES, ATTENTION_TYPES
 from qxcompiler.runtime_ops.gather_packed import gather_packed
 from qxcompiler.runtime_ops.hadamard import hadamard
@@ -95,7 +95,12 @@ _KINDS = {
     "SwiGlu": _Kind(("A",), ("bias",), _LINEAR_ATTRIBUTES, swiglu_packed),
     "Gather": _Kind(("indices",), (), ATTRIBUTES, gather_packed),
 }
-_CODES = {"Int": INTEGER_BITS, "UInt": INTEGER_BITS, "Lut": CODEBOOK_BITS, "Fp": (4,)}
+_CODES = {
+    "Int": INTEGER_BITS,
+    "UInt": INTEGER_BITS,
+    "Lut": CODEBOOK_BITS,
+    **{element.code_type: (element.bits,) for element in SMALL_FLOATS},
+}
 _WEIGHT_TYPES = [
     WeightType(code_type, bits, scale_type)
     for code_type, widths in _CODES.items()

@@ -9,7 +9,15 @@ from functools import reduce
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from qxcompiler.formats import E2M1_VALUES, E8M0, E8M0_VALUES, ROW_SCALE_STEPS, TWO_LEVEL, ScaleType
+from qxcompiler.formats import (
+    E8M0,
+    E8M0_VALUES,
+    ROW_SCALE_STEPS,
+    SMALL_FLOATS,
+    TWO_LEVEL,
+    ScaleType,
+    operator_suffix,
+)
 from qxcompiler.packing.tile16 import FIELDS, STEPS, TILE_ROWS
 
 __all__ = ["ATTRIBUTES", "WeightType", "as_float", "attribute", "decoded_weight"]
@@ -25,6 +33,7 @@ _ATTRIBUTE_TYPES = {
     ir.AttributeType.FLOAT: ir.DataType.FLOAT,
     ir.AttributeType.STRING: ir.DataType.STRING,
 }
+_FLOAT_VALUES = {element.code_type: element.values for element in SMALL_FLOATS}
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class WeightType:
     """What an operator has to know of a weight to read it: the rest are attributes and shapes.
 
     Attributes:
-        code_type: `Int`, `UInt`, `Lut` or `Fp`.
+        code_type: `Int`, `UInt`, `Lut`, or that of a small float.
         bits: of a code.
         scale_type: how scales are stored.
     """
@@ -44,7 +53,7 @@ class WeightType:
     @property
     def suffix(self) -> str:
         """What names of operators say of it: `Format.operator_suffix`."""
-        return f"{self.code_type}{self.bits}{self.scale_type.operator_suffix}"
+        return operator_suffix(self.code_type, self.bits, self.scale_type)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -99,8 +108,8 @@ def decoded_weight(
     bits, K, N = weight.bits, attribute(op, "K"), attribute(op, "N")
     groups = op.Div(op.Range(0, K, 1), attribute(op, "group_size"))
     codes = op.Slice(_codes(op, bits, packed), [0], op.Reshape(K, [1]), [1])
-    if weight.code_type == "Fp":
-        values = _looked_up(op, E2M1_VALUES, codes)
+    if weight.code_type in _FLOAT_VALUES:
+        values = _looked_up(op, _FLOAT_VALUES[weight.code_type], codes)
     elif weight.code_type == "Lut":
         values = as_float(op, _looked_up_by_row(op, codebook, codes, 2**bits))
     elif weight.code_type == "UInt":

@@ -11,17 +11,28 @@ from qxcompiler.errors import QxcError
 from qxcompiler.formats import (
     ACTIVATIONS,
     CODEBOOK_BITS,
+    FLOAT8_ELEMENTS,
     GROUP_SIZES,
     INTEGER_BITS,
     MX_FORMATS,
     SCALE_TYPES,
     CodebookFormat,
+    Float8Format,
     Format,
     IntegerFormat,
     Scheme,
 )
 
-__all__ = ["Activations", "CodebookSupport", "IntegerSupport", "MxFormats", "Preferred", "SchemeName", "Section"]
+__all__ = [
+    "Activations",
+    "CodebookSupport",
+    "Float8Support",
+    "IntegerSupport",
+    "MxFormats",
+    "Preferred",
+    "SchemeName",
+    "Section",
+]
 
 
 class Section(BaseModel):
@@ -72,7 +83,7 @@ _SCALES = {suffix or "float16": scale_type for suffix, scale_type in SCALE_TYPES
 _Scales = Annotated[list[str], *some_of(tuple(_SCALES))]
 _GroupSizes = Annotated[list[int | Literal["row"]], *some_of((*GROUP_SIZES, "row"))]
 Activations = Annotated[list[str], *some_of(ACTIVATIONS)]
-MxFormats = Annotated[list[str], *some_of(MX_FORMATS)]
+MxFormats = Annotated[list[str], *some_of(tuple(MX_FORMATS))]
 
 
 class IntegerSupport(Section):
@@ -89,7 +100,7 @@ class IntegerSupport(Section):
 
     def holds(self, fmt: IntegerFormat) -> bool:
         """Whether a format is among them."""
-        return _decodes(self, fmt) and (self.zero_points or not fmt.asymmetric)
+        return fmt.bits in self.bits and _shares_scales(self, fmt) and (self.zero_points or not fmt.asymmetric)
 
     def __str__(self) -> str:
         zero_points = ", with or without zero points (a)" if self.zero_points else ", without zero points"
@@ -111,7 +122,8 @@ class CodebookSupport(Section):
 
     def holds(self, fmt: CodebookFormat) -> bool:
         """Whether a format is among them."""
-        return _decodes(self, fmt) and (self.per_row or fmt.per_tensor or fmt.normal_float)
+        per_row = not (fmt.per_tensor or fmt.normal_float)
+        return fmt.bits in self.bits and _shares_scales(self, fmt) and (self.per_row or not per_row)
 
     def __str__(self) -> str:
         tables = "a table a row or a tensor (t)" if self.per_row else "a table a tensor (t)"
@@ -119,13 +131,28 @@ class CodebookSupport(Section):
         return f"lut {_listed(self.bits)} bits in groups of {_listed(self.group_sizes)}, {tables}{scales}"
 
 
-def _decodes(support: IntegerSupport | CodebookSupport, fmt: Format) -> bool:
-    """Whether a format's bits, groups and scales are among those supported."""
-    return (
-        fmt.bits in support.bits
-        and (fmt.group_size or "row") in support.group_sizes
-        and fmt.scale_type in [_SCALES[name] for name in support.scales]
-    )
+class Float8Support(Section):
+    """Which float8 formats the target decodes, besides microscaling ones."""
+
+    elements: Annotated[list[str], *some_of(tuple(FLOAT8_ELEMENTS))]
+    """Kinds of float8: `e4m3`, `e5m2`."""
+    group_sizes: _GroupSizes
+    """How many columns may share a scale; `row` for one scale a row."""
+    scales: _Scales = ["float16"]
+    """How scales may be stored."""
+
+    def holds(self, fmt: Float8Format) -> bool:
+        """Whether a format is among them."""
+        return fmt.element in [FLOAT8_ELEMENTS[name] for name in self.elements] and _shares_scales(self, fmt)
+
+    def __str__(self) -> str:
+        return f"fp8 {_listed(self.elements)} in groups of {_listed(self.group_sizes)}, scales {_listed(self.scales)}"
+
+
+def _shares_scales(support: IntegerSupport | CodebookSupport | Float8Support, fmt: Format) -> bool:
+    """Whether a format's groups and their scales are among those supported."""
+    scale_types = [_SCALES[name] for name in support.scales]
+    return (fmt.group_size or "row") in support.group_sizes and fmt.scale_type in scale_types
 
 
 def _listed(values: list[Any]) -> str:

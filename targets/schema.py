@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from qxcompiler.dialects import DIALECTS, Dialect
 from qxcompiler.errors import TargetError, UnsupportedByTargetError
-from qxcompiler.formats import CodebookFormat, Format, IntegerFormat, MxFormat, Scheme
+from qxcompiler.formats import CodebookFormat, Float8Format, Format, IntegerFormat, MxFormat, Scheme
 from qxcompiler.targets.hardware import (
     ComputeUnit,
     Cycles,
@@ -23,7 +23,15 @@ from qxcompiler.targets.hardware import (
     Operators,
     VectorUnit,
 )
-from qxcompiler.targets.numerics import Activations, CodebookSupport, IntegerSupport, MxFormats, Preferred, Section
+from qxcompiler.targets.numerics import (
+    Activations,
+    CodebookSupport,
+    Float8Support,
+    IntegerSupport,
+    MxFormats,
+    Preferred,
+    Section,
+)
 
 __all__ = ["COST_SECTIONS", "Target", "target_json_schema"]
 
@@ -63,6 +71,8 @@ class Target(Section):
     """The look-up-table formats it decodes, if any."""
     mx: MxFormats | None = None
     """The microscaling formats it decodes, if any."""
+    float8: Float8Support | None = None
+    """The float8 formats with scales of other kinds that it decodes, if any."""
     others: list[str] | None = None
     """Formats of other kinds, which packages add, by name."""
     hadamard: bool = False
@@ -140,7 +150,7 @@ class Target(Section):
             UnsupportedByTargetError: it cannot; the message says what it can do.
         """
         if not self._holds(scheme.format):
-            supports = (self.integer, self.codebook, ", ".join([*(self.mx or []), *(self.others or [])]))
+            supports = (self.integer, self.codebook, self.float8, ", ".join([*(self.mx or []), *(self.others or [])]))
             held = "; ".join(str(support) for support in supports if support)
             raise UnsupportedByTargetError(
                 f"target {self.name}", f"cannot hold weights as {scheme.format.name}", f"choose from: {held}"
@@ -174,6 +184,8 @@ class Target(Section):
             return self.integer is not None and self.integer.holds(fmt)
         if isinstance(fmt, CodebookFormat):
             return self.codebook is not None and self.codebook.holds(fmt)
+        if isinstance(fmt, Float8Format):
+            return self.float8 is not None and self.float8.holds(fmt)
         if isinstance(fmt, MxFormat):
             return self.mx is not None and replace(fmt, rotated=False).name in self.mx
         return replace(fmt, rotated=False).name in (self.others or [])

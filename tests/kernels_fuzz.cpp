@@ -79,6 +79,8 @@ struct Trial {
   int64_t M;
 };
 
+bool is_small_float(const qxc_weight& weight) { return weight.code >= QXC_E2M3; }
+
 Trial draw_trial() {
   Trial trial{};
   const Kind kinds[] = {Kind::kExtreme, Kind::kNotFinite};
@@ -86,9 +88,16 @@ Trial draw_trial() {
   trial.kind = kind < 2 ? kinds[kind] : Kind::kPlain;
   trial.unit_scales = uniform(0, 1) != 0;
   qxc_weight& weight = trial.weight;
-  weight.code = static_cast<qxc_code>(uniform(0, 3));
+  weight.code = static_cast<qxc_code>(uniform(0, 7));
   const int widths[] = {2, 3, 4, 5, 6, 8};
-  weight.bits = weight.code == QXC_FP ? 4 : widths[uniform(0, weight.code == QXC_LUT ? 2 : 5)];
+  switch (weight.code) {
+    case QXC_FP: weight.bits = 4; break;
+    case QXC_E2M3:
+    case QXC_E3M2: weight.bits = 6; break;
+    case QXC_E4M3:
+    case QXC_E5M2: weight.bits = 8; break;
+    default: weight.bits = widths[uniform(0, weight.code == QXC_LUT ? 2 : 5)];
+  }
   weight.rows = uniform(0, 3) ? uniform(1, 100) : 32 * uniform(1, 4);
   weight.columns = uniform(0, 3) ? uniform(1, 700) : uniform(1, 128);
   const int64_t sizes[] = {16, 32, 64, 128, 256, weight.columns};
@@ -115,7 +124,11 @@ struct Tensors {
     const int64_t same = uniform(0, 1) * 255;
     const auto byte = [&] { return is_extreme ? same : uniform(0, 255); };
     packed = std::make_unique<Guarded>(bytes.packed);
-    packed->fill<uint8_t>(byte);
+    const bool is_float8 = weight.bits == 8 && is_small_float(weight);
+    packed->fill<uint8_t>([&] {
+      const int64_t code = byte();
+      return is_float8 && (code & 0x60) == 0x60 ? code ^ 0x20 : code;  // not NaN, nor sums beyond float16
+    });
     zero_points = std::make_unique<Guarded>(bytes.zero_points);
     zero_points->fill<uint8_t>(byte);
     codebook = std::make_unique<Guarded>(bytes.codebook);
@@ -260,7 +273,7 @@ bool is_near(double value, double expected, double bound) {
 
 // Whether no number that is added up is ever rounded, so that no order of additions matters.
 bool is_exact(const Trial& t) {
-  if (!t.unit_scales || t.kind == Kind::kNotFinite) return false;
+  if (!t.unit_scales || t.kind == Kind::kNotFinite || is_small_float(t.weight)) return false;
   if (t.activation == QXC_A8) return true;
   const bool one_unit = t.weight.columns <= std::min<int64_t>(t.weight.group_size, 128);
   return t.activation == QXC_A16 && t.weight.rows >= 64 && t.weight.code != QXC_UINT && one_unit;
@@ -268,7 +281,8 @@ bool is_exact(const Trial& t) {
 
 // Whether every product is added up in float: equal numbers, as of kExtreme, are all rounded the same way.
 bool adds_floats(const Trial& t) {
-  return t.activation == QXC_A32 || t.kind == Kind::kNotFinite || (t.activation == QXC_A16 && t.weight.rows < 64);
+  return t.activation == QXC_A32 || t.kind == Kind::kNotFinite || (t.activation == QXC_A16 && t.weight.rows < 64) ||
+         is_small_float(t.weight);
 }
 
 // What is wrong with Y; null where nothing is. `portable` is another instruction set's, which may differ by the order

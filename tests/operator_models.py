@@ -20,12 +20,14 @@ from onnx_ir.convenience import convert_attributes
 from qxcompiler.formats import (
     CODEBOOK_BITS,
     INTEGER_BITS,
+    MX_FORMATS,
+    SMALL_FLOATS,
     CodebookGrid,
+    FloatGrid,
     Format,
     Grid,
     IntegerGrid,
     MxFormat,
-    MxGrid,
     QuantizedWeight,
     TernaryFormat,
     parse_format,
@@ -39,15 +41,15 @@ FAMILIES = (
     + [f"int{b}@a" for b in INTEGER_BITS]
     + [f"lut{b}" for b in CODEBOOK_BITS]
     + [f"lut{b}@t" for b in CODEBOOK_BITS]
-    + ["nf4", "ternary", "mxfp4"]
+    + ["nf4", "ternary", *MX_FORMATS, "fp8e4m3", "fp8e5m2@s8"]
     + ["int3@s8", "int4@as8", "lut2@s8", "lut4@ts8", "nf4@s8", "int2@e8", "int5@ae8", "lut3@e8"]
 )
 
 
 def format_of(family: str, group_size: int | None) -> Format:
-    """`int3@a` and 16 -> int3g16a; the groups of `mxfp4` are always of 32."""
-    if family == "mxfp4":
-        return parse_format(family)
+    """`int3@a` and 16 -> int3g16a; the groups of MX formats are always of 32."""
+    if family in MX_FORMATS:
+        return MX_FORMATS[family]
     name, _, suffix = family.partition("@")
     return parse_format(f"{name}{f'g{group_size}' if group_size else ''}{suffix}")
 
@@ -57,8 +59,11 @@ def random_weight(fmt: Format, N: int, K: int, seed: int) -> QuantizedWeight:
     rng = torch.Generator().manual_seed(seed)
     scales = fmt.scale_type.rounded(0.05 + torch.rand(N, fmt.groups(K), generator=rng))
     grid: Grid
+    elements = [element for element in SMALL_FLOATS if element.code_type == fmt.code_type]
     if isinstance(fmt, MxFormat):
-        grid = MxGrid(fmt, K, 2.0 ** torch.randint(-4, 1, scales.shape, generator=rng))
+        grid = fmt.with_scales(K, 2.0 ** torch.randint(-4, 1, scales.shape, generator=rng))
+    elif elements:
+        grid = FloatGrid(fmt, K, scales, elements[0])
     elif isinstance(fmt, TernaryFormat):
         entries = fmt.fit(torch.zeros(1, 1), torch.ones(1)).entries
         grid = CodebookGrid(fmt, K, scales, entries)
@@ -71,6 +76,8 @@ def random_weight(fmt: Format, N: int, K: int, seed: int) -> QuantizedWeight:
             zeros = torch.randint(0, 2**fmt.bits, scales.shape, generator=rng).float()
         grid = IntegerGrid(fmt, K, scales, zeros)
     codes = torch.randint(0, 2**fmt.bits, (N, K), generator=rng).to(torch.uint8)
+    for element in elements:  # infinity and NaN become the numbers before them
+        codes -= len(element.not_finite) * ~grid.decode(codes, slice(None)).isfinite()
     return QuantizedWeight(grid, codes)
 
 

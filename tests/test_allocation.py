@@ -150,10 +150,11 @@ def test_measured_errors_are_those_of_the_whole_model_with_a_group_quantized(is_
 
 
 def test_candidates_are_what_the_target_holds():
-    names = {name: [fmt.name for fmt in candidates(load_target(name))] for name in ("cpu-x86", "npu-int8")}
+    names = {name: [fmt.name for fmt in candidates(load_target(name))] for name in ("cpu-x86", "npu-int8", "npu-mx")}
     tables = [f"lut{bits}{group}" for bits in (2, 3, 4) for group in ("g128s8", "g32s8", "g64ts8h")]
     assert names["cpu-x86"] == tables + [f"int{bits}{group}" for bits in (5, 6, 8) for group in ("g128s8", "g32s8")]
     assert names["npu-int8"] == [f"int{bits}g{group}" for bits in (2, 3, 4, 8) for group in (32, 128)]
+    assert names["npu-mx"] == ["mxfp4", "mxfp6e2m3", "mxfp6e3m2", "mxfp8e4m3", "mxfp8e5m2", "mxint8"]
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,20 @@ def test_a_budget_is_spent_where_it_helps(decoder, tmp_path):
     assert [site.considered for site in again.sites] == [site.considered for site in report.sites]
 
 
+def test_an_mx_target_mixes_microscaling_formats(decoder, tmp_path):
+    options = BUDGET | {"weights": None, "quantizer": "rtn"}
+    report = qxcompiler.compile(
+        decoder.model, "npu-mx", tmp_path / "out", calibration=decoder.calibration, bits_per_weight=5.5, **options
+    )
+    assert report.quantized_bits_per_weight <= 5.5
+    chosen = [site for site in report.sites if site.considered]
+    assert {site.scheme for site in chosen} >= {"mxfp4/a8", "mxfp6e2m3/a8"}
+    for site in chosen:
+        errors = site.considered
+        assert list(errors) == ["mxfp4", "mxfp6e2m3", "mxfp6e3m2", "mxfp8e4m3", "mxfp8e5m2", "mxint8"]
+        assert errors["mxfp4"] > errors["mxfp6e3m2"] > errors["mxfp6e2m3"] > errors["mxint8"] > 0
+
+
 def test_guided_rounding_differs_from_plain(decoder, tmp_path):
     for name in ("guided", "gptq"):
         options = BUDGET | {"quantizer": name}

@@ -86,6 +86,8 @@ FORMATS = {
     "int4g32a": ("uint", 4, "float16", 32),
     "int3g32as8": ("uint", 3, "two_level", 32),
     "mxfp4": ("fp", 4, "e8m0", 32),
+    "mxfp6e2m3": ("e2m3", 6, "e8m0", 32),
+    "fp8e5m2g64": ("e5m2", 8, "float16", 64),
 }
 N, K = 200, 320  # 13 tiles: the threads' halves differ; the last groups of 128 are short
 

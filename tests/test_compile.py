@@ -63,6 +63,8 @@ def relative_error(y, reference):
         ("nf4g64", "a16", 0.2),
         ("ternaryg64", "a16", 0.9),
         ("mxfp4", "a16", 0.3),
+        ("mxfp6e2m3", "a8", 0.1),
+        ("fp8e4m3g32", "a16", 0.08),
         ("int4g16a", "a32", 0.2),
         ("int4g16ah", "a16", 0.2),
         ("lut4g16h", "a8", 0.2),

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qxcompiler.cost.arrays import folds
+from qxcompiler.cost.operands import ways
 from qxcompiler.cost.product import Traffic, cost_of_attention_product, cost_of_product
 from qxcompiler.cost.tiling import Operands, best_tiling
 from qxcompiler.errors import TargetError, UnsupportedByTargetError
-from qxcompiler.formats import Scheme
+from qxcompiler.formats import MX_FORMATS, Scheme
 from qxcompiler.packing import packed_bytes
 from qxcompiler.targets import Target, load_target, target_names
 from qxcompiler.targets.hardware import Array
@@ -299,6 +300,27 @@ def test_weights_of_the_operands_bits_are_not_decoded():
     around = (64 * 512 + 64 * 512) / 64
     assert wide.busy["vector unit"] * 1e9 == pytest.approx(around)
     assert narrow.busy["vector unit"] * 1e9 == pytest.approx(around + 2 * 512 * 512 / 64)  # two folds down, so twice
+
+
+def test_microscaling_weights_are_multiplied_at_the_rate_of_their_bits():
+    hardware = load_target("npu-mx")
+    for name in MX_FORMATS:
+        found = cost_of_product(hardware, 256, 512, 512, Scheme.parse(f"{name}/a8"))
+        assert found.busy["blocks"] * 1e9 == pytest.approx(256 * 512 * 512 / (2048 if name == "mxfp4" else 1024)), name
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits"),
+    [("mxfp4/a8", 8), ("mxfp6e2m3/a8", 8), ("mxfp6e3m2/a8", 16), ("mxfp8e4m3/a8", None), ("fp8e5m2g32/a8", None)],
+)
+def test_a_small_float_is_decoded_to_integers_that_hold_it(scheme, bits):
+    """In units of the smallest: E2M1 up to 12, E2M3 up to 60, E3M2 up to 448, E4M3 up to 229376."""
+    decodes = {"dequantization_values_per_cycle": {"mx": 32, "fp": 32}}
+    for width in (8, 16):
+        wider = {"array": {"macs_per_cycle": {f"int{width} x int8": 1024}}}
+        hardware = target(compute_units=wider, vector_unit=decodes)
+        units = {way.unit for way in ways(hardware, Scheme.parse(scheme))}
+        assert ("array" in units) == (bits is not None and width >= bits)
 
 
 def test_cores_share_the_output_features():

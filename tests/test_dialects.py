@@ -38,8 +38,10 @@ from qxcompiler_runtime import session
 BEST = available_isas()[-1]
 FLOAT = TensorProto.FLOAT
 FORMS = ("", "a", "g16", "g32a", "g128", "g32s8", "g16as8", "g32e8")
-INTEGERS = [f"int{bits}{form}" for bits in (2, 4, 8) for form in FORMS]
-HELD = [("qdq", name) for name in INTEGERS] + [("contrib", name) for name in INTEGERS if "g" in name]
+INTEGERS = [f"int{bits}{form}" for bits in (2, 4, 8) for form in FORMS] + ["mxint8"]
+FLOATS = ["mxfp8e4m3", "mxfp8e5m2", "fp8e4m3", "fp8e4m3g32", "fp8e5m2g16s8"]
+HELD = [("qdq", name) for name in INTEGERS + FLOATS]
+HELD += [("contrib", name) for name in INTEGERS if "g" in name or name == "mxint8"]
 
 
 def random_weight(fmt: Format, N: int, K: int, seed: int) -> PackedWeight:
@@ -57,6 +59,8 @@ def random_weight(fmt: Format, N: int, K: int, seed: int) -> PackedWeight:
     if fmt.has_zero_points:
         stored["zero_points"] = random.integers(0, 2**fmt.bits, (N, G)).astype(np.uint8)
     codes = torch.from_numpy(random.integers(0, 2**fmt.bits, (N, K)).astype(np.uint8))
+    if fmt.code_type in ("E4M3", "E5M2"):  # neither infinity nor NaN
+        codes = torch.where(codes & 0x7C == 0x7C, codes ^ 0x40, codes)
     return pack(QuantizedWeight(fmt.grid(K, {k: torch.from_numpy(v) for k, v in stored.items()}), codes))
 
 
@@ -156,7 +160,7 @@ def write_target(folder, dialect: str, scheme: str = "int4g32/a32", **fields):
 
 
 class TestNumbers:
-    @pytest.mark.parametrize("name", INTEGERS)
+    @pytest.mark.parametrize("name", INTEGERS + FLOATS)
     def test_every_kind_of_site_computes_what_qxc_computes(self, name):
         proto, feeds = layers()
         (expected,) = run_qxc(proto, f"{name}/a32", feeds)
@@ -198,7 +202,7 @@ class TestNumbers:
         (found,) = ReferenceEvaluator(model).run(None, feeds)
         assert far(found, feeds["x"].astype(np.float64) @ decoded(proto, "mxfp4")) < 1e-6
 
-    @pytest.mark.parametrize("name", ["int2g32", "int4g16a", "int8"])
+    @pytest.mark.parametrize("name", ["int2g32", "int4g16a", "int8", "mxfp8e4m3", "fp8e5m2g16s8"])
     def test_qdq_by_the_standards_reference(self, name):
         proto, feeds = matmul()
         model = emitted(proto, f"{name}/a32", "qdq")
@@ -261,6 +265,10 @@ class TestNodes:
             ("int4", 21, {TensorProto.INT4}),
             ("int4g32a", 21, {TensorProto.UINT4}),
             ("mxfp4", 23, {TensorProto.FLOAT4E2M1}),
+            ("mxfp8e4m3", 21, {TensorProto.FLOAT8E4M3FN}),
+            ("mxfp8e5m2", 21, {TensorProto.FLOAT8E5M2}),
+            ("fp8e4m3", 19, {TensorProto.FLOAT8E4M3FN}),
+            ("mxint8", 21, {TensorProto.INT8}),
             ("int2g16", 25, {TensorProto.INT2}),
             ("int2a", 25, {TensorProto.UINT2}),
         ],
@@ -320,16 +328,20 @@ class TestTargets:
     @pytest.mark.parametrize(
         ("dialect", "scheme", "says"),
         [
-            ("qdq", "int3g128/a32", "no type in dialect qdq for weights as int3g128: choose int2, int4, int8 or mxfp4"),
+            ("qdq", "int3g128/a32", "no type in dialect qdq for weights as int3g128: choose int2, int4, int8, fp8"),
             ("qdq", "int6g32/a32", "no type in dialect qdq for weights as int6g32"),
             ("qdq", "lut4g64/a32", "no type in dialect qdq for weights as lut4g64"),
             ("qdq", "nf4g64/a32", "no type in dialect qdq for weights as nf4g64"),
             ("qdq", "ternaryg64/a32", "no type in dialect qdq for weights as ternaryg64"),
+            ("qdq", "mxfp6e2m3/a32", "no type in dialect qdq for weights as mxfp6e2m3: choose .*, mxfp8 or mxint8, or"),
+            ("qdq", "mxfp6e3m2/a32", "no type in dialect qdq for weights as mxfp6e3m2"),
             ("qdq", "int4g32h/a32", "rotates activations, as int4g32h needs it: leave out the h"),
             ("qdq", "int4g32/a8", "rounds activations as a8: choose a16 or a32"),
             ("contrib", "int3g32/a32", "no operator in dialect contrib for weights as int3g32: choose int2, int4 or"),
             ("contrib", "int8/a32", "no operator in dialect contrib for weights as int8: .* in groups"),
             ("contrib", "mxfp4/a32", "no operator in dialect contrib for weights as mxfp4"),
+            ("contrib", "mxfp8e4m3/a32", "no operator in dialect contrib for weights as mxfp8e4m3"),
+            ("contrib", "fp8e4m3g32/a32", "no operator in dialect contrib for weights as fp8e4m3g32"),
             ("contrib", "lut4g64/a32", "no operator in dialect contrib for weights as lut4g64"),
             ("contrib", "int4g32h/a8", "rotates activations, as int4g32h needs it: leave out the h"),
         ],
@@ -395,7 +407,9 @@ def decoder(tmp_path_factory):
 
 
 class TestCompile:
-    @pytest.mark.parametrize(("dialect", "name"), [("qdq", "int4g32"), ("qdq", "int8"), ("contrib", "int4g16a")])
+    @pytest.mark.parametrize(
+        ("dialect", "name"), [("qdq", "int4g32"), ("qdq", "int8"), ("qdq", "mxfp8e4m3"), ("contrib", "int4g16a")]
+    )
     def test_a_decoder_by_gptq(self, decoder, tmp_path, dialect, name):
         """The codes are those of `qxc`; the report and `inspect` say what the files hold."""
         path, samples = decoder

@@ -39,7 +39,7 @@ def test_every_kernel_is_right(qxc):
     assert [check["instruction_set"] for check in found["kernels"]] == doctor.instruction_sets()
     for check in found["kernels"]:
         assert check["problem"] is None
-        assert check["products"] == 57
+        assert check["products"] == 69
         assert 0 < check["largest_error"] < 1e-4
     assert found["versions"]["onnxruntime"] == onnxruntime.__version__
 

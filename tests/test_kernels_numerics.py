@@ -30,7 +30,7 @@ from operator_models import (
     session_of,
 )
 
-from qxcompiler.formats import GROUP_SIZES, KERNEL_ACTIVATIONS, IntegerGrid, QuantizedWeight, parse_format
+from qxcompiler.formats import GROUP_SIZES, KERNEL_ACTIVATIONS, FloatGrid, IntegerGrid, QuantizedWeight, parse_format
 
 SIZES = (1, 7, 31, 64, 100, 576, 1536, 4096)
 ISAS = available_isas()
@@ -42,7 +42,12 @@ def check(family: str, group_size: int | None, N: int, K: int, M: int, activatio
     weight = random_weight(format_of(family, group_size), N, K, seed)
     a, bias = random_rows((M, K), seed), np.random.default_rng(seed).standard_normal(N).astype(np.float32)
     y = run(matmul_model(weight, activation, bias), a, isa)
-    assert relative_error(y, expected_matmul(weight, a, bias, activation)) <= TOLERANCE[activation]
+    expected = expected_matmul(weight, a, bias, activation)
+    tolerance = TOLERANCE[activation]
+    if y.size < 16:  # few numbers may all cancel: the error is small beside what is added up
+        magnitudes = np.abs(a).astype(np.float64) @ np.abs(weight.decode().double().numpy().T)
+        tolerance *= max(1.0, float(np.linalg.norm(magnitudes) / np.linalg.norm(expected)) / 32)
+    assert relative_error(y, expected) <= tolerance
 
 
 @pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
@@ -116,17 +121,21 @@ def test_silu_far_out(isa: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_codes_come_out_bit_identical(isa: str, family: str) -> None:
-    """The rows of an identity matrix read every single weight, a multiple of half a scale, out of the product."""
+    """The rows of an identity matrix read every single weight, a multiple of half a scale or a float, out of Y."""
     weight = random_weight(format_of(family, 32), N=50, K=100, seed=1)
     decoded = weight.decode().numpy()
     y = run(matmul_model(weight, "a8"), np.eye(100, dtype=np.float32), isa).T
+    single = np.concatenate(
+        [run(matmul_model(weight, "a8"), row[None], isa) for row in np.eye(100, dtype=np.float32)[60:70]]
+    ).T
+    if isinstance(weight.grid, FloatGrid) and weight.format.bits > 4:  # the next code is an eighth away
+        np.testing.assert_allclose(y, decoded, rtol=1e-6)
+        np.testing.assert_allclose(single, decoded[:, 60:70], rtol=1e-6)
+        return
     scales = weight.grid.column_scales(slice(None)).numpy()
     codes = np.round(2 * decoded / scales) / 2  # float32 rounds what scales of 19 bits make of them
     np.testing.assert_allclose(decoded / scales, codes, rtol=1e-6)
     np.testing.assert_array_equal(np.round(2 * y / scales) / 2, codes)
-    single = np.concatenate(
-        [run(matmul_model(weight, "a8"), row[None], isa) for row in np.eye(100, dtype=np.float32)[60:70]]
-    ).T
     np.testing.assert_array_equal(np.round(2 * single / scales[:, 60:70]) / 2, codes[:, 60:70])
 
 

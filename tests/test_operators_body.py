@@ -38,8 +38,7 @@ from qxcompiler.formats import (
     CODEBOOK_BITS,
     INTEGER_BITS,
     KERNEL_ACTIVATIONS,
-    MxFormat,
-    MxGrid,
+    MX_FORMATS,
     QuantizedWeight,
     parse_format,
 )
@@ -56,6 +55,9 @@ def test_names_carry_the_format() -> None:
     assert operator_name(parse_format("nf4g64"), "MatMul") == "MatMulLut4"
     assert operator_name(parse_format("ternaryg64"), "MatMul") == "MatMulLut2"
     assert operator_name(parse_format("mxfp4"), "Gather") == "GatherFp4E8"
+    assert operator_name(parse_format("mxfp6e2m3"), "Gather") == "GatherE2M3E8"
+    assert operator_name(parse_format("fp8e5m2g64"), "SwiGlu") == "SwiGluE5M2"
+    assert operator_name(parse_format("mxint8"), "MatMul") == "MatMulInt8E8"
     assert operator_name(parse_format("int4g32a"), "SwiGlu") == "SwiGluUInt4"
     assert operator_name(parse_format("lut3g64s8"), "MatMul") == "MatMulLut3S8"
     assert len(OPERATORS) == 3 * 3 * (2 * len(INTEGER_BITS) + len(CODEBOOK_BITS) + 1) + 5
@@ -160,7 +162,7 @@ def test_stock_gather_is_exactly_the_decode(family: str) -> None:
 def test_every_e8m0_byte_and_fp4_code_in_a_stock_session() -> None:
     """MX specification, sections 5.3.3 and 5.4.1: byte e is 2**(e - 127), and 255 is NaN."""
     codes = torch.arange(16, dtype=torch.uint8).repeat(32)
-    weight = QuantizedWeight(MxGrid(MxFormat(), 512, torch.ones(1, 16)), codes[None])
+    weight = QuantizedWeight(MX_FORMATS["mxfp4"].with_scales(512, torch.ones(1, 16)), codes[None])
     magnitudes = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
     elements = np.array(magnitudes + [-magnitude for magnitude in magnitudes])
     for first in range(0, 256, 16):

@@ -72,7 +72,7 @@ def naive_gptq(weight, fmt, statistics):
     return codes
 
 
-@pytest.mark.parametrize("spec", ["int3g16a", "int4", "lut3g32", "lut2g16t", "ternaryg16", "mxfp4"])
+@pytest.mark.parametrize("spec", ["int3g16a", "int4", "lut3g32", "lut2g16t", "ternaryg16", "mxfp4", "fp8e5m2g64"])
 def test_gptq_is_optimal_brain_quantization_in_order(spec):
     torch.manual_seed(4)
     X = correlated(400, 150)  # longer than one block of columns
@@ -81,7 +81,9 @@ def test_gptq_is_optimal_brain_quantization_in_order(spec):
     assert same.float().mean() > 0.97  # a tie broken otherwise changes what follows in its row
 
 
-@pytest.mark.parametrize("spec", ["int3g32a", "int2", "lut3g32", "nf4g64", "int8g64", "ternaryg32", "mxfp4"])
+@pytest.mark.parametrize(
+    "spec", ["int3g32a", "int2", "lut3g32", "nf4g64", "int8g64", "ternaryg32", "mxfp4", "mxfp6e2m3", "mxint8"]
+)
 def test_gptq_beats_rounding_on_correlated_inputs(spec):
     X = correlated(500, 96)
     torch.manual_seed(5)

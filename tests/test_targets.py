@@ -61,6 +61,8 @@ def test_a_descriptor_of_ones_own_is_read(descriptor):
         ({"integer": {"bits": [4], "group_sizes": [32]}}, "integer.zero_points"),
         ({"mx": []}, "mx"),
         ({"mx": ["mxfp5"]}, "mx"),
+        ({"float8": {"elements": ["e3m4"], "group_sizes": [128]}}, "float8.elements"),
+        ({"float8": {"elements": ["e4m3"]}}, "float8.group_sizes"),
         ({"activations": []}, "activations"),
         ({"activations": ["a4"]}, "activations"),
         ({"dialect": "klingon"}, "dialect"),
@@ -141,6 +143,8 @@ def test_a_missing_target_names_those_there_are():
         ("int4g32/a16", "a8"),
         ("int4g32/a32", "a8"),
         ("mxfp4/a8", "int 2/3/4/8 bits"),
+        ("mxint8/a8", "int 2/3/4/8 bits"),
+        ("fp8e4m3g64/a8", "int 2/3/4/8 bits"),
         ("ternaryg64/a8", "int 2/3/4/8 bits"),
     ],
 )

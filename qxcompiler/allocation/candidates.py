@@ -29,8 +29,8 @@ def candidates(target: Target) -> list[Format]:
     In every number of bits a codebook, or integers where the target has none of so many bits; in groups as the target
     prefers them, of 128 and of 32; with two-level scales where the target reads those, which are as good in half the
     bytes. Where the target rotates activations, also a codebook a tensor for rotated inputs, in groups of 64 (QuIP#'s
-    incoherence: all rows are alike then). A target that prefers microscaling formats gets these, and one that prefers a
-    package's format gets that.
+    incoherence: all rows are alike then). A target that prefers microscaling formats gets these, and one that prefers
+    float8 or a package's format gets that.
     """
     preferred = target.preferred.linear.format
     if isinstance(preferred, MxFormat):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from qxcompiler.formats import STATIC, Format, Scheme
+from qxcompiler.formats import SMALL_FLOATS, STATIC, Format, Scheme
 from qxcompiler.targets import Target
 from qxcompiler.targets.hardware import Array, split_pair
 
@@ -23,6 +23,10 @@ _FITS = {
 _FLOATS = ("fp32", "fp16", "bf16")
 _LOOK_UP = "look-up-table"
 _ENTRY_BITS = 8  # of a codebook
+# Of a small float as an integer, in units of the smallest: sign and magnitude.
+_FLOAT_BITS = {
+    element.code_type: 1 + int(element.magnitudes[-1] / element.magnitudes[1]).bit_length() for element in SMALL_FLOATS
+}
 
 
 class Way(NamedTuple):
@@ -110,12 +114,11 @@ def _as_they_are(fmt: Format, weights: str, *, look_up: bool) -> bool:
 
 
 def _holds(weights: str, fmt: Format) -> bool:
-    """Whether decoded weights fit: codes, entries of a codebook (8 bits) and FP4 (in halves) are integers."""
+    """Whether decoded weights fit: codes and entries of a codebook are integers, and small floats multiples of one."""
     if weights in _FLOATS:
         return True
     bits = {"int4": 4, "int5": 5, "int6": 6, "int8": 8, "int16": 16}.get(weights, 0)
-    needed = fmt.bits if _is_integer(fmt) or fmt.code_type == "Fp" else _ENTRY_BITS
-    return bits >= needed + (fmt.code_type == "Fp")
+    return bits >= (fmt.bits if _is_integer(fmt) else _FLOAT_BITS.get(fmt.code_type, _ENTRY_BITS))
 
 
 def _decode_rate(target: Target, fmt: Format) -> float | None:

@@ -1,6 +1,7 @@
 """`qdq`: the standard's `DequantizeLinear` before each node, which compilers of other vendors read.
 
-ONNX operator specification: INT4 and blocks came with opset 21, FLOAT4E2M1 with 23, INT2 with 25.
+ONNX operator specification: float8 came with opset 19, INT4 and blocks with 21, FLOAT4E2M1 with 23, INT2 with
+25.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _BLOCKS = 21
 _FIRST_OPSET = {
     ir.DataType.INT8: 13,
     ir.DataType.UINT8: 13,
+    ir.DataType.FLOAT8E4M3FN: 19,
+    ir.DataType.FLOAT8E5M2: 19,
     ir.DataType.INT4: 21,
     ir.DataType.UINT4: 21,
     ir.DataType.FLOAT4E2M1: 23,
@@ -36,7 +39,7 @@ class _Qdq(Dialect):
         if element_type(fmt) is None:
             return (
                 f"has no type in dialect qdq for weights as {fmt.name}",
-                "choose int2, int4, int8 or mxfp4, or dialect qxc",
+                "choose int2, int4, int8, fp8, mxfp4, mxfp8 or mxint8, or dialect qxc",
             )
         if fmt.rotated:
             return f"has no operator in dialect qdq that rotates activations, as {fmt.name} needs it", "leave out the h"
@@ -86,12 +89,12 @@ class _Qdq(Dialect):
         return fmt.groups(in_features) == 1 and fmt.bits != 2
 
     def looks_up_codes(self, site: Site, scheme: Scheme) -> bool:
-        """Whether a `Gather` reads codes instead of a whole table decoded; it takes no smaller types.
+        """Whether a `Gather` reads codes instead of a whole table decoded; it takes no smaller types, nor float8.
 
         None with zero points: rows that go right into a product, whose weight has some, make onnxruntime (1.31) put
         `MatMulIntegerToFloat` there, which fails on their blocks.
         """
-        return site.kind == "embedding" and scheme.format.bits == 8 and not scheme.format.has_zero_points
+        return site.kind == "embedding" and element_type(scheme.format) == ir.DataType.INT8
 
 
 QDQ = _Qdq("qdq", convolutions=True)

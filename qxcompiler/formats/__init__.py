@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from qxcompiler.formats.base import GROUP_SIZES, Format, Grid, QuantizedWeight
+from qxcompiler.formats.base import GROUP_SIZES, Format, Grid, QuantizedWeight, operator_suffix
 from qxcompiler.formats.codebook import CODEBOOK_BITS, LARGEST_ENTRY, CodebookFormat, CodebookGrid
+from qxcompiler.formats.floats import FLOAT8_ELEMENTS, SMALL_FLOATS, Float8Format, FloatGrid, SmallFloat
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat, IntegerGrid
-from qxcompiler.formats.mx import E2M1_VALUES, MX_FORMATS, MxFormat, MxGrid
+from qxcompiler.formats.mx import MX_FORMATS, MxFloatFormat, MxFormat, MxInt8Format
 from qxcompiler.formats.registry import parse_format
 from qxcompiler.formats.rotation import LARGEST_BLOCK, block_size, hadamard, rotate, rotate_back, signs
 from qxcompiler.formats.scales import E8M0, E8M0_VALUES, FLOAT16, ROW_SCALE_STEPS, SCALE_TYPES, TWO_LEVEL, ScaleType
@@ -15,9 +16,9 @@ from qxcompiler.formats.ternary import TernaryFormat
 __all__ = [
     "ACTIVATIONS",
     "CODEBOOK_BITS",
-    "E2M1_VALUES",
     "E8M0",
     "E8M0_VALUES",
+    "FLOAT8_ELEMENTS",
     "FLOAT16",
     "GROUP_SIZES",
     "INTEGER_BITS",
@@ -27,23 +28,29 @@ __all__ = [
     "MX_FORMATS",
     "ROW_SCALE_STEPS",
     "SCALE_TYPES",
+    "SMALL_FLOATS",
     "STATIC",
     "TWO_LEVEL",
     "CodebookFormat",
     "CodebookGrid",
+    "Float8Format",
+    "FloatGrid",
     "Format",
     "Grid",
     "IntegerFormat",
     "IntegerGrid",
+    "MxFloatFormat",
     "MxFormat",
-    "MxGrid",
+    "MxInt8Format",
     "QuantizedWeight",
     "ScaleType",
     "Scheme",
+    "SmallFloat",
     "TernaryFormat",
     "block_size",
     "check_activation",
     "hadamard",
+    "operator_suffix",
     "parse_format",
     "rotate",
     "rotate_back",

@@ -12,7 +12,7 @@ import torch
 from qxcompiler.formats.rotation import rotate_back
 from qxcompiler.formats.scales import FLOAT16, ScaleType
 
-__all__ = ["GROUP_SIZES", "Columns", "Format", "Grid", "QuantizedWeight", "weighting"]
+__all__ = ["GROUP_SIZES", "Columns", "Format", "Grid", "QuantizedWeight", "operator_suffix", "weighting"]
 
 Columns = int | torch.Tensor | slice
 
@@ -22,6 +22,11 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 def weighting(importance: torch.Tensor) -> torch.Tensor:
     """The importance of every input, none of it zero: where nothing weighs anything, all weigh alike."""
     return importance.clamp(min=1e-8 * float(importance.max()) + 1e-30)
+
+
+def operator_suffix(code_type: str, bits: int, scale_type: ScaleType) -> str:
+    """What names of operators say of a weight: `UInt3S8`; the name of a float says its bits, `E4M3E8`."""
+    return f"{code_type}{'' if code_type[-1].isdigit() else bits}{scale_type.operator_suffix}"
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,14 @@ class Format(ABC):
     @property
     @abstractmethod
     def code_type(self) -> str:
-        """What a code stands for: `Int`, `UInt` (with a zero point a group), `Lut` (a codebook's entry) or `Fp`."""
+        """What a code stands for: `Int`, `UInt` (with a zero point a group), `Lut` (a codebook's entry), `Fp` (E2M1) or
+        another float, such as `E4M3`.
+        """
 
     @property
     def operator_suffix(self) -> str:
         """What the operators that read this format are called after `MatMul` or `Gather`: `UInt3`."""
-        return f"{self.code_type}{self.bits}{self.scale_type.operator_suffix}"
+        return operator_suffix(self.code_type, self.bits, self.scale_type)
 
     @property
     def has_zero_points(self) -> bool:

@@ -14,8 +14,9 @@ from qxcompiler.errors import UsageError
 from qxcompiler.extensions import extensions
 from qxcompiler.formats.base import GROUP_SIZES, Format
 from qxcompiler.formats.codebook import CODEBOOK_BITS, CodebookFormat
+from qxcompiler.formats.floats import FLOAT8_ELEMENTS, Float8Format
 from qxcompiler.formats.integer import INTEGER_BITS, IntegerFormat
-from qxcompiler.formats.mx import MX_FORMATS, MxFormat
+from qxcompiler.formats.mx import MX_FORMATS
 from qxcompiler.formats.scales import SCALE_TYPES, ScaleType
 from qxcompiler.formats.ternary import TernaryFormat
 
@@ -41,7 +42,10 @@ _FAMILIES: dict[str, Callable[[re.Match[str]], Format]] = {
     ),
     rf"nf(?P<bits>4){_GROUP}{_SCALES}": lambda m: CodebookFormat(4, _group(m), _scales(m), normal_float=True),
     rf"ternary{_GROUP}{_SCALES}": lambda m: TernaryFormat(group_size=_group(m), scale_type=_scales(m)),
-    "mxfp4": lambda m: MxFormat(),
+    rf"fp8(?P<element>{'|'.join(FLOAT8_ELEMENTS)}){_GROUP}{_SCALES}": lambda m: Float8Format(
+        8, _group(m), _scales(m), element=FLOAT8_ELEMENTS[m["element"]]
+    ),
+    "|".join(MX_FORMATS): lambda m: MX_FORMATS[m[0]],
 }
 
 
@@ -58,9 +62,10 @@ def parse_format(spec: str) -> Format:
     raise UsageError(
         repr(spec),
         "not a weight format",
-        f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}>, nf4 or ternary, "
-        f"then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, then a (int: zero points) or t (lut: one table a "
-        f"tensor), then s8 (scales of 8 bits under a float16 a row) or e8 (powers of two); or {', '.join(MX_FORMATS)}; "
+        f"write int<{'|'.join(map(str, INTEGER_BITS))}>, lut<{'|'.join(map(str, CODEBOOK_BITS))}>, "
+        f"nf4, ternary or fp8<{'|'.join(FLOAT8_ELEMENTS)}>, then g<{'|'.join(map(str, GROUP_SIZES))}> for groups, "
+        "then a (int: zero points) or t (lut: one table a tensor), then s8 (scales of 8 bits under a float16 a row) or "
+        f"e8 (powers of two); or {', '.join(MX_FORMATS)}; "
         "then h for rotated inputs",
     )
 

@@ -19,6 +19,8 @@ _TYPES = {
     ("UInt", 4): ir.DataType.UINT4,
     ("UInt", 8): ir.DataType.UINT8,
     ("Fp", 4): ir.DataType.FLOAT4E2M1,
+    ("E4M3", 8): ir.DataType.FLOAT8E4M3FN,
+    ("E5M2", 8): ir.DataType.FLOAT8E5M2,
 }
 
 

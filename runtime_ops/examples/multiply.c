@@ -2,10 +2,11 @@
  *
  *     multiply CODE BITS SCALE N K GROUP_SIZE ACTIVATION FOLDER
  *
- * computes Y = A W^T, for W [N, K] with a CODE of int, uint, lut (a codebook a row), lut_per_tensor or fp, a SCALE of
- * float16, e8m0 or two_level, and an ACTIVATION of a8, a16 or a32. FOLDER holds, as raw little-endian numbers,
- * packed.bin, scales.bin, row_scales.bin (two_level only), zero_points.bin (uint only) and codebook.bin (lut only) as
- * docs/formats.md describes them, and a.bin: float32 [M, K], for any M. Writes y.bin, float32 [M, N], beside them.
+ * computes Y = A W^T, for W [N, K] with a CODE of int, uint, lut (a codebook a row), lut_per_tensor, fp, e2m3, e3m2,
+ * e4m3 or e5m2, a SCALE of float16, e8m0 or two_level, and an ACTIVATION of a8, a16 or a32. FOLDER holds, as raw
+ * little-endian numbers, packed.bin, scales.bin, row_scales.bin (two_level only), zero_points.bin (uint only) and
+ * codebook.bin (lut only) as docs/formats.md describes them, and a.bin: float32 [M, K], for any M. Writes y.bin,
+ * float32 [M, N], beside them.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -119,9 +120,10 @@ static void run_in_two(part work, int64_t middle, int64_t count) {
 }
 
 int main(int argc, char** argv) {
-  static const char* const codes[] = {"int", "uint", "lut", "fp", NULL};      /* in the order of qxc_code */
-  static const char* const scales[] = {"float16", "e8m0", "two_level", NULL}; /* in the order of qxc_scale */
-  static const char* const activations[] = {"a8", "a16", "a32", NULL};        /* in the order of qxc_activation */
+  /* in the order of qxc_code, qxc_scale and qxc_activation */
+  static const char* const codes[] = {"int", "uint", "lut", "fp", "e2m3", "e3m2", "e4m3", "e5m2", NULL};
+  static const char* const scales[] = {"float16", "e8m0", "two_level", NULL};
+  static const char* const activations[] = {"a8", "a16", "a32", NULL};
   if (argc != 9) fail("usage: multiply CODE BITS SCALE N K GROUP_SIZE ACTIVATION FOLDER");
   const char* folder = argv[8];
   const int per_tensor = strcmp(argv[1], "lut_per_tensor") == 0;

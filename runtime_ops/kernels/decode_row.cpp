@@ -5,7 +5,14 @@ namespace qxc {
 namespace {
 
 DecodeColumns columns_decoder(qxc_code code, int bits) {
-  if (code == QXC_FP) return decode_columns<QXC_FP, 4>;
+  switch (code) {
+    case QXC_FP: return decode_columns<QXC_FP, 4>;
+    case QXC_E2M3: return decode_columns<QXC_E2M3, 6>;
+    case QXC_E3M2: return decode_columns<QXC_E3M2, 6>;
+    case QXC_E4M3: return decode_columns<QXC_E4M3, 8>;
+    case QXC_E5M2: return decode_columns<QXC_E5M2, 8>;
+    default: break;
+  }
   if (code == QXC_LUT) {
     return bits == 2 ? decode_columns<QXC_LUT, 2> : bits == 3 ? decode_columns<QXC_LUT, 3> : decode_columns<QXC_LUT, 4>;
   }

@@ -24,6 +24,14 @@ struct RowDecoder {
       return static_cast<float>(stored - weight.zero_points[(tile * weight.groups + group) * kTileRows + lane]);
     } else if constexpr (code == QXC_FP) {
       return 0.5f * static_cast<float>(kTwiceE2M1[stored]);
+    } else if constexpr (code == QXC_E2M3) {
+      return small_float<E2M3>(stored);
+    } else if constexpr (code == QXC_E3M2) {
+      return small_float<E3M2>(stored);
+    } else if constexpr (code == QXC_E4M3) {
+      return small_float<E4M3>(stored);
+    } else if constexpr (code == QXC_E5M2) {
+      return small_float<E5M2>(stored);
     } else {
       const int64_t table = weight.codebook_per_tensor ? 0 : tile * kTileRows + lane;
       return static_cast<float>(weight.codebook[(table << bits) + stored]);

@@ -15,7 +15,7 @@ using MatMulTiles = void (*)(const PackedWeight& weight, const QuantizedRows& a,
 using MatMulFloatTiles = void (*)(const PackedWeight& weight, const FloatRows& a, int64_t first, int64_t last,
                                   const Output& out);
 
-// A format's kernels, by what they do with A.
+// A format's kernels, by what they do with A. Floats of 6 and 8 bits have `a32` alone.
 struct MatMulFamily {
   MatMulTiles a8, a16;
   MatMulFloatTiles a32;

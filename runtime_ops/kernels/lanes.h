@@ -26,6 +26,7 @@ constexpr int kLanes = 4;
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Integers __attribute__((vector_size(4 * kLanes)));
+typedef int32_t SignedIntegers __attribute__((vector_size(4 * kLanes)));
 
 inline Floats load(const float* from) {
   Floats values;

@@ -21,6 +21,10 @@ bool is_format(const qxc_weight& weight) {
     case QXC_UINT: return (bits >= 2 && bits <= 6) || bits == 8;
     case QXC_LUT: return bits >= 2 && bits <= 4;
     case QXC_FP: return bits == 4;
+    case QXC_E2M3:
+    case QXC_E3M2: return bits == 6;
+    case QXC_E4M3:
+    case QXC_E5M2: return bits == 8;
   }
   return false;
 }
@@ -50,15 +54,24 @@ PackedWeight packed_weight(const qxc_weight& weight) {
 
 bool is_gated(const qxc_matmul& product) { return product.epilogue == QXC_SILU_GATE; }
 
-bool uses_integers(const qxc_matmul& product) {
-  return product.activation == QXC_A8 || (product.activation == QXC_A16 && product.weight.rows >= kFewestOutputsA16);
+// Floats of 6 and 8 bits, which no bytes hold: all products are in float, with A rounded to 8 bits for a8 all the same.
+bool is_small_float(const qxc_weight& weight) { return weight.code >= QXC_E2M3; }
+
+bool rounds(const qxc_matmul& product) {
+  if (product.activation != QXC_A16) return product.activation == QXC_A8;
+  return product.weight.rows >= kFewestOutputsA16 && !is_small_float(product.weight);
+}
+
+// Whether products in float read a copy of A.
+bool copies(const qxc_matmul& product) {
+  return product.element == QXC_FLOAT16 || (rounds(product) && is_small_float(product.weight));
 }
 
 // The parts of a product's workspace.
 struct Workspace {
   QuantizedRows rows{};
   bool* is_done;    // [M]: rows that the integers hold
-  float* widened;   // [M, K]: A, where it is float16
+  float* copied;    // [M, K]: A, where it is float16, or rounded to 8 bits for products in float
   float* products;  // [M, N]: gate and up, before the epilogue
   size_t bytes = 0;
 
@@ -68,9 +81,9 @@ struct Workspace {
     const bool a16 = product.activation == QXC_A16;
     const int64_t largest_unit = a16 ? kLargestUnitA16 : kLargestUnitA8;
     is_done = reserve<bool>(product, M);
-    widened = reserve<float>(product, product.element == QXC_FLOAT16 ? M * weight.columns : 0);
+    copied = reserve<float>(product, copies(product) ? M * weight.columns : 0);
     products = reserve<float>(product, is_gated(product) ? M * weight.rows : 0);
-    if (!uses_integers(product)) return;
+    if (!rounds(product)) return;
     rows.rows = M;
     rows.columns = ceil_div(weight.columns, kBlockColumns) * kBlockColumns;
     rows.unit = weight.group_size >= weight.columns ? largest_unit : std::min(weight.group_size, largest_unit);
@@ -90,6 +103,13 @@ struct Workspace {
     return reinterpret_cast<T*>(at);
   }
 };
+
+// A row of A as the integers stand for it.
+void restore(const QuantizedRows& rows, int64_t row, int64_t columns, float* values) {
+  for (int64_t k = 0; k < columns; ++k) {
+    values[k] = rows.scales[row] * static_cast<float>(rows.high[unit_offset(rows, row, k / rows.unit) + k % rows.unit]);
+  }
+}
 
 // Gate and up of tiles [first, last), which lie in the workspace, become Y.
 void combine(const qxc_matmul& product, const float* products, int64_t first, int64_t last) {
@@ -157,11 +177,19 @@ void qxc_matmul_prepare(const qxc_matmul* product, int64_t first_row, int64_t la
   const QuantizeRow quantize = product->activation == QXC_A8 ? kernels.quantize_a8 : kernels.quantize_a16;
   for (int64_t m = first_row; m < last_row; ++m) {
     const float* row = static_cast<const float*>(product->a) + m * K;
+    float* copy = workspace.copied + m * K;
     if (product->element == QXC_FLOAT16) {
-      kernels.widen(static_cast<const uint16_t*>(product->a) + m * K, K, workspace.widened + m * K);
-      row = workspace.widened + m * K;
+      kernels.widen(static_cast<const uint16_t*>(product->a) + m * K, K, copy);
+      row = copy;
     }
-    workspace.is_done[m] = uses_integers(*product) && quantize(row, K, m, workspace.rows);
+    const bool is_rounded = rounds(*product) && quantize(row, K, m, workspace.rows);
+    workspace.is_done[m] = is_rounded && !is_small_float(product->weight);
+    if (workspace.is_done[m] || !copies(*product)) continue;
+    if (is_rounded) {
+      restore(workspace.rows, m, K, copy);
+    } else if (row != copy) {
+      std::copy(row, row + K, copy);
+    }
   }
 }
 
@@ -181,7 +209,7 @@ void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, int64_t l
     matmul(weight, workspace.rows, first_tile, last_tile, out);
   }
   if (!all(workspace.is_done, product->rows, true)) {
-    const float* a = is_half ? workspace.widened : static_cast<const float*>(product->a);
+    const float* a = copies(*product) ? workspace.copied : static_cast<const float*>(product->a);
     kernels.a32(weight, {product->rows, a, workspace.is_done}, first_tile, last_tile, out);
   }
   if (gated) combine(*product, workspace.products, first_tile, last_tile);

@@ -79,6 +79,42 @@ inline float scale_at(const PackedWeight& weight, int64_t tile, int64_t group, i
 // Twice the numbers of E2M1 (the same specification, section 5.3.3), by code.
 constexpr int8_t kTwiceE2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
+// A float of few bits: the sign, the exponent, the mantissa (the same specification, sections 5.3.1 and 5.3.2). The
+// magnitudes from `first_not_finite` on are infinity and NaN, or NaN alone.
+template <int exponent_bits, int mantissa_bits, uint32_t first_not_finite, uint32_t not_finite = 0>
+struct SmallFloat {
+  static constexpr int kBits = 1 + exponent_bits + mantissa_bits;
+  static constexpr int kMantissaBits = mantissa_bits;
+  static constexpr int kBias = (1 << (exponent_bits - 1)) - 1;
+  static constexpr uint32_t kLargestMagnitude = (1u << (kBits - 1)) - 1;
+  static constexpr uint32_t kFirstNotFinite = first_not_finite;
+  static constexpr uint32_t kNotFinite = not_finite;  // the bits of a float32 that make it so
+};
+using E2M3 = SmallFloat<2, 3, 0x20>;
+using E3M2 = SmallFloat<3, 2, 0x20>;
+using E4M3 = SmallFloat<4, 3, 0x7F, 0x7FC00000u>;
+using E5M2 = SmallFloat<5, 2, 0x7C, 0x7F800000u>;
+
+// 2^exponent, of a normal number.
+constexpr float power_of_two(int exponent) {
+  float power = 1;
+  for (int i = 0; i < exponent; ++i) power *= 2;
+  for (int i = 0; i > exponent; --i) power *= 0.5f;
+  return power;
+}
+
+template <class Element>
+inline float small_float(uint32_t code) {
+  constexpr int kMantissa = Element::kMantissaBits;
+  const uint32_t magnitude = code & Element::kLargestMagnitude;
+  uint32_t bits = (magnitude << (23 - kMantissa)) + (static_cast<uint32_t>(127 - Element::kBias) << 23);
+  if (magnitude < 1u << kMantissa) {  // zero or subnormal
+    bits = bits_of_float(static_cast<float>(magnitude) * power_of_two(1 - Element::kBias - kMantissa));
+  }
+  if (magnitude >= Element::kFirstNotFinite) bits |= Element::kNotFinite;
+  return float_of_bits(bits | (code >> (Element::kBits - 1)) << 31);
+}
+
 inline void store_output(const Output& out, int64_t row, int64_t n, float product) {
   const float value = product + out.bias[n * out.bias_stride];
   const int64_t at = row * out.stride + n;

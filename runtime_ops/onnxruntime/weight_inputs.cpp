@@ -13,16 +13,17 @@ std::vector<WeightType> make_weight_types() {
     qxc_code code;
     std::vector<int> bits;
     std::vector<ElementType> tables;
+    bool says_bits = false;  // the name
   };
   struct Scales {
     const char* name;
     qxc_scale scale;
     std::vector<ElementType> tensors;
   };
-  const Codes codes[] = {{"Int", QXC_INT, {2, 3, 4, 5, 6, 8}, {}},
-                         {"UInt", QXC_UINT, {2, 3, 4, 5, 6, 8}, {kUint8}},
-                         {"Lut", QXC_LUT, {2, 3, 4}, {kInt8}},
-                         {"Fp", QXC_FP, {4}, {}}};
+  const Codes codes[] = {{"Int", QXC_INT, {2, 3, 4, 5, 6, 8}, {}}, {"UInt", QXC_UINT, {2, 3, 4, 5, 6, 8}, {kUint8}},
+                         {"Lut", QXC_LUT, {2, 3, 4}, {kInt8}},     {"Fp", QXC_FP, {4}, {}},
+                         {"E2M3", QXC_E2M3, {6}, {}, true},        {"E3M2", QXC_E3M2, {6}, {}, true},
+                         {"E4M3", QXC_E4M3, {8}, {}, true},        {"E5M2", QXC_E5M2, {8}, {}, true}};
   const Scales scales[] = {{"", QXC_SCALE_FLOAT16, {kFloat16}},
                            {"E8", QXC_SCALE_E8M0, {kUint8}},
                            {"S8", QXC_SCALE_TWO_LEVEL, {kUint8, kFloat16}}};
@@ -33,7 +34,8 @@ std::vector<WeightType> make_weight_types() {
         std::vector<ElementType> tensors{kUint8};
         tensors.insert(tensors.end(), scale.tensors.begin(), scale.tensors.end());
         tensors.insert(tensors.end(), code.tables.begin(), code.tables.end());
-        types.push_back({code.code, bits, scale.scale, code.name + std::to_string(bits) + scale.name, tensors});
+        types.push_back({code.code, bits, scale.scale,
+                         code.name + (code.says_bits ? "" : std::to_string(bits)) + scale.name, tensors});
       }
     }
   }

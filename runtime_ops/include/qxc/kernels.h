@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 #define QXC_KERNELS_VERSION_MAJOR 1 /* grows when a caller has to change */
-#define QXC_KERNELS_VERSION_MINOR 2
+#define QXC_KERNELS_VERSION_MINOR 3
 #define QXC_ALIGNMENT 64 /* of the workspace, in bytes */
 
 /* Of `tile16.v1`: W is tiles of rows, a tile blocks of columns, and a block of b-bit codes b lines of bytes. */
@@ -52,6 +52,10 @@ typedef enum qxc_code {
   QXC_UINT = 1, /* scale * (code - zero point) */
   QXC_LUT = 2,  /* scale * codebook[code] */
   QXC_FP = 3,   /* scale * E2M1(code): OCP Microscaling Formats 1.0 */
+  QXC_E2M3 = 4, /* scale * E2M3(code), likewise */
+  QXC_E3M2 = 5,
+  QXC_E4M3 = 6,
+  QXC_E5M2 = 7,
 } qxc_code;
 
 /* How the scale of a row's group is stored, whatever the codes are. */
@@ -80,7 +84,7 @@ typedef enum qxc_epilogue {
 typedef struct qxc_weight {
   qxc_code code;
   qxc_scale scale;
-  int32_t bits;                /* QXC_INT, QXC_UINT: 2, 3, 4, 5, 6, 8; QXC_LUT: 2, 3, 4; QXC_FP: 4 */
+  int32_t bits;                /* QXC_INT, QXC_UINT: 2, 3, 4, 5, 6, 8; QXC_LUT: 2, 3, 4; QXC_FP: 4; others: 6, 8 */
   int64_t rows;                /* N, output features */
   int64_t columns;             /* K, input features */
   int64_t group_size;          /* 16, 32, 64, 128, 256 or K */
