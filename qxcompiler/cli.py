@@ -86,6 +86,13 @@ class _Activations(StrEnum):
     a8s = "a8s"
 
 
+class _Kept(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+    int4 = "int4"
+
+
 _Weights = Annotated[str | None, typer.Option(help="Format of linear layers, such as int3g128a or lut3g128.")]
 _ActivationsOption = Annotated[_Activations | None, typer.Option(help="Precision of activations.")]
 _Head = Annotated[str | None, typer.Option(help="Format of the head, or float. [default: the target's]")]
@@ -214,6 +221,9 @@ def compile(  # noqa: A001
     ] = None,
     device: _DeviceOption = _DEFAULT_DEVICE,
     seed: _Seed = _DEFAULTS.seed,
+    kv: Annotated[
+        _Kept | None, typer.Option(help="How attention keeps keys and values. [default: as the model does]")
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Leave attention as it is, in the model's own operators.")] = (
         _DEFAULTS.plain
     ),
@@ -306,6 +316,10 @@ def evaluate(
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens a window. [default: 512, or the model's context if shorter]")
     ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens read at once, after those whose keys and values are kept. [default: all]"),
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="The model to compare with.", metavar="REF.onnx")] = None,
     json: _Json = False,
 ) -> None:
@@ -318,6 +332,7 @@ def evaluate(
         tokenizer=tokenizer,
         windows=windows,
         length=length,
+        chunk=chunk,
         reference=reference,
         track=track_on_terminal,
     )
@@ -640,6 +655,9 @@ def _print_report(path: Path, report: Report) -> None:
     if account := report.allocation:
         used = ", ".join(f"{limit.option} ({limit.used / limit.limit:.2%} used)" for limit in account.limits)
         rows["budget"] = f"{used}, expected error {account.expected_error:.4g} ({account.term})"
+    if report.kv:
+        size = report.kv_bytes_per_token
+        rows["keys and values"] = report.kv if size is None else f"{report.kv}, {size} bytes a token"
     rows["memory at most"] = _megabytes(report.peak_memory_bytes)
     if report.verification:
         rows["verified"] = _verified(report.verification)

@@ -29,7 +29,7 @@ from qxcompiler.errors import CalibrationError, ModelError, UnsupportedByTargetE
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
 from qxcompiler.evaluation.running import Runner
-from qxcompiler.formats import STATIC, Format
+from qxcompiler.formats import CACHE_FORMATS, STATIC, Format
 from qxcompiler.gathering import HELD_BACK, WRITTEN, Calibration, default_calibration, files_of, gather_samples
 from qxcompiler.genai import GENAI_FILES, write_genai_files
 from qxcompiler.graph import (
@@ -45,6 +45,7 @@ from qxcompiler.graph import (
     raise_opset,
     save_model,
 )
+from qxcompiler_runtime.caches import is_past
 from qxcompiler.options import LIMITS, Options
 from qxcompiler.passes import PackSites, pipelines
 from qxcompiler.passes.fuse_attention import FuseAttention
@@ -68,6 +69,7 @@ from qxcompiler.report import (
     find_front,
     parse_budgets,
     plan_file,
+    report_cache,
     report_costs,
     report_sites,
 )
@@ -265,6 +267,7 @@ class _Compiler:
             raise UsageError(of_one[0], "is a limit for a single model", "give the ONNX file instead of the folder")
         if _is_chosen(options, "error") and not (options.limits or options.plan):
             raise UsageError(f"--error {options.error}", "has no budget", f"give one of {', '.join(LIMITS.values())}")
+        _check_kept(options, target)
         self.target, self.options, self.track = target, options, track
         self.device = _device(options.device)
         self.several = several
@@ -282,6 +285,7 @@ class _Compiler:
     ) -> Report:
         """Write the compiled model, its plan and its report to `stage`."""
         options = self.options
+        _check_keeps(graph, options.kv)
         bytes_before = _bytes(original, graph)
         fixed = overridable_inputs(graph)
         prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
@@ -346,7 +350,8 @@ class _Compiler:
         others = {site: scheme for site, scheme in schemes.items() if site not in static}
         packing = PackSites(others, packed, self.target.dialect)
         plain = options.plain or self.target.dialect != "qxc"
-        finishing = pipelines.after_packing([*held_back, *calibrating], plain=plain)
+        cache = CACHE_FORMATS.get(options.kv or "")
+        finishing = pipelines.after_packing([*held_back, *calibrating], plain=plain, cache=cache)
         pipelines.run([packing, *finishing], graph)
         warnings += [note for each in finishing if isinstance(each, FuseAttention) for note in each.notes]
         save_model(graph, stage, name)
@@ -373,6 +378,7 @@ class _Compiler:
             peak_memory_bytes=_peak_memory(),
             allocation=plan.account,
             **report_costs(graph, self.target),
+            **report_cache(graph),
             tuning=tuning,
             verification=verification,
             warnings=[*_warnings(sites, plan, results), *warnings],
@@ -575,6 +581,27 @@ class _Compiler:
         return verify(
             compiled, _runnable(original), samples, bits=bits, made_up=made_up, suspects=suspects, library=library
         )
+
+
+def _check_kept(options: Options, target: Target) -> None:
+    """Refuse what the target or the other options leave no way to keep keys and values as."""
+    if options.kv is not None and options.kv not in target.kv_cache:
+        problem = f"holds no keys and values in {options.kv}"
+        raise UnsupportedByTargetError(f"target {target.name}", problem, f"choose among {', '.join(target.kv_cache)}")
+    if options.kv in CACHE_FORMATS and (options.plain or target.dialect != "qxc"):
+        remedy = "leave out --plain" if options.plain else "choose a target of dialect qxc"
+        raise UsageError(f"--kv {options.kv}", "needs attention in one operator", remedy)
+
+
+def _check_keeps(graph: ir.Model, kv: str | None) -> None:
+    """Refuse a model that keeps nothing, or numbers of another type than asked for."""
+    types = {value.dtype for value in graph.graph.inputs if is_past(value.name or "")}
+    if kv is not None and not types:
+        raise ModelError(_subject(graph), "keeps no keys and values", f"leave out --kv {kv}")
+    others = sorted(each.numpy().name for each in types if each is not None and each.numpy().name != kv)
+    if kv is not None and kv not in CACHE_FORMATS and others:
+        problem = f"keeps keys and values as {others[0]}"
+        raise ModelError(_subject(graph), problem, f"leave out --kv, or choose among {', '.join(CACHE_FORMATS)}")
 
 
 def _is_chosen(options: Options, field: str) -> bool:

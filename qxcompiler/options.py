@@ -73,6 +73,8 @@ class Options(BaseModel):
             `keep`; beside a budget, one that says some sites' schemes, which the others are chosen around.
         device: where the algebra on weights runs: `cpu`, `cuda`, or `auto` for CUDA where there is one.
         seed: of the random generators that quantizers may use, and that make up inputs for verification.
+        kv: how attention keeps keys and values, as numbers or in a format of `formats/cache.py`; by default as the
+            model has them.
         plain: leave attention as the model's own operators, instead of computing it in one of ours.
         verification: run the compiled model beside the original before it is handed over, on samples held back from
             calibration, or on inputs made up where there are none.
@@ -98,6 +100,7 @@ class Options(BaseModel):
     plan: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+    kv: Literal["float32", "float16", "int8", "int4"] | None = None
     plain: bool = False
     verification: bool = True
 

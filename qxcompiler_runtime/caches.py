@@ -5,10 +5,11 @@ These are the names that Hugging Face's exporters give and onnxruntime-genai rea
 
 from __future__ import annotations
 
-__all__ = ["SHARED_CACHE", "is_past", "is_past_size", "is_present", "past_name", "past_of_present"]
+__all__ = ["CACHE_FORMAT", "SHARED_CACHE", "is_past", "is_past_size", "is_present", "past_name", "past_of_present"]
 
 from collections.abc import Sequence
 
+CACHE_FORMAT = "qxc.cache_format"  # metadata: what they are kept in, where it is a format of `formats/cache.py`
 SHARED_CACHE = "qxc.shared_cache"  # metadata of a model that may be given the same memory as past and as present
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from qxcompiler.formats import CACHE_FORMATS, CacheFormat
+from qxcompiler.runtime_ops.cache_rows import CacheRows
+from qxcompiler.runtime_ops.hadamard import block_size_of, rotated
 from qxcompiler.runtime_ops.unpack import as_float, attribute
 
 __all__ = ["ATTENTION_ATTRIBUTES", "ATTENTION_TYPES", "AttentionType"]
@@ -27,15 +30,18 @@ class AttentionType:
     Attributes:
         rotary: embeds the positions of queries and new keys, by cosines and sines that are inputs.
         cached: reads earlier keys and values too, and gives them back with the new ones.
+        cache_format: how these are kept; None as they are.
     """
 
     rotary: bool
     cached: bool
+    cache_format: CacheFormat | None = None
 
     @property
     def name(self) -> str:
-        """The operator: `RotaryCachedAttention`."""
-        return f"{'Rotary' if self.rotary else ''}{'Cached' if self.cached else ''}Attention"
+        """The operator: `RotaryCachedAttentionInt8`."""
+        suffix = self.cache_format.operator_suffix if self.cache_format else ""
+        return f"{'Rotary' if self.rotary else ''}{'Cached' if self.cached else ''}Attention{suffix}"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -60,15 +66,15 @@ class AttentionType:
             values: `inputs`, all float32 or all float16:
                 query [B, L, H D]; key and value [B, S, G D], S = L where cached;
                 cos and sin [B or 1, L, R], R even and at most D;
-                past_key and past_value [B, G, P, D], P at least T - L;
+                past_key and past_value [B, G, P, D], P at least T - L, or, in a format, uint8 [B, G, P, row bytes];
                 mask [B or 1, H or 1, L or 1, S or 1], or, where cached, [..., T]. A query whose mask is minus infinity
                 everywhere gives zeros.
 
         Returns:
-            Y [B, L, H D]; where cached, present_key and present_value [B, G, max(P, T), D] too: the past with the new
-            tokens from T - L on.
+            Y [B, L, H D]; where cached, present_key and present_value [B, G, max(P, T), ...] too: the past with the
+            new tokens from T - L on, which are attended to as they are kept.
         """
-        inputs = dict(zip(self.inputs, values, strict=True))
+        inputs, fmt = dict(zip(self.inputs, values, strict=True)), self.cache_format
         query, mask = inputs["query"], inputs["mask"]
         heads, groups = (op.Reshape(attribute(op, name), [1]) for name in ("num_heads", "kv_num_heads"))
         batch, length = op.Shape(query, start=0, end=1), op.Shape(query, start=1, end=2)
@@ -76,7 +82,15 @@ class AttentionType:
         Q, K, V = _by_head(op, query, heads), _by_head(op, inputs["key"], groups), _by_head(op, inputs["value"], groups)
         if self.rotary:
             cos, sin = (as_float(op, op.Unsqueeze(inputs[name], [1])) for name in ("cos", "sin"))
-            Q, K = _rotated(op, as_float(op, Q), cos, sin), op.CastLike(_rotated(op, as_float(op, K), cos, sin), K)
+            embedded = [_embedded(op, as_float(op, each), cos, sin) for each in (Q, K)]
+            Q, K = embedded[0], embedded[1] if fmt else op.CastLike(embedded[1], K)
+        if fmt:
+            rows = CacheRows(op, fmt)
+            KV = op.Concat(as_float(op, K), as_float(op, V), axis=1)
+            if fmt.rotated:
+                block = block_size_of(op, size)
+                Q, KV = rotated(op, Q, block), rotated(op, KV, block)
+            K, V = op.Split(rows.encoded(KV), axis=1, num_outputs=2, _outputs=2)
         present: list[ir.Value] = []
         if self.cached:
             tokens = op.Shape(mask, start=-1)
@@ -87,6 +101,8 @@ class AttentionType:
                 _appended(op, inputs["past_value"], V, first_new, tokens),
             ]
             K, V = (op.Slice(each, [0], tokens, [2]) for each in present)
+        if fmt:
+            K, V = op.Split(rows.decoded(op.Concat(K, V, axis=1), size), axis=1, num_outputs=2, _outputs=2)
         # heads that share keys are neighbors: their queries are the rows of one product
         shared = op.Concat(batch, groups, op.Mul(op.Div(heads, groups), length), size, axis=0)
         products = op.MatMul(
@@ -109,8 +125,10 @@ class AttentionType:
         by_group = op.Concat(op.Slice(shared, [0], [-1]), keys, axis=0)
         products = op.MatMul(op.Reshape(weights, by_group, allowzero=1), as_float(op, V))
         Y = op.Reshape(products, op.Concat(batch, heads, length, size, axis=0), allowzero=1)
-        rows = op.Concat(batch, length, op.Mul(heads, size), axis=0)
-        return [op.CastLike(op.Reshape(op.Transpose(Y, perm=[0, 2, 1, 3]), rows, allowzero=1), query), *present]
+        if fmt and fmt.rotated:
+            Y = rotated(op, Y, block, back=True)
+        merged = op.Concat(batch, length, op.Mul(heads, size), axis=0)
+        return [op.CastLike(op.Reshape(op.Transpose(Y, perm=[0, 2, 1, 3]), merged, allowzero=1), query), *present]
 
 
 def _by_head(op: OpBuilder, X: ir.Value, heads: ir.Value) -> ir.Value:
@@ -119,7 +137,7 @@ def _by_head(op: OpBuilder, X: ir.Value, heads: ir.Value) -> ir.Value:
     return op.Transpose(op.Reshape(X, shape, allowzero=1), perm=[0, 2, 1, 3])
 
 
-def _rotated(op: OpBuilder, X: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
+def _embedded(op: OpBuilder, X: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
     """Rotary embedding by halves of the first R channels of X [B, heads, L, D], with cos and sin [B or 1, 1, L, R]."""
     width = op.Shape(cos, start=-1)
     half = op.Div(width, 2)
@@ -136,4 +154,7 @@ def _appended(op: OpBuilder, past: ir.Value, new: ir.Value, first: ir.Value, tok
     return op.Concat(before, new, after, axis=2)
 
 
-ATTENTION_TYPES = [AttentionType(rotary, cached) for cached in (False, True) for rotary in (False, True)]
+ATTENTION_TYPES = [
+    *(AttentionType(rotary, cached) for cached in (False, True) for rotary in (False, True)),
+    *(AttentionType(rotary, True, fmt) for fmt in CACHE_FORMATS.values() for rotary in (False, True)),
+]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from qxcompiler.formats import LARGEST_BLOCK, signs
+from qxcompiler.formats import LARGEST_BLOCK, SMALLEST_BLOCK, signs
 from qxcompiler.runtime_ops.unpack import as_float, attribute
 
-__all__ = ["hadamard"]
+__all__ = ["block_size_of", "hadamard", "rotated"]
 
 
 def hadamard(op: OpBuilder, X: ir.Value) -> ir.Value:
@@ -22,13 +22,26 @@ def hadamard(op: OpBuilder, X: ir.Value) -> ir.Value:
         [..., K], of X's type.
     """
     size = op.Reshape(attribute(op, "block_size"), [1])
+    return op.CastLike(rotated(op, X, size), X)
+
+
+def rotated(op: OpBuilder, X: ir.Value, size: ir.Value, *, back: bool = False) -> ir.Value:
+    """XR of [..., K], or XRᵀ, as float32, in blocks of `size`, int64 [1]; blocks of 1 leave X as it is."""
     rows, count = op.Shape(X, end=-1), op.Div(op.Shape(X, start=-1), size)
     blocks = op.Reshape(as_float(op, X), op.Concat(rows, count, size, axis=0), allowzero=1)
     block = op.Slice(_largest_block(op), [0, 0], op.Concat(size, size, axis=0))
+    if back:
+        block = op.Transpose(block, perm=[1, 0])
     scale = op.Reciprocal(op.Sqrt(as_float(op, size)))
     # not the shape of X itself: beside a library without this operator, onnxruntime takes its open sizes for -1
     shape = op.Concat(rows, op.Mul(count, size), axis=0)
-    return op.CastLike(op.Reshape(op.Mul(op.MatMul(blocks, block), scale), shape, allowzero=1), X)
+    return op.Reshape(op.Mul(op.MatMul(blocks, block), scale), shape, allowzero=1)
+
+
+def block_size_of(op: OpBuilder, K: ir.Value) -> ir.Value:
+    """`formats.block_size` of an int64 [1]."""
+    size = op.Min(op.BitwiseAnd(K, op.Neg(K)), [LARGEST_BLOCK])
+    return op.Where(op.Less(size, [SMALLEST_BLOCK]), [1], size)
 
 
 def _largest_block(op: OpBuilder) -> ir.Value:

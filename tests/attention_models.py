@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import convert_attributes
 
+from qxcompiler.formats import block_size, hadamard
 from qxcompiler.runtime_ops.operators import DOMAIN, MINIMUM_OPSET, OPERATORS, VERSION, function_for
 
 
@@ -21,19 +22,71 @@ def attention_model(
 ) -> bytes:
     """One node, whose inputs and outputs are the model's."""
     operator, element = OPERATORS[name], ir.DataType.from_numpy(np.dtype(dtype))
+    kept = ir.DataType.UINT8 if bits_of(name) else element
+    types = {each: kept if each.startswith("past") else element for each in operator.inputs}
     inputs = [
-        ir.Value(name=each, type=ir.TensorType(element), shape=ir.Shape(shapes[each]) if shapes else None)
+        ir.Value(name=each, type=ir.TensorType(types[each]), shape=ir.Shape(shapes[each]) if shapes else None)
         for each in operator.inputs
     ]
     values = {"num_heads": heads, "kv_num_heads": groups, "scale": 0.3, "softcap": 0.0} | attributes
     attribute_list = convert_attributes({key: value for key, value in values.items() if value is not None})
     node = ir.Node(DOMAIN, name, inputs, attributes=attribute_list, name="the_node", num_outputs=len(operator.outputs))
     for value, each in zip(node.outputs, operator.outputs, strict=True):
-        value.name, value.dtype = each, element
+        value.name, value.dtype = each, kept if each.startswith("present") else element
     opsets = {"": opset, DOMAIN: VERSION}
     graph = ir.Graph(inputs, list(node.outputs), nodes=[node], opset_imports=opsets, name="one")
     model = ir.Model(graph, ir_version=9, functions=[function_for(name, opset)] if with_body else [])
     return ir.to_proto(model).SerializeToString()
+
+
+def bits_of(name: str) -> int:
+    """Of the codes that an operator keeps; 0 where it keeps numbers."""
+    return {"Int8": 8, "Int4": 4}.get(name[-4:], 0)
+
+
+def kept_rows(rows: np.ndarray, bits: int) -> np.ndarray:
+    """The cache's format by its definition, row by row: float [..., D] to uint8 [..., row bytes]."""
+    *leading, size = rows.shape
+    largest, zero = (127, 128) if bits == 8 else (7.5, 7.5)
+    bytes_ = size if bits == 8 else (size + 1) // 2
+    kept = np.zeros((*leading, bytes_ + 2), np.uint8)
+    for place in np.ndindex(*leading):
+        row = rows[place].astype(np.float32)
+        if bits == 4:
+            row = turned(row.astype(np.float64)).astype(np.float32)
+        exact = np.abs(row).max() / np.float32(largest)
+        codes, stored = np.full(size, int(zero + 0.5), np.uint8), 0
+        if not np.isfinite(row).all():
+            stored = 0x7FC0
+        elif exact >= 2.0**-126:
+            fraction, exponent = np.frexp(np.float64(exact))  # in [0.5, 1)
+            steps = np.ceil(fraction * 256)  # eight bits
+            stored = int(steps - 128 + 128 * (exponent + 126))
+            scale = np.float32(np.ldexp(steps / 256, exponent))
+            codes = np.floor(row / scale + np.float32(zero + 0.5)).astype(np.uint8)
+        if bits == 4:
+            codes = np.append(codes, np.zeros(2 * bytes_ - size, np.uint8))
+            codes = codes[:bytes_] + 16 * codes[bytes_:]
+        kept[place] = [*codes, stored % 256, stored // 256]
+    return kept
+
+
+def numbers_of(kept: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What rows of a cache stand for, float64 [..., D], turned back; and half of the distance between two codes."""
+    stored = kept[..., -2].astype(np.uint32) + 256 * kept[..., -1].astype(np.uint32)
+    scale = (stored << 16).view(np.float32).astype(np.float64)[..., None]
+    codes = kept[..., :-2].astype(np.float64)
+    if bits == 4:
+        codes = np.concatenate([codes % 16, codes // 16], axis=-1)[..., :size]
+    numbers = scale * (codes - (128 if bits == 8 else 7.5))
+    return (numbers if bits == 8 else turned(numbers, back=True)), scale / 2
+
+
+def turned(rows: np.ndarray, *, back: bool = False) -> np.ndarray:
+    """Rows of D numbers times Hadamard matrices, or times their inverse."""
+    block = block_size(rows.shape[-1])
+    R = hadamard(block).double().numpy() if block > 1 else np.eye(1)
+    return (rows.reshape(-1, block) @ (R.T if back else R)).reshape(rows.shape)
 
 
 def draw_inputs(
@@ -68,6 +121,8 @@ def draw_inputs(
         "mask": normal(*mask, tokens),
     }
     inputs["sin"] = normal(*inputs["cos"].shape)
+    if bits := bits_of(name):
+        inputs |= {each: kept_rows(inputs[each], bits) for each in ("past_key", "past_value")}
     draws = rng.random(inputs["mask"].shape)
     inputs["mask"][draws < 0.33] = -np.inf
     inputs["mask"][draws > 0.8] = np.finfo(dtype).min
@@ -82,31 +137,40 @@ def rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def expected_attention(
-    inputs: dict[str, np.ndarray], heads: int, groups: int, scale: float = 0.3, softcap: float = 0.0
+    inputs: dict[str, np.ndarray],
+    heads: int,
+    groups: int,
+    scale: float = 0.3,
+    softcap: float = 0.0,
+    kept: list[np.ndarray] | None = None,
+    bits: int = 0,
 ) -> list[np.ndarray]:
-    """The definition in float64, head by head."""
-    wide = {name: array.astype(np.float64) for name, array in inputs.items()}
-    batch, length, columns = wide["query"].shape
-    size = columns // heads
+    """The definition in float64, head by head.
 
-    def by_head(name: str, count: int) -> np.ndarray:
-        return wide[name].reshape(*wide[name].shape[:2], count, size).transpose(0, 2, 1, 3)
-
-    Q, K, V = by_head("query", heads), by_head("key", groups), by_head("value", groups)
-    if "cos" in wide:
-        Q, K = (rotated(x, wide["cos"], wide["sin"]) for x in (Q, K))
-        K = K.astype(inputs["key"].dtype).astype(np.float64)  # as they are kept
+    Args:
+        kept: presents in codes of so many bits, which are attended to as they are; `exact_rows` says what they hold.
+    """
+    batch, length, columns = inputs["query"].shape
+    size, dtype = columns // heads, inputs["key"].dtype
+    Q, K, V = exact_rows(inputs, heads, groups)
+    mask = inputs["mask"].astype(np.float64)
     present = []
-    if "past_key" in wide:
-        tokens = wide["mask"].shape[-1]
-        for past, new in ((wide["past_key"], K), (wide["past_value"], V)):
+    if kept:
+        K, V = (numbers_of(each, bits, size)[0][:, :, : mask.shape[-1]] for each in kept)
+        present = kept
+    elif "past_key" in inputs:
+        tokens = mask.shape[-1]
+        K = K.astype(dtype).astype(np.float64)  # as they are kept
+        for past, new in ((inputs["past_key"], K), (inputs["past_value"], V)):
             longer = np.zeros((batch, groups, max(past.shape[2], tokens), size))
             longer[:, :, : past.shape[2]] = past
             longer[:, :, tokens - length : tokens] = new
             present.append(longer)
         K, V = (each[:, :, :tokens] for each in present)
+    elif "cos" in inputs:
+        K = K.astype(dtype).astype(np.float64)
     Y = np.zeros((batch, length, heads, size))
-    mask = np.broadcast_to(wide["mask"], (batch, heads, length, K.shape[2]))
+    mask = np.broadcast_to(mask, (batch, heads, length, K.shape[2]))
     for b, h, i in np.ndindex(batch, heads, length):
         keys, values = K[b, h * groups // heads], V[b, h * groups // heads]
         scores = keys @ Q[b, h, i] * scale
@@ -117,3 +181,17 @@ def expected_attention(
             weights = np.exp(scores - scores.max())
             Y[b, i, h] = weights @ values / weights.sum()
     return [Y.reshape(batch, length, columns), *present]
+
+
+def exact_rows(inputs: dict[str, np.ndarray], heads: int, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries, keys and values [B, heads, L, D] of an attention's inputs, embedded, in float64."""
+    wide = {name: array.astype(np.float64) for name, array in inputs.items() if array.dtype != np.uint8}
+    size = wide["query"].shape[-1] // heads
+
+    def by_head(name: str, count: int) -> np.ndarray:
+        return wide[name].reshape(*wide[name].shape[:2], count, size).transpose(0, 2, 1, 3)
+
+    Q, K, V = by_head("query", heads), by_head("key", groups), by_head("value", groups)
+    if "cos" in wide:
+        Q, K = (rotated(x, wide["cos"], wide["sin"]) for x in (Q, K))
+    return Q, K, V

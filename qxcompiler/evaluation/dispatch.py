@@ -5,10 +5,11 @@ from __future__ import annotations
 __all__ = ["Evaluation", "evaluate"]
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
 from qxcompiler.calibration.samples import default_length, load_samples
@@ -17,7 +18,7 @@ from qxcompiler.evaluation.language import LanguageEvaluation, evaluate_language
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.evaluation.similarity import SimilarityEvaluation, evaluate_similarity
 from qxcompiler.progress import Track, silent
-from qxcompiler_runtime.decoder import is_language_model
+from qxcompiler_runtime.decoder import Decoder, is_language_model
 
 Evaluation: TypeAlias = LanguageEvaluation | SimilarityEvaluation
 
@@ -29,6 +30,7 @@ def evaluate(
     tokenizer: str | Path | None = None,
     windows: int = 40,
     length: int | None = None,
+    chunk: int | None = None,
     reference: str | Path | None = None,
     threads: int | None = None,
     track: Track = silent,
@@ -45,6 +47,8 @@ def evaluate(
         tokenizer: a `tokenizer.json`, or the folder that holds one; by default the model's folder.
         windows: how many windows of text, or samples, at most.
         length: tokens a window; None is 512, or the models' own limit where that is less.
+        chunk: tokens that a language model reads at once, at least 1; those before are what it has kept. None reads a
+            window at once.
         reference: the ONNX file to compare with, usually the model before compilation.
         threads: threads of one operator; None lets onnxruntime choose.
         track: shows how far the work is.
@@ -53,7 +57,7 @@ def evaluate(
         Figures with `model_dump_json()`; its `kind` says which.
 
     Raises:
-        UsageError: the model has no logits and no reference was given.
+        UsageError: the model has no logits and no reference was given; or it keeps nothing for another chunk.
         ModelError: a model cannot be loaded or run.
         CalibrationError: the samples cannot be read or do not fit.
     """
@@ -77,7 +81,7 @@ def evaluate(
         )
     pairs = track(list(zip(samples, reference_samples, strict=True)), "evaluation")
     if is_language_model(model):
-        return evaluate_language(model, baseline, pairs)
+        return evaluate_language(model, baseline, pairs, None if chunk is None else _chunked(model, chunk))
     if baseline is None:
         raise UsageError(
             model.path,
@@ -85,3 +89,17 @@ def evaluate(
             "name a model with --reference",
         )
     return evaluate_similarity(model, baseline, pairs)
+
+
+def _chunked(model: Runner, chunk: int) -> Callable[[Mapping[str, Any]], npt.NDArray[Any]]:
+    if chunk < 1 or not Decoder(model).uses_past:
+        problem = "is less than a token" if chunk < 1 else "the model keeps no keys and values"
+        raise UsageError(f"--chunk {chunk}", problem, "leave it out")
+
+    def logits(sample: Mapping[str, Any]) -> npt.NDArray[Any]:
+        decoder = Decoder(model)
+        ids = sample[decoder.ids.name]
+        pieces = [ids[:, at : at + chunk] for at in range(0, ids.shape[1], chunk)]
+        return np.concatenate([decoder.step_of_each(piece) for piece in pieces], 1)
+
+    return logits

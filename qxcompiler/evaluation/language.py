@@ -5,9 +5,10 @@ from __future__ import annotations
 __all__ = ["ROWS", "LanguageEvaluation", "evaluate_language", "kl_divergence"]
 
 import time
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel
 
@@ -42,7 +43,10 @@ class LanguageEvaluation(BaseModel):
 
 
 def evaluate_language(
-    model: Runner, reference: Runner | None, pairs: Iterable[tuple[Sample, Sample]]
+    model: Runner,
+    reference: Runner | None,
+    pairs: Iterable[tuple[Sample, Sample]],
+    run: Callable[[Sample], npt.NDArray[Any]] | None = None,
 ) -> LanguageEvaluation:
     """Score a language model, holding one window at a time.
 
@@ -50,6 +54,7 @@ def evaluate_language(
         model: a model with `logits` of shape [batch, length, vocabulary].
         reference: the model to compare with, over the same vocabulary.
         pairs: each window as inputs of the model and as inputs of the reference.
+        run: gives the model's logits for a window; by default in one run.
 
     Raises:
         ModelError: a model cannot be run, or its logits do not fit or are not finite.
@@ -60,7 +65,7 @@ def evaluate_language(
     sums = torch.zeros(4, dtype=torch.float64)
     for sample, reference_sample in pairs:
         began = time.perf_counter()
-        logits = _logits(model, sample)
+        logits = _logits(model, sample) if run is None else _as_tensor(run(sample))
         seconds += time.perf_counter() - began
         expected = None if reference is None else _logits(reference, reference_sample)
         if expected is not None and expected.shape != logits.shape:
@@ -128,7 +133,10 @@ def _scores(logits: torch.Tensor, expected: torch.Tensor | None, targets: torch.
 
 
 def _logits(model: Runner, sample: Sample) -> torch.Tensor:
-    logits = model.run(sample, ["logits"])[0]
+    return _as_tensor(model.run(sample, ["logits"])[0])
+
+
+def _as_tensor(logits: npt.NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(logits if logits.dtype.kind == "f" else logits.astype("float32"))
 
 

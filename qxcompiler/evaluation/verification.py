@@ -16,6 +16,8 @@ from qxcompiler.calibration.samples import Sample
 from qxcompiler.errors import CalibrationError, ModelError, VerificationError
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.evaluation.similarity import Comparison, OutputSimilarity, compared_outputs
+from qxcompiler.formats import CACHE_FORMATS, CacheFormat
+from qxcompiler_runtime.caches import CACHE_FORMAT, is_past
 
 # By bits of the coarsest format: above what unrelated outputs have, and far below what sound compiles leave. Rounding
 # to nearest with one scale a row, the worst there is, leaves a sentence encoder of 22 million weights a similarity of
@@ -60,6 +62,8 @@ def verify(
     """Compare the outputs of a compiled model with the original's: with the library on all samples, and without it
     on the first.
 
+    Where the compiled model keeps keys and values in a format, those of the samples are given so.
+
     Memory holds two sessions, the outputs of the first sample, and those of one other. Weights in files of external
     data stay there.
 
@@ -84,6 +88,7 @@ def verify(
     reference = Runner(FrugalModel(original))
     names = compared_outputs(reference.outputs)
     packed = broken.load(compiled, names, library=library)
+    kept_as = CACHE_FORMATS.get(packed.session.get_modelmeta().custom_metadata_map.get(CACHE_FORMAT, ""))
     comparison = Comparison(names)
     first: tuple[Sample, list[Any]] | None = None
     unsteady: dict[str, str] = {}
@@ -93,7 +98,7 @@ def verify(
         if first is None:
             first = sample, expected
             unsteady = _unsteady(names, expected, _expected(reference, sample, names))
-        actual = broken.run(packed, sample, names)
+        actual = broken.run(packed, _kept(sample, kept_as), names)
         broken.check_shapes(reference.declared_shapes(sample), names, actual, expected)
         comparison.add(actual, expected)
         count += 1
@@ -108,7 +113,7 @@ def verify(
     if library:
         stock = broken.load(compiled, names, library=False, in_parts=True)
         comparison = Comparison(names)
-        actual = broken.run(stock, first[0], names)
+        actual = broken.run(stock, _kept(first[0], kept_as), names)
         broken.check_shapes(shapes, names, actual, first[1])
         comparison.add(actual, first[1])
         without_library = _said(comparison.figures(), unsteady)
@@ -124,6 +129,13 @@ def verify(
         outputs=outputs,
         without_library=without_library,
     )
+
+
+def _kept(sample: Sample, fmt: CacheFormat | None) -> Sample:
+    """A sample whose keys and values are as the compiled model keeps them."""
+    if fmt is None:
+        return sample
+    return {name: fmt.encode(value) if is_past(name) else value for name, value in sample.items()}
 
 
 def floor(bits: float) -> float:

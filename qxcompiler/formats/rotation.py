@@ -11,7 +11,7 @@ import math
 
 import torch
 
-__all__ = ["LARGEST_BLOCK", "block_size", "hadamard", "rotate", "rotate_back", "signs"]
+__all__ = ["LARGEST_BLOCK", "SMALLEST_BLOCK", "block_size", "hadamard", "rotate", "rotate_back", "signs"]
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
 _SIGNS = 0x243F6A8885A308D3  # a bit a sign, the highest first: the first bits of pi behind the point

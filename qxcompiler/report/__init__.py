@@ -6,7 +6,7 @@ from qxcompiler.report.coverage import Coverage, Unquantized, coverage
 from qxcompiler.report.explanation import ExplainedChoice, Explanation, explain
 from qxcompiler.report.inspection import InspectedSite, Inspection, inspect
 from qxcompiler.report.pareto import CSV, PICTURE, Front, find_front, parse_budgets, plan_file
-from qxcompiler.report.report import Report, SiteReport, SitesReport, report_costs, report_sites
+from qxcompiler.report.report import Report, SiteReport, SitesReport, report_cache, report_costs, report_sites
 
 __all__ = [
     "CSV",
@@ -27,6 +27,7 @@ __all__ = [
     "inspect",
     "parse_budgets",
     "plan_file",
+    "report_cache",
     "report_costs",
     "report_sites",
 ]

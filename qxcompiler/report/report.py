@@ -15,12 +15,13 @@ from qxcompiler.dialects import Dialect
 from qxcompiler.errors import QxcError
 from qxcompiler.evaluation import Verification
 from qxcompiler.graph import Site, Weight, find_sites
+from qxcompiler_runtime.caches import CACHE_FORMAT, is_past
 from qxcompiler.quantizers import QuantizationResult
 from qxcompiler.report.coverage import Unquantized, coverage
 from qxcompiler.targets import Target
 from qxcompiler.tuning import Tuning
 
-__all__ = ["Report", "SiteReport", "SitesReport", "report_costs", "report_sites"]
+__all__ = ["Report", "SiteReport", "SitesReport", "report_cache", "report_costs", "report_sites"]
 
 
 class SiteReport(BaseModel):
@@ -67,6 +68,8 @@ class Report(BaseModel):
         model_bits_per_weight: over all weights of the model, those that belong to no site too.
         bytes_before: size of the model's files.
         bytes_after: size of the compiled model's files.
+        kv: what keys and values are kept as; None where none are.
+        kv_bytes_per_token: what they take for a token, all layers together; None where a size is not known.
         peak_memory_bytes: resident memory of the process at most, until the report was written.
         allocation: what a budget was spent on, None where there was none.
         predicted: what the compiled model costs on the target, phase by phase, after 512 tokens or on an input of 512;
@@ -86,6 +89,8 @@ class Report(BaseModel):
     model_bits_per_weight: float
     bytes_before: int
     bytes_after: int
+    kv: str | None = None
+    kv_bytes_per_token: int | None = None
     peak_memory_bytes: int
     allocation: Account | None = None
     predicted: list[Estimate] = []
@@ -164,6 +169,26 @@ def report_costs(model: ir.Model, target: Target) -> dict[str, Any]:
         for each in estimates
     ]
     return {"predicted": said, "not_predicted": None}
+
+
+def report_cache(model: ir.Model) -> dict[str, Any]:
+    """What `Report` says of the keys and values that a compiled model keeps, `kv` and `kv_bytes_per_token`."""
+    pasts = [value for value in model.graph.inputs if is_past(value.name or "")]
+    if not pasts or pasts[0].dtype is None:
+        return {}
+    rows = [_row_bytes(past) for past in pasts]
+    return {
+        "kv": model.metadata_props.get(CACHE_FORMAT, pasts[0].dtype.numpy().name),
+        "kv_bytes_per_token": None if None in rows else sum(size or 0 for size in rows),
+    }
+
+
+def _row_bytes(past: ir.Value) -> int | None:
+    """What a token takes in [B, G, P, row]."""
+    sizes = list(past.shape or ())[1::2]
+    if past.dtype is None or len(sizes) != 2 or not all(isinstance(size, int) for size in sizes):
+        return None
+    return int(sizes[0]) * int(sizes[1]) * past.dtype.itemsize
 
 
 @dataclass

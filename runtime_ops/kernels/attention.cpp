@@ -13,6 +13,12 @@ constexpr int64_t kLargest = int64_t{1} << 40;  // elements of a tensor, and mor
 constexpr int64_t kFewTasks = 32;               // fewer are cut into pieces of the keys
 constexpr int64_t kKeysPerPiece = 256;          // at least
 
+// The block size that formats/rotation.py has for so many columns.
+int64_t hadamard_block(int64_t columns) {
+  const int64_t size = std::min<int64_t>(columns & -columns, 64);
+  return size < 8 ? 1 : size;
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Whether there may be a tensor of such a shape: sizes of 0 do not excuse the others.
@@ -30,6 +36,8 @@ bool is_one_or(int64_t size, int64_t wanted) { return size == 1 || size == wante
 
 bool has_cache(const qxc_attention& a) { return a.has_cache != 0; }
 
+int64_t element_bytes(const qxc_attention& a) { return a.element == QXC_FLOAT16 ? 2 : 4; }
+
 int64_t present_tokens(const qxc_attention& a) { return std::max(a.past_tokens, a.tokens); }
 
 bool is_in_place(const qxc_attention& a) { return a.past_key == a.present_key && a.past_value == a.present_value; }
@@ -44,6 +52,10 @@ struct Layout : AttentionLayout {
     const int64_t B = a.batch, L = a.length, T = a.tokens, G = a.kv_heads, D = a.head_size;
     const int64_t width = ceil_div(D, kLargestLanes) * kLargestLanes;
     group = a.heads / G;
+    const bool integers = is_in_integers(a.has_cache);
+    const int64_t row = D * element_bytes(a);
+    cache_row = integers ? code_bytes(a.has_cache, D) + kScaleBytes : row;
+    block_size = a.has_cache == QXC_CACHE_INT4 ? hadamard_block(D) : 1;
     queries = std::max<int64_t>(1, std::min(L, kRowsPerTask / group));
     query_blocks = ceil_div(L, queries);
     const int64_t places = B * G * query_blocks;
@@ -70,24 +82,21 @@ struct Layout : AttentionLayout {
       bytes += static_cast<size_t>(ceil_div(count * size, QXC_ALIGNMENT) * QXC_ALIGNMENT);
       return at;
     };
-    rotated_keys = reinterpret_cast<void*>(
-        reserve(rotates_without_cache(a) ? B * G * T * D : 0, a.element == QXC_FLOAT16 ? 2 : 4));
+    rotated_keys = reinterpret_cast<void*>(reserve(rotates_without_cache(a) ? B * G * T : 0, row));
     partial_floats = rows * (width + 2);
     partials = reinterpret_cast<float*>(reserve(pieces > 1 ? places * pieces * partial_floats : 0, sizeof(float)));
     scratch_floats = 2 * rows * kKeysPerBlock + 2 * kKeysPerBlock * width + rows * width + partial_floats;
     scratch_floats = ceil_div(scratch_floats, kLargestLanes) * kLargestLanes;
     scratch = reinterpret_cast<float*>(reserve(places ? a.workers * scratch_floats : 0, sizeof(float)));
-    const HeadRows by_head{nullptr, G * T * D, T * D, D}, by_token{nullptr, T * G * D, D, G * D};
-    key = value = by_token;
-    key.at = a.key;
-    value.at = a.value;
+    key = value = {nullptr, T * G * row, row, G * row, QXC_CACHE_FLOAT};
+    key.at = static_cast<const char*>(a.key);
+    value.at = static_cast<const char*>(a.value);
     if (has_cache(a)) {
-      key = value = {nullptr, G * present_tokens(a) * D, present_tokens(a) * D, D};
-      key.at = a.present_key;
-      value.at = a.present_value;
+      key = value = {nullptr, G * present_tokens(a) * cache_row, present_tokens(a) * cache_row, cache_row, a.has_cache};
+      key.at = static_cast<const char*>(a.present_key);
+      value.at = static_cast<const char*>(a.present_value);
     } else if (a.rotary_size) {
-      key = by_head;
-      key.at = rotated_keys;
+      key = {static_cast<const char*>(rotated_keys), G * T * row, T * row, row, QXC_CACHE_FLOAT};
     }
   }
 };
@@ -97,7 +106,8 @@ bool are_sizes_sound(const qxc_attention& a) {
   if (H < 1 || G < 1 || D < 1 || H % G != 0 || a.workers < 1) return false;
   const int64_t present = has_cache(a) ? present_tokens(a) : T;
   // a row of the scratch is a vector at least
-  if (!is_possible({B, L, H, D}) || !is_possible({B, G, present, D}) || !is_possible({a.workers, H, D + 256})) {
+  if (!is_possible({B, L, H, D}) || !is_possible({B, G, present, D + kScaleBytes}) ||
+      !is_possible({a.workers, H, D + 256})) {
     return false;
   }
   if (has_cache(a) && (T < L || a.past_tokens < T - L)) return false;
@@ -113,6 +123,7 @@ bool are_sizes_sound(const qxc_attention& a) {
 
 // Whether what is read or written is there.
 bool has_tensors(const qxc_attention& a) {
+  if (a.has_cache < 0 || a.has_cache > QXC_CACHE_INT4) return false;
   if (!a.kernels || (a.element != QXC_FLOAT32 && a.element != QXC_FLOAT16) || !(a.softcap >= 0)) return false;
   if (a.batch && a.length && !(a.query && a.y)) return false;
   if (a.batch && a.length && a.tokens && !(a.key && a.value && a.mask)) return false;
@@ -151,7 +162,7 @@ void qxc_attention_compute(const qxc_attention* attention, qxc_attention_phase p
   const Kernels& kernels = *attention->kernels;
   for (int64_t task = first; task < last; ++task) {
     switch (phase) {
-      case QXC_APPEND: kernels.append(layout, task); break;
+      case QXC_APPEND: kernels.append(layout, task, layout.scratch + worker * layout.scratch_floats); break;
       case QXC_ATTEND: kernels.attend(layout, task, layout.scratch + worker * layout.scratch_floats); break;
       case QXC_COMBINE: kernels.combine(layout, task); break;
     }

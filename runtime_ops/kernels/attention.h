@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "attention_layout.h"
+#include "cache_rows.h"
+#include "hadamard.h"
 #include "kernels.h"
 #include "lanes.h"
 #include "scalar.h"
@@ -70,45 +72,62 @@ void embed(const qxc_attention& a, const void* x, int64_t batch, int64_t token, 
   }
 }
 
+// A new row as the cache keeps it; in integers by way of the scratch, which has room for it and for its codes.
+template <class Vector>
+void write_row(const AttentionLayout& layout, const void* x, int64_t batch, int64_t at, bool is_rotated, float* scratch,
+               void* y) {
+  const qxc_attention& a = *layout.given;
+  const bool is_half = a.element == QXC_FLOAT16, integers = is_in_integers(a.has_cache);
+  const int64_t D = a.head_size;
+  if (is_rotated) {
+    embed<Vector>(a, x, batch, at, is_half && !integers, integers ? scratch : y);
+  } else if (integers) {
+    read<Vector>(x, is_half, D, scratch);
+  } else {
+    std::memcpy(y, x, static_cast<size_t>(layout.cache_row));
+  }
+  if (!integers) return;
+  if (layout.block_size > 1) rotate(scratch, D, layout.block_size, scratch);
+  encode_cache_row(scratch, D, a.has_cache, static_cast<uint8_t*>(y));
+}
+
 // Tokens [first, last) of one head of `past`, with the new ones in their place, to `present`.
 template <class Vector>
 void append_head(const AttentionLayout& layout, int64_t batch, int64_t head, int64_t first, int64_t last,
-                 const void* past, const void* input, bool is_rotated, void* present) {
+                 const void* past, const void* input, bool is_rotated, float* scratch, void* present) {
   const qxc_attention& a = *layout.given;
   const bool is_half = a.element == QXC_FLOAT16;
   const int64_t D = a.head_size, P = a.past_tokens, rows = a.has_cache ? (P > a.tokens ? P : a.tokens) : a.tokens;
-  const int64_t from = (batch * a.kv_heads + head) * P * D, to = (batch * a.kv_heads + head) * rows * D;
+  const char* from = static_cast<const char*>(past) + (batch * a.kv_heads + head) * P * layout.cache_row;
+  char* to = static_cast<char*>(present) + (batch * a.kv_heads + head) * rows * layout.cache_row;
   const int64_t first_new = a.tokens - a.length;
   const auto keep = [&](int64_t begin, int64_t end) {
     if (begin >= end || past == present) return;
-    std::memcpy(element(present, is_half, to + begin * D), element(past, is_half, from + begin * D),
-                static_cast<size_t>((end - begin) * D) * (is_half ? 2 : 4));
+    std::memcpy(to + begin * layout.cache_row, from + begin * layout.cache_row,
+                static_cast<size_t>((end - begin) * layout.cache_row));
   };
   keep(first, smaller(last, first_new));
   for (int64_t token = first > first_new ? first : first_new; token < smaller(last, a.tokens); ++token) {
     const int64_t at = token - first_new;
     const void* x = element(input, is_half, ((batch * a.length + at) * a.kv_heads + head) * D);
-    void* y = element(present, is_half, to + token * D);
-    if (is_rotated) {
-      embed<Vector>(a, x, batch, at, is_half, y);
-    } else {
-      std::memcpy(y, x, static_cast<size_t>(D) * (is_half ? 2 : 4));
-    }
+    write_row<Vector>(layout, x, batch, at, is_rotated, scratch, to + token * layout.cache_row);
   }
   keep(first > a.tokens ? first : a.tokens, last);
 }
 
 // See `Kernels`.
 template <class Vector>
-void append(const AttentionLayout& layout, int64_t task) {
+void append(const AttentionLayout& layout, int64_t task, float* scratch) {
   const qxc_attention& a = *layout.given;
   const int64_t blocks = (layout.appended + kTokensPerAppend - 1) / kTokensPerAppend;
   const int64_t batch = task / blocks / a.kv_heads, head = task / blocks % a.kv_heads;
   const int64_t first = layout.first_appended + task % blocks * kTokensPerAppend;
   const int64_t last = smaller(first + kTokensPerAppend, layout.first_appended + layout.appended);
-  void* key = a.has_cache ? a.present_key : layout.rotated_keys;
-  append_head<Vector>(layout, batch, head, first, last, a.past_key, a.key, a.rotary_size != 0, key);
-  if (a.has_cache) append_head<Vector>(layout, batch, head, first, last, a.past_value, a.value, false, a.present_value);
+  const auto append_one = [&](const void* past, const void* input, bool is_rotated, void* present) {
+    append_head<Vector>(layout, batch, head, first, last, past, input, is_rotated, scratch, present);
+  };
+  append_one(a.past_key, a.key, a.rotary_size != 0, a.has_cache ? a.present_key : layout.rotated_keys);
+  if (a.has_cache) append_one(a.past_value, a.value, false, a.present_value);
 }
 
 // A matrix of floats whose rows are whole vectors.
@@ -250,6 +269,7 @@ void read_queries(const AttentionTask& t) {
       read<Vector>(x, t.is_half, D, row);
     }
     for (int64_t d = 0; d < D; ++d) row[d] *= a.scale;
+    if (t.layout.block_size > 1) rotate(row, D, t.layout.block_size, row);
     for (int64_t d = D; d < t.width; ++d) row[d] = 0;
   }
 }
@@ -287,11 +307,18 @@ Visible read_mask(const AttentionTask& t, int64_t first_key, int64_t count) {
 template <class Vector>
 Matrix read_block(const AttentionTask& t, const HeadRows& rows, int64_t first_key, int64_t count) {
   const int64_t D = t.layout.given->head_size;
-  const void* at = element(rows.at, t.is_half, t.batch * rows.batch + t.head * rows.head + first_key * rows.token);
-  if (!t.is_half && D == t.width) return {static_cast<const float*>(at), rows.token};
+  const char* at = rows.at + t.batch * rows.batch + t.head * rows.head + first_key * rows.token;
+  const bool integers = is_in_integers(rows.cache);
+  if (!integers && !t.is_half && D == t.width) {
+    return {reinterpret_cast<const float*>(at), rows.token / static_cast<int64_t>(sizeof(float))};
+  }
   for (int64_t k = 0; k < count; ++k) {
     float* row = t.block + k * t.width;
-    read<Vector>(element(at, t.is_half, k * rows.token), t.is_half, D, row);
+    if (integers) {
+      decode_cache_row(reinterpret_cast<const uint8_t*>(at + k * rows.token), D, rows.cache, row);
+    } else {
+      read<Vector>(at + k * rows.token, t.is_half, D, row);
+    }
     for (int64_t d = D; d < t.width; ++d) row[d] = 0;
   }
   return {t.block, t.width};
@@ -365,6 +392,7 @@ inline void write_rows(const AttentionTask& t) {
     const float factor = 1 / (t.sums[r] == 0 ? 1 : t.sums[r]);  // 0 where no key is left
     float* values = t.values + r * t.width;
     for (int64_t d = 0; d < t.width; d += kLanes) store(values + d, load(values + d) * factor);
+    if (t.layout.block_size > 1) rotate_back(values, a.head_size, t.layout.block_size);
     const int64_t token = t.first_query + r / t.layout.group, head = t.head * t.layout.group + r % t.layout.group;
     const int64_t at = ((t.batch * a.length + token) * a.heads + head) * a.head_size;
     write(values, a.head_size, t.is_half, element(a.y, t.is_half, at));

@@ -12,15 +12,27 @@ constexpr int64_t kRowsPerTask = 64;   // queries of all heads that share keys, 
 constexpr int64_t kTokensPerAppend = 256;
 constexpr int64_t kLargestLanes = 16;  // rows of the scratch are whole vectors
 
-// Rows of D numbers, at `at` + the sum of the products with these strides, which count elements.
+constexpr int64_t kScaleBytes = 2;  // at the end of a row in integers
+
+inline bool is_in_integers(int32_t cache) { return cache == QXC_CACHE_INT8 || cache == QXC_CACHE_INT4; }
+
+// Bytes of a row's codes, two of four bits a byte.
+inline int64_t code_bytes(int32_t cache, int64_t head_size) {
+  return cache == QXC_CACHE_INT8 ? head_size : (head_size + 1) / 2;
+}
+
+// Rows of D numbers, at `at` + the sum of the products with these strides, which count bytes.
 struct HeadRows {
-  const void* at;
+  const char* at;
   int64_t batch, head, token;
+  int32_t cache;  // how they are kept
 };
 
 struct AttentionLayout {
   const qxc_attention* given;
-  int64_t group;  // H / G
+  int64_t group;       // H / G
+  int64_t cache_row;   // bytes of a row of the cache
+  int64_t block_size;  // of the rotation of a cache's rows; 1 for none
   HeadRows key, value;
   void* rotated_keys;                // [B, G, T, D], with a rotary embedding and no cache
   int64_t mask_strides[4];           // in elements; 0 where the mask has one for all

@@ -76,5 +76,15 @@ inline void rotate(const float* x, int64_t columns, int64_t block_size, float* y
   }
 }
 
+// The inverse, in place: X Rᵀ = X D R D, for D D = 1.
+inline void rotate_back(float* x, int64_t columns, int64_t block_size) {
+  const auto sign = [&] {
+    for (int64_t k = 0; k < columns; ++k) x[k] *= kDiagonal.at[k % block_size];
+  };
+  sign();
+  rotate(x, columns, block_size, x);
+  sign();
+}
+
 }  // namespace
 }  // namespace qxc

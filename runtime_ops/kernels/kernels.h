@@ -40,7 +40,7 @@ struct qxc_kernels {
   // A row times Hadamard matrices, [columns] to [columns], which may be the same memory.
   void (*rotate)(const float* x, int64_t columns, int64_t block_size, float* y);
   // The phases of an attention, a task each (attention_layout.h). `scratch` is one worker's.
-  void (*append)(const qxc::AttentionLayout& layout, int64_t task);
+  void (*append)(const qxc::AttentionLayout& layout, int64_t task, float* scratch);
   void (*attend)(const qxc::AttentionLayout& layout, int64_t task, float* scratch);
   void (*combine)(const qxc::AttentionLayout& layout, int64_t task);
 };

@@ -27,6 +27,7 @@ constexpr int kLanes = 4;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Integers __attribute__((vector_size(4 * kLanes)));
 typedef int32_t SignedIntegers __attribute__((vector_size(4 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 inline Floats load(const float* from) {
   Floats values;
@@ -35,6 +36,21 @@ inline Floats load(const float* from) {
 }
 
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
+
+inline Bytes load_bytes(const uint8_t* from) {
+  Bytes values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
+inline Floats widened(Bytes values) {
+  return __builtin_convertvector(__builtin_convertvector(values, SignedIntegers), Floats);
+}
+
+// Floats of 0 to less than 256, without their fractions.
+inline Bytes narrowed(Floats values) {
+  return __builtin_convertvector(__builtin_convertvector(values, SignedIntegers), Bytes);
+}
 
 inline Floats splat(float value) { return value - Floats{}; }
 

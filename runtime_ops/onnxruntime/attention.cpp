@@ -12,14 +12,25 @@ namespace {
 constexpr int64_t kSerialWork = 1 << 17;   // multiplications for which waking a thread costs more than it saves
 constexpr int64_t kSerialBytes = 1 << 18;  // of a cache that grows, likewise
 constexpr int64_t kWorkers = 32;           // at once, at most: each has a scratch
+constexpr int64_t kScaleBytes = 2;         // of a row in integers
 
 struct AttentionType {
-  bool rotary, cached;
+  bool rotary;
+  int32_t cache;  // a qxc_cache, or 0
 
-  std::string name() const { return std::string(rotary ? "Rotary" : "") + (cached ? "Cached" : "") + "Attention"; }
-  size_t inputs() const { return 4 + (rotary ? 2 : 0) + (cached ? 2 : 0); }
-  size_t outputs() const { return cached ? 3 : 1; }
+  std::string name() const {
+    const char* suffix = cache == QXC_CACHE_INT8 ? "Int8" : cache == QXC_CACHE_INT4 ? "Int4" : "";
+    return std::string(rotary ? "Rotary" : "") + (cache ? "Cached" : "") + "Attention" + suffix;
+  }
+  size_t inputs() const { return 4 + (rotary ? 2 : 0) + (cache ? 2 : 0); }
+  size_t outputs() const { return cache ? 3 : 1; }
   size_t past_key() const { return rotary ? 5 : 3; }
+  bool in_integers() const { return cache == QXC_CACHE_INT8 || cache == QXC_CACHE_INT4; }
+  ElementType cache_type(ElementType element) const { return in_integers() ? kUint8 : element; }
+  // Columns of the cache, for heads of this size.
+  int64_t row(int64_t size) const {
+    return !in_integers() ? size : (cache == QXC_CACHE_INT8 ? size : (size + 1) / 2) + kScaleBytes;
+  }
 };
 
 struct Free {
@@ -52,7 +63,7 @@ class Attention : public Kernel {
     attention.element = in.query.type == kFloat16 ? QXC_FLOAT16 : QXC_FLOAT32;
     attention.batch = B;
     attention.length = L;
-    attention.tokens = type_.cached ? in.mask.shape[3] : in.key.shape[1];
+    attention.tokens = type_.cache ? in.mask.shape[3] : in.key.shape[1];
     attention.heads = heads_;
     attention.kv_heads = kv_heads_;
     attention.head_size = D;
@@ -71,15 +82,15 @@ class Attention : public Kernel {
     }
     attention.y = node_.output(context, 0, in.query.type, query);
     int64_t cache_bytes = 0;
-    if (type_.cached) {
+    if (type_.cache) {
       Shape present = in.past_key.shape;
       present[2] = std::max(present[2], attention.tokens);
-      attention.has_cache = 1;
+      attention.has_cache = type_.cache;
       attention.past_tokens = in.past_key.shape[2];
       attention.past_key = in.past_key.data;
       attention.past_value = in.past_value.data;
-      attention.present_key = node_.output(context, 1, in.query.type, present);
-      attention.present_value = node_.output(context, 2, in.query.type, present);
+      attention.present_key = node_.output(context, 1, in.past_key.type, present);
+      attention.present_value = node_.output(context, 2, in.past_key.type, present);
       const bool is_in_place =
           attention.past_key == attention.present_key && attention.past_value == attention.present_value;
       if (!is_in_place) cache_bytes = 8 * element_count(present.begin(), present.end());
@@ -118,7 +129,7 @@ class Attention : public Kernel {
         throw self.wrong("query", query, "float32 or float16 [batch, length, " + std::to_string(H) + " heads]");
       }
       const int64_t B = query.shape[0], L = query.shape[1], D = query.shape[2] / H;
-      const bool is_self = self.type_.rotary || self.type_.cached;
+      const bool is_self = self.type_.rotary || self.type_.cache;
       const int64_t S = is_self || key.shape.size() != 3 ? L : key.shape[1];
       self.check("key", key, query.type, {{B, S, G * D}});
       self.check("value", value, query.type, {{B, S, G * D}});
@@ -133,12 +144,13 @@ class Attention : public Kernel {
         self.check("cos", cos, query.type, {{1, L, R}, {B, L, R}});
         self.check("sin", sin, query.type, {cos.shape});
       }
-      if (self.type_.cached) {
+      if (self.type_.cache) {
         past_key = self.node_.input(context, self.type_.past_key(), "past_key");
         past_value = self.node_.input(context, self.type_.past_key() + 1, "past_value");
         const int64_t P = past_key.shape.size() == 4 ? past_key.shape[2] : 0;
-        self.check("past_key", past_key, query.type, {{B, G, P, D}});
-        self.check("past_value", past_value, query.type, {past_key.shape});
+        const ElementType kept = self.type_.cache_type(query.type);
+        self.check("past_key", past_key, kept, {{B, G, P, self.type_.row(D)}});
+        self.check("past_value", past_value, kept, {past_key.shape});
         tokens = mask.shape.size() == 4 ? mask.shape[3] : L;
         if (tokens < L || tokens - L > P) {
           throw self.wrong(
@@ -153,7 +165,7 @@ class Attention : public Kernel {
                          to_string(query.type) + " " + to_string(Shape{B, H, L, tokens}) + " or 1 of any of them");
       }
       for (Tensor* tensor : {&query, &key, &value, &cos, &sin, &past_key, &past_value, &mask}) {
-        tensor->align(query.type == kFloat16 ? 2 : 4);
+        if (tensor->type != kUint8) tensor->align(query.type == kFloat16 ? 2 : 4);
       }
     }
   };
@@ -194,7 +206,7 @@ void infer_shapes(const AttentionType& type, const ShapeContext& context) {
   const auto query = context.input(0);
   if (!query) return;
   context.set_output(0, *query);
-  if (!type.cached) return;
+  if (!type.cache) return;
   for (const size_t i : {size_t{0}, size_t{1}}) {
     auto present = context.input(type.past_key() + i);
     if (!present || present->shape.size() != 4) continue;
@@ -203,15 +215,22 @@ void infer_shapes(const AttentionType& type, const ShapeContext& context) {
   }
 }
 
+void add(const AttentionType& type, ElementType element, const qxc_kernels& kernels, std::vector<Operator>& operators) {
+  std::vector<ElementType> inputs(type.inputs(), element), outputs(type.outputs(), element);
+  if (type.cache) {
+    inputs[type.past_key()] = inputs[type.past_key() + 1] = outputs[1] = outputs[2] = type.cache_type(element);
+  }
+  operators.push_back(
+      {type.name(), inputs, outputs,
+       [type, &kernels](const KernelInfo& info) { return std::make_unique<Attention>(type, kernels, info); },
+       [type](const ShapeContext& context) { infer_shapes(type, context); }});
+}
+
 const Registration registration([](const qxc_kernels& kernels) {
   std::vector<Operator> operators;
-  for (const AttentionType type : {AttentionType{false, false}, {true, false}, {false, true}, {true, true}}) {
-    for (const ElementType element : {kFloat, kFloat16}) {
-      operators.push_back(
-          {type.name(), std::vector<ElementType>(type.inputs(), element),
-           std::vector<ElementType>(type.outputs(), element),
-           [type, &kernels](const KernelInfo& info) { return std::make_unique<Attention>(type, kernels, info); },
-           [type](const ShapeContext& context) { infer_shapes(type, context); }});
+  for (const bool rotary : {false, true}) {
+    for (const int32_t cache : {0, int32_t{QXC_CACHE_FLOAT}, int32_t{QXC_CACHE_INT8}, int32_t{QXC_CACHE_INT4}}) {
+      for (const ElementType element : {kFloat, kFloat16}) add({rotary, cache}, element, kernels, operators);
     }
   }
   return operators;

@@ -151,15 +151,24 @@ QXC_API void qxc_matmul_compute(const qxc_matmul* product, int64_t first_tile, i
 QXC_API qxc_status qxc_rotate(const qxc_kernels* kernels, qxc_element element, int64_t rows, int64_t columns,
                               int64_t block_size, const void* x, void* y);
 
+/* How the rows of a cache, [D] for a token of a head, are kept. In integers, a row is its codes, then the upper two
+ * bytes of a float32, its scale (docs/formats.md). They are rounded as they are appended, and attended to so. */
+typedef enum qxc_cache {
+  QXC_CACHE_FLOAT = 1, /* as numbers of the element type */
+  QXC_CACHE_INT8 = 2,  /* D + 2 bytes: scale * (code - 128) */
+  QXC_CACHE_INT4 = 3,  /* (D + 1) / 2 + 2 bytes: scale * (code - 7.5), of rows that are rotated as by qxc_rotate */
+} qxc_cache;
+
 /* Y = softmax(softcap(scale Q K^T) + mask) V for each head. H query heads share G heads of keys and values, H / G
- * neighbors one. All tensors are row-major, and of one element type; sums and exponentials are float32.
+ * neighbors one. All tensors are row-major, and of one element type, but for a cache in integers; sums and exponentials
+ * are float32.
  *
- * With a cache, the T keys and values end in the L new ones. The rows before them are those of `past`, [B, G, P, D]
- * with P of at least T - L, and `present`, [B, G, max(P, T), D], becomes `past` with the new ones in rows T - L to T.
+ * With a cache, the T keys and values end in the L new ones. The rows before them are those of `past`, [B, G, P, row]
+ * with P of at least T - L, and `present`, [B, G, max(P, T), row], becomes `past` with the new ones in rows T - L to T.
  * Where both are the same memory, which P of at least T allows, nothing else is written. */
 typedef struct qxc_attention {
   const qxc_kernels* kernels;
-  qxc_element element;   /* of all tensors */
+  qxc_element element;   /* of all tensors, but for a cache in integers */
   int64_t batch;         /* B */
   int64_t length;        /* L, queries */
   int64_t tokens;        /* T, keys; with a cache at least L, with a rotary embedding and no cache L */
@@ -177,7 +186,7 @@ typedef struct qxc_attention {
   int64_t rotary_batch;  /* b, 1 or B */
   const void* cos;       /* [b, L, R] */
   const void* sin;
-  int32_t has_cache;
+  int32_t has_cache;   /* a qxc_cache, or 0 for none */
   int64_t past_tokens; /* P */
   const void *past_key, *past_value;
   void *present_key, *present_value;
