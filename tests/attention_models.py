@@ -183,7 +183,19 @@ def expected_attention(
     return [Y.reshape(batch, length, columns), *present]
 
 
-def exact_rows(inputs: dict[str, np.ndarray], heads: int, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def kept_attention(inputs: dict[str, np.ndarray], heads: int, groups: int, bits: int) -> np.ndarray:
+    """Y of a cache in codes, as far as they are known: rows that nearly tie may have other ones."""
+    length, tokens = inputs["query"].shape[1], inputs["mask"].shape[-1]
+    presents = []
+    for name, new in zip(("key", "value"), exact_rows(inputs, heads, groups)[1:], strict=True):
+        before = inputs[f"past_{name}"][:, :, : tokens - length]
+        presents.append(np.concatenate([before, kept_rows(new, bits)], axis=2))
+    return expected_attention(inputs, heads, groups, kept=presents, bits=bits)[0]
+
+
+def exact_rows(
+    inputs: dict[str, np.ndarray], heads: int, groups: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Queries, keys and values [B, heads, L, D] of an attention's inputs, embedded, in float64."""
     wide = {name: array.astype(np.float64) for name, array in inputs.items() if array.dtype != np.uint8}
     size = wide["query"].shape[-1] // heads

@@ -374,6 +374,23 @@ struct AttentionTrial {
     return values;
   }
 
+  bool is_in_codes() const { return a.has_cache > QXC_CACHE_FLOAT; }
+
+  // Bytes of a row of the cache.
+  int64_t row() const {
+    if (!is_in_codes()) return a.head_size * (is_half ? 2 : 4);
+    return (a.has_cache == QXC_CACHE_INT8 ? a.head_size : (a.head_size + 1) / 2) + 2;
+  }
+
+  std::unique_ptr<Guarded> past() const {
+    const int64_t rows = a.batch * a.kv_heads * a.past_tokens;
+    if (!is_in_codes()) return tensor(rows * a.head_size);
+    auto bytes = std::make_unique<Guarded>(static_cast<size_t>(rows * row()));
+    bytes->fill<uint8_t>([] { return uniform(0, 255); });
+    for (int64_t i = 1; i <= rows; ++i) bytes->as<uint8_t>()[i * row() - 1] = 0x3B;  // scales of 2^-9 to 2^-7
+    return bytes;
+  }
+
   double at(const void* values, int64_t i) const {
     return is_half ? half_value(static_cast<const uint16_t*>(values)[i])
                    : static_cast<double>(static_cast<const float*>(values)[i]);
@@ -389,7 +406,7 @@ struct AttentionTrial {
     a.head_size = a.heads > 9 ? uniform(1, 4) : uniform(0, 1) ? uniform(1, 40) : 16 * uniform(1, 3);
     a.rotary_size = 2 * uniform(0, a.head_size / 2);
     a.rotary_batch = uniform(0, 1) ? 1 : a.batch;
-    a.has_cache = uniform(0, 1);
+    a.has_cache = uniform(0, 1) * uniform(1, 3);  // none, or one of the three formats
     const int64_t before = is_long || uniform(0, 3) ? uniform(0, 90) : uniform(250, 400);
     a.tokens = a.has_cache ? a.length + before : a.rotary_size ? a.length : uniform(0, 90);
     a.past_tokens = before + uniform(0, 1) * uniform(0, a.length + 3);
@@ -403,8 +420,8 @@ struct AttentionTrial {
     value = tensor(a.batch * new_tokens * a.kv_heads * a.head_size);
     cos = tensor(a.rotary_batch * a.length * a.rotary_size);
     sin = tensor(a.rotary_batch * a.length * a.rotary_size);
-    past_key = tensor(a.batch * a.kv_heads * a.past_tokens * a.head_size);
-    past_value = tensor(a.batch * a.kv_heads * a.past_tokens * a.head_size);
+    past_key = past();
+    past_value = past();
     const int64_t masks = a.mask_shape[0] * a.mask_shape[1] * a.mask_shape[2] * a.mask_shape[3];
     mask = tensor(masks);
     for (int64_t i = 0; i < masks; ++i) {
@@ -437,11 +454,122 @@ struct AttentionTrial {
     return own(d) * at(a.cos, row + d) + turned * at(a.sin, row + d);
   }
 
-  // Of the key or the value of token `token`, as far as it can be read.
+  // Of the key or the value of token `token`, as far as it can be read; of a cache of numbers.
   double attended(const void* x, const void* past, bool embeds, int64_t b, int64_t g, int64_t token, int64_t d) const {
     const int64_t first_new = a.has_cache ? a.tokens - a.length : 0;
     if (token >= first_new) return channel(x, a.kv_heads, b, token - first_new, g, d, embeds);
     return at(past, ((b * a.kv_heads + g) * a.past_tokens + token) * a.head_size + d);
+  }
+
+  // The numbers [D] of a row in codes, and half of the distance between two.
+  std::pair<std::vector<double>, double> decoded(const void* cache, int64_t place) const {
+    const int64_t D = a.head_size, codes = row() - 2;
+    const uint8_t* bytes = static_cast<const uint8_t*>(cache) + place * row();
+    const uint32_t bits = static_cast<uint32_t>(bytes[codes] | bytes[codes + 1] << 8) << 16;
+    float scale = 0;
+    std::memcpy(&scale, &bits, sizeof scale);
+    std::vector<double> numbers(static_cast<size_t>(D)), turned(static_cast<size_t>(D));
+    const bool is_byte = a.has_cache == QXC_CACHE_INT8;
+    for (int64_t d = 0; d < D; ++d) {
+      const int code = is_byte ? bytes[d] : d < codes ? bytes[d] & 15 : bytes[d - codes] >> 4;
+      numbers[static_cast<size_t>(d)] = static_cast<double>(scale) * (code - (is_byte ? 128 : 7.5));
+    }
+    const int64_t size = std::min<int64_t>(D & -D, 64);
+    if (is_byte || size < 8) return {numbers, scale / 2};
+    for (int64_t d = 0; d < D; ++d) {
+      const int64_t start = d / size * size, k = d - start;
+      double sum = 0;
+      for (int64_t i = 0; i < size; ++i) {
+        const double number = numbers[static_cast<size_t>(start + i)];
+        const bool is_negative = ((0x243F6A8885A308D3u >> (63 - k)) ^ __builtin_popcountll(k & i)) & 1;
+        sum += is_negative ? -number : number;
+      }
+      turned[static_cast<size_t>(d)] = sum / std::sqrt(static_cast<double>(size));
+    }
+    return {turned, scale / 2};
+  }
+
+  // Keys or values [B, G, T, D] that are attended to.
+  std::vector<double> rows(const qxc_attention& call, bool is_key) const {
+    std::vector<double> found;
+    const int64_t kept = std::max(a.past_tokens, a.tokens);
+    for (int64_t head = 0; head < a.batch * a.kv_heads; ++head) {
+      for (int64_t t = 0; t < a.tokens; ++t) {
+        if (is_in_codes()) {
+          const auto numbers = decoded(is_key ? call.present_key : call.present_value, head * kept + t).first;
+          found.insert(found.end(), numbers.begin(), numbers.end());
+          continue;
+        }
+        for (int64_t d = 0; d < a.head_size; ++d) {
+          const int64_t b = head / a.kv_heads, g = head % a.kv_heads;
+          found.push_back(attended(is_key ? a.key : a.value, is_key ? a.past_key : a.past_value, is_key, b, g, t, d));
+        }
+      }
+    }
+    return found;
+  }
+
+  // Y for these keys and values.
+  std::vector<double> expected(const std::vector<double>& keys, const std::vector<double>& values) const {
+    const int64_t D = a.head_size;
+    std::vector<double> y;
+    for (int64_t b = 0; b < a.batch; ++b) {
+      for (int64_t i = 0; i < a.length; ++i) {
+        for (int64_t h = 0; h < a.heads; ++h) {
+          std::vector<double> scores(static_cast<size_t>(a.tokens)), sums(static_cast<size_t>(D));
+          const int64_t g = h / (a.heads / a.kv_heads), place[3] = {b, h, i};
+          const auto row = [&](int64_t t) { return static_cast<size_t>(((b * a.kv_heads + g) * a.tokens + t) * D); };
+          int64_t masked = 0;
+          for (int axis = 0; axis < 3; ++axis)
+            masked = masked * a.mask_shape[axis] + (a.mask_shape[axis] == 1 ? 0 : place[axis]);
+          double most = -INFINITY, sum = 0;
+          for (int64_t t = 0; t < a.tokens; ++t) {
+            double score = 0;
+            for (int64_t d = 0; d < D; ++d)
+              score += channel(a.query, a.heads, b, i, h, d, true) * keys[row(t) + static_cast<size_t>(d)];
+            score *= a.scale;
+            if (a.softcap != 0) score = a.softcap * std::tanh(score / a.softcap);
+            score += at(a.mask, masked * a.mask_shape[3] + (a.mask_shape[3] == 1 ? 0 : t));
+            scores[static_cast<size_t>(t)] = static_cast<double>(static_cast<float>(score));
+            most = std::max(most, scores[static_cast<size_t>(t)]);
+          }
+          for (int64_t t = 0; t < a.tokens; ++t) {
+            const double weight = std::isinf(most) ? 0 : std::exp(scores[static_cast<size_t>(t)] - most);
+            sum += weight;
+            for (size_t d = 0; d < sums.size() && weight != 0; ++d) sums[d] += weight * values[row(t) + d];
+          }
+          for (const double total : sums) y.push_back(sum == 0 ? 0 : total / sum);
+        }
+      }
+    }
+    return y;
+  }
+
+  // Whether row `token` of a head of a present cache is what it should be.
+  bool is_kept(const void* present, bool is_key, int64_t head, int64_t token, double tolerance) const {
+    const int64_t D = a.head_size, rows = std::max(a.past_tokens, a.tokens), first_new = a.tokens - a.length;
+    const int64_t b = head / a.kv_heads, g = head % a.kv_heads;
+    const void *past = is_key ? a.past_key : a.past_value, *x = is_key ? a.key : a.value;
+    if (token < first_new || token >= a.tokens) {
+      return !std::memcmp(static_cast<const char*>(present) + (head * rows + token) * row(),
+                          static_cast<const char*>(past) + (head * a.past_tokens + token) * row(),
+                          static_cast<size_t>(row()));
+    }
+    double error = 0, limit = 0;  // of a rotated row, squares
+    const auto [numbers, half_step] = is_in_codes() ? decoded(present, head * rows + token)
+                                                    : std::pair<std::vector<double>, double>{};
+    for (int64_t d = 0; d < D; ++d) {
+      const double wanted = channel(x, a.kv_heads, b, token - first_new, g, d, is_key);
+      if (!is_in_codes()) {
+        if (!is_near(at(present, (head * rows + token) * D + d), wanted, tolerance)) return false;
+        continue;
+      }
+      const double difference = numbers[static_cast<size_t>(d)] - wanted;
+      if (a.has_cache == QXC_CACHE_INT8 && std::fabs(difference) > half_step * 1.001) return false;
+      error += difference * difference;
+      limit += half_step * half_step;
+    }
+    return error <= limit * 1.001;
   }
 };
 
@@ -449,46 +577,16 @@ struct AttentionTrial {
 const char* attention_fault(const std::vector<const qxc_kernels*>& all) {
   AttentionTrial trial;
   qxc_attention& a = trial.a;
-  const int64_t D = a.head_size, rows = std::max(a.past_tokens, a.tokens);
-  const int64_t bytes = trial.is_half ? 2 : 4;
+  const int64_t rows = std::max(a.past_tokens, a.tokens), bytes = trial.is_half ? 2 : 4;
   const double tolerance = trial.is_half ? 4e-3 : 2e-5;
   std::vector<double> expected;
-  for (int64_t b = 0; b < a.batch; ++b) {
-    for (int64_t i = 0; i < a.length; ++i) {
-      for (int64_t h = 0; h < a.heads; ++h) {
-        std::vector<double> scores(static_cast<size_t>(a.tokens)), sums(static_cast<size_t>(D));
-        const int64_t g = h / (a.heads / a.kv_heads), place[3] = {b, h, i};
-        int64_t at = 0;
-        for (int axis = 0; axis < 3; ++axis) at = at * a.mask_shape[axis] + (a.mask_shape[axis] == 1 ? 0 : place[axis]);
-        double most = -INFINITY, sum = 0;
-        for (int64_t t = 0; t < a.tokens; ++t) {
-          double score = 0;
-          for (int64_t d = 0; d < D; ++d) {
-            score +=
-                trial.channel(a.query, a.heads, b, i, h, d, true) * trial.attended(a.key, a.past_key, true, b, g, t, d);
-          }
-          score *= a.scale;
-          if (a.softcap != 0) score = a.softcap * std::tanh(score / a.softcap);
-          score += trial.at(a.mask, at * a.mask_shape[3] + (a.mask_shape[3] == 1 ? 0 : t));
-          scores[static_cast<size_t>(t)] = static_cast<double>(static_cast<float>(score));
-          most = std::max(most, scores[static_cast<size_t>(t)]);
-        }
-        for (int64_t t = 0; t < a.tokens; ++t) {
-          const double weight = std::isinf(most) ? 0 : std::exp(scores[static_cast<size_t>(t)] - most);
-          sum += weight;
-          for (int64_t d = 0; d < D && weight != 0; ++d) {
-            sums[static_cast<size_t>(d)] += weight * trial.attended(a.value, a.past_value, false, b, g, t, d);
-          }
-        }
-        for (const double total : sums) expected.push_back(sum == 0 ? 0 : total / sum);
-      }
-    }
-  }
+  if (!trial.is_in_codes()) expected = trial.expected(trial.rows(a, true), trial.rows(a, false));
   for (const qxc_kernels* kernels : all) {
     a.kernels = kernels;
     const bool is_in_place = a.past_tokens >= a.tokens && uniform(0, 1);
-    const size_t cache_bytes = static_cast<size_t>(a.has_cache ? a.batch * a.kv_heads * rows * D * bytes : 0);
-    const Guarded y(expected.size() * static_cast<size_t>(bytes)), keys(cache_bytes), values(cache_bytes);
+    const size_t cache_bytes = static_cast<size_t>(a.has_cache ? a.batch * a.kv_heads * rows * trial.row() : 0);
+    const Guarded y(static_cast<size_t>(a.batch * a.length * a.heads * a.head_size * bytes));
+    const Guarded keys(cache_bytes), values(cache_bytes);
     qxc_attention call = a;
     call.y = y.as<void>();
     call.present_key = keys.as<void>();
@@ -510,25 +608,24 @@ const char* attention_fault(const std::vector<const qxc_kernels*>& all) {
         qxc_attention_compute(&call, phase, uniform(0, call.workers - 1), task, task + 1);
       }
     }
+    for (int64_t i = 0; a.has_cache && i < a.batch * a.kv_heads * rows; ++i) {
+      for (const bool is_key : {true, false}) {
+        const void* present = is_key ? call.present_key : call.present_value;
+        if (!trial.is_kept(present, is_key, i / rows, i % rows, tolerance)) return "keeps other keys or values";
+      }
+    }
+    if (trial.is_in_codes()) expected = trial.expected(trial.rows(call, true), trial.rows(call, false));
     for (size_t i = 0; i < expected.size(); ++i) {
       if (!is_near(trial.at(call.y, static_cast<int64_t>(i)), expected[i], tolerance)) return "is wrong";
-    }
-    for (int64_t i = 0; a.has_cache && i < a.batch * a.kv_heads * rows * D; ++i) {
-      const int64_t d = i % D, token = i / D % rows, head = i / D / rows, g = head % a.kv_heads, b = head / a.kv_heads;
-      for (const bool is_key : {true, false}) {
-        const void* past = is_key ? a.past_key : a.past_value;
-        const double wanted = token < a.tokens ? trial.attended(is_key ? a.key : a.value, past, is_key, b, g, token, d)
-                                               : trial.at(past, (head * a.past_tokens + token) * D + d);
-        if (!is_near(trial.at(is_key ? call.present_key : call.present_value, i), wanted, tolerance)) {
-          return "keeps other keys or values";
-        }
-      }
     }
     call.tokens = a.length + a.past_tokens + 1;
     if (a.has_cache && !qxc_attention_check(&call, &workspace_bytes)) return "reads beyond the past";
     call = a;
     call.kv_heads = a.heads + 1;
     if (!qxc_attention_check(&call, &workspace_bytes)) return "shares heads unevenly";
+    call = a;
+    call.has_cache = QXC_CACHE_INT4 + 1;
+    if (!qxc_attention_check(&call, &workspace_bytes)) return "takes a cache of no format";
   }
   return nullptr;
 }

@@ -17,7 +17,7 @@ from functools import cache
 import numpy as np
 import onnx
 import onnx_ir as ir
-from attention_models import draw_inputs, expected_attention
+from attention_models import bits_of, draw_inputs, expected_attention, kept_attention
 from onnx import TensorProto, helper
 from operator_models import (
     FAMILIES,
@@ -183,10 +183,11 @@ def _sound_attention(rng: random.Random) -> Call:
     attributes: dict[str, object] = {"num_heads": heads, "kv_num_heads": groups, "scale": 0.3, "softcap": 0.0}
     inputs = [Input(name, array, rng.choice(("fed", "fed", "constant", "external"))) for name, array in case.items()]
     call = Call(operator, attributes, inputs, with_body=rng.random() < 0.5, outputs=list(OPERATORS[operator].outputs))
-    call.expected = expected_attention(case, heads, groups)[0]
-    call.tolerance = 1e-5
+    bits = bits_of(operator)
+    call.expected = kept_attention(case, heads, groups, bits) if bits else expected_attention(case, heads, groups)[0]
+    call.tolerance = {0: 1e-5, 8: 2e-3, 4: 4e-2}[bits]
     if case["query"].dtype == np.float16:
-        call.tolerance, call.output_type = HALF_TOLERANCE, TensorProto.FLOAT16
+        call.tolerance, call.output_type = max(call.tolerance, HALF_TOLERANCE), TensorProto.FLOAT16
     return call
 
 
@@ -506,7 +507,12 @@ def _flaw_of_attention(call: Call) -> str | None:
         return "bytes missing"
     arrays = {name: tensor.array for name, tensor in zip(operator.inputs, call.inputs, strict=True)}
     query, mask = arrays["query"], arrays["mask"]
-    if query.dtype not in (np.float32, np.float16) or any(array.dtype != query.dtype for array in arrays.values()):
+    bits = bits_of(operator.name)
+    kept = np.dtype(np.uint8) if bits else query.dtype
+    types = {"past_key": kept, "past_value": kept}
+    if query.dtype not in (np.float32, np.float16):
+        return "types"
+    if any(array.dtype != types.get(name, query.dtype) for name, array in arrays.items()):
         return "types"
     ranks = {"mask": 4, "past_key": 4, "past_value": 4}
     if any(array.ndim != ranks.get(name, 3) for name, array in arrays.items()):
@@ -526,7 +532,8 @@ def _flaw_of_attention(call: Call) -> str | None:
             return "cos or sin"
     if "past_key" in arrays:
         tokens, past = mask.shape[3], arrays["past_key"].shape
-        if past != (batch, groups, past[2], size) or arrays["past_value"].shape != past:
+        row = {0: size, 8: size + 2, 4: (size + 1) // 2 + 2}[bits]
+        if past != (batch, groups, past[2], row) or arrays["past_value"].shape != past:
             return "past"
         if not length <= tokens <= length + past[2]:
             return "tokens"

@@ -28,6 +28,8 @@ from qxcompiler_runtime import ops_library
 
 BEST = available_isas()[-1]
 NAMES = [each.name for each in ATTENTION_TYPES]
+CACHED = [each.name for each in ATTENTION_TYPES if each.cached]
+IN_CODES = [name for name in CACHED if bits_of(name)]
 TOLERANCE = {np.float32: 1e-5, np.float16: 4e-3}  # of results near 1
 
 
@@ -80,7 +82,7 @@ def check(outputs: list[np.ndarray], wanted: list[np.ndarray], dtype: type[np.ge
 def cases(draw: st.DrawFn) -> dict[str, object]:
     name = draw(st.sampled_from(NAMES))
     groups, shared = draw(st.sampled_from([(1, 1), (2, 1), (3, 3), (1, 4), (2, 9), (1, 70)]))
-    size, batch = draw(st.sampled_from([1, 2, 7, 8, 16, 20, 64])), draw(st.integers(1, 3))
+    size, batch = draw(st.sampled_from([1, 7, 8, 20, 33, 64, 96, 256])), draw(st.integers(1, 3))
     length = draw(st.one_of(st.integers(0, 4), st.integers(5, 90)))
     before = draw(st.one_of(st.integers(0, 5), st.integers(6, 140)))
     return {
@@ -148,7 +150,7 @@ def test_sizes_that_a_model_leaves_open(name: str, isa: str | None) -> None:
 
 
 @pytest.mark.parametrize("isa", [None, *available_isas()])
-@pytest.mark.parametrize("name", ["CachedAttention", "RotaryCachedAttention"])
+@pytest.mark.parametrize("name", CACHED)
 def test_a_shared_buffer_is_as_good_as_a_cache_that_grows(name: str, isa: str | None) -> None:
     """Chunks of several lengths, in place, give what one piece gives; rows beyond them stay."""
     heads, groups, size, capacity, tokens = 6, 2, 8, 40, 33
@@ -156,8 +158,10 @@ def test_a_shared_buffer_is_as_good_as_a_cache_that_grows(name: str, isa: str | 
     whole["mask"] = np.where(np.tri(tokens, dtype=bool), 0, -np.inf).astype(np.float32)[None, None]
     session = session_of(attention_model(name, heads, groups), isa)
     wanted = session.run(None, whole)
-    check(wanted, expected_attention(whole, heads, groups))
+    check_of(name, wanted, whole, heads, groups)
     fill = np.random.default_rng(4).standard_normal((2, groups, capacity, size)).astype(np.float32)
+    bits = bits_of(name)
+    fill = kept_rows(fill, bits) if bits else fill
     caches = {each: onnxruntime.OrtValue.ortvalue_from_numpy(fill.copy()) for each in ("key", "value")}
     rows, first = [], 0
     for length in (20, 1, 1, 8, 1, 2):
@@ -178,7 +182,7 @@ def test_a_shared_buffer_is_as_good_as_a_cache_that_grows(name: str, isa: str | 
         first = end
     np.testing.assert_allclose(np.concatenate(rows, axis=1), wanted[0], rtol=1e-5, atol=1e-5)
     for cache, present in zip(caches.values(), wanted[1:], strict=True):
-        np.testing.assert_allclose(cache.numpy()[:, :, :tokens], present, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(cache.numpy()[:, :, :tokens], present, rtol=1e-6, atol=1e-6)  # codes: equal
         np.testing.assert_array_equal(cache.numpy()[:, :, tokens:], fill[:, :, tokens:])
 
 
@@ -212,6 +216,32 @@ def test_nan_stays_with_what_it_touches(length: int, where: str, isa: str | None
     }
     wanted[touched[where]] = True
     np.testing.assert_array_equal(np.isnan(Y), wanted)
+
+
+@pytest.mark.parametrize("isa", [None, *available_isas()])
+@pytest.mark.parametrize("name", IN_CODES)
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_row_in_codes_that_holds_nan_or_infinity_is_nan(number: float, name: str, isa: str | None) -> None:
+    inputs = draw_inputs(name, 6, 4, 2, 24, 2, 3, 9, past=6, rotary=0, mask=(1, 1, 1))
+    inputs["mask"] = np.zeros((2, 4, 3, 9), np.float32)
+    inputs["value"][1, 1, 3] = number  # of the first of two heads
+    Y, _, present = session_of(attention_model(name, 4, 2), isa).run(None, inputs)
+    wanted = np.zeros((2, 3, 4, 24), bool)
+    wanted[1, :, :2] = True
+    np.testing.assert_array_equal(np.isnan(Y.reshape(wanted.shape)), wanted)
+    assert present[1, 0, 7, -2:].tolist() == [0xC0, 0x7F]
+
+
+@pytest.mark.parametrize("isa", [None, *available_isas()])
+@pytest.mark.parametrize("name", IN_CODES)
+def test_rows_in_codes_of_any_magnitude(name: str, isa: str | None) -> None:
+    inputs = draw_inputs(name, 6, 2, 2, 19, 1, 12, 12)
+    inputs["value"][0] *= np.logspace(-36, 36, 12).astype(np.float32)[:, None]
+    inputs["value"][0, :2] = [[0], [1e-38]]  # too little for a scale that is a normal number
+    present = session_of(attention_model(name, 2, 2), isa).run(None, inputs)[2]
+    rows = inputs["value"].reshape(1, 12, 2, 19).transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(present, kept_rows(rows, bits_of(name)))
+    assert not numbers_of(present, bits_of(name), 19)[0][:, :, :2].any()
 
 
 def test_large_scores() -> None:
@@ -316,6 +346,15 @@ def test_shapes_that_do_not_fit(name: str, shape: tuple[int, ...], message: str)
     inputs[name] = np.zeros(shape, np.float32)
     session = session_of(attention_model("RotaryCachedAttention", 4, 2, with_body=False), BEST)
     with pytest.raises(Exception, match=f"'the_node': input {message}"):
+        session.run(None, inputs)
+
+
+@pytest.mark.parametrize(("name", "row"), [("CachedAttentionInt8", 10), ("CachedAttentionInt4", 6)])
+def test_a_cache_of_another_format(name: str, row: int) -> None:
+    inputs = draw_inputs(name, 9, 4, 2, 8, 2, 3, 7, past=4)
+    session = session_of(attention_model(name, 4, 2, with_body=False), BEST)
+    inputs["past_key"] = np.zeros((2, 2, 4, 8), np.uint8)
+    with pytest.raises(Exception, match=rf"'past_key' is uint8 \[2, 2, 4, 8\] instead of uint8 \[2, 2, 4, {row}\]"):
         session.run(None, inputs)
 
 

@@ -1,0 +1,1 @@
+"""Keys and values in fewer bits: the format, the pass, and whole models that keep them so."""
