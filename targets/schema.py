@@ -64,7 +64,7 @@ class Target(Section):
     kv_cache: list[Literal["float32", "float16", "bfloat16", "float8e4m3", "float8e5m2", "int8", "int4"]] = Field(
         default=["float32"]
     )
-    """What keys and values that a model keeps may be held as."""
+    """What keys and values that a model keeps may be held as, the usual one first."""
     integer: IntegerSupport | None = None
     """The uniform weight formats it decodes, if any."""
     codebook: CodebookSupport | None = None

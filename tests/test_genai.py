@@ -33,13 +33,16 @@ def written_by_genai(folder: Path, ids: list[int], count: int) -> list[int]:
 FAMILIES = {"llama": GROUPED, "qwen3": GROUPED, "gpt2": GPT2, "phi": SMALL}
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_the_same_tokens(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "kv"), [*((each, None) for each in FAMILIES), ("llama", "int8"), ("gpt2", "int4")]
+)
+def test_the_same_tokens(model_type: str, kv: str | None, tmp_path: Path) -> None:
     settings = FAMILIES[model_type]
     save_model(tmp_path / "hf", "AutoModelForCausalLM", model_type, settings)
     folder = qxcompiler.export(tmp_path / "hf", tmp_path / "onnx")
     out = tmp_path / "out"
-    qxcompiler.compile(folder / "model.onnx", "cpu-x86", out, weights="int8g16", activations="a32", quantizer="rtn")
+    options = {"weights": "int8g16", "activations": "a32", "quantizer": "rtn", "kv": kv}
+    qxcompiler.compile(folder / "model.onnx", "cpu-x86", out, **options)
     config = json.loads((out / "genai_config.json").read_text())
     assert config["search"]["past_present_share_buffer"]
     ids = np.random.default_rng(0).integers(3, VOCABULARY, 7).tolist()
