@@ -7,11 +7,11 @@ import torch
 
 from qxcompiler.errors import ModelError
 from qxcompiler.formats import CacheFormat
-from qxcompiler_runtime.caches import CACHE_FORMAT, is_past, is_present
 from qxcompiler.graph.nodes import is_standard, replace_value
 from qxcompiler.passes.rewriting import Additions, add_functions
 from qxcompiler.runtime_ops.attention import ATTENTION_TYPES, AttentionType
 from qxcompiler.runtime_ops.operators import operator_of
+from qxcompiler_runtime.caches import CACHE_FORMAT, is_past, is_present
 
 __all__ = ["QuantizeCache"]
 

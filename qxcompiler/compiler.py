@@ -45,7 +45,6 @@ from qxcompiler.graph import (
     raise_opset,
     save_model,
 )
-from qxcompiler_runtime.caches import is_past
 from qxcompiler.options import LIMITS, Options
 from qxcompiler.passes import PackSites, pipelines
 from qxcompiler.passes.fuse_attention import FuseAttention
@@ -78,6 +77,7 @@ from qxcompiler.staging import WORK, check_sources, output_folder, staged
 from qxcompiler.targets import Target, descriptor_files, find_target, load_target
 from qxcompiler.tuning import Tuner
 from qxcompiler.work_folder import WorkFolder, fingerprint
+from qxcompiler_runtime.caches import is_past
 
 __all__ = ["compile", "compile_folder", "pareto"]
 

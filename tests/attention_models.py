@@ -193,9 +193,7 @@ def kept_attention(inputs: dict[str, np.ndarray], heads: int, groups: int, bits:
     return expected_attention(inputs, heads, groups, kept=presents, bits=bits)[0]
 
 
-def exact_rows(
-    inputs: dict[str, np.ndarray], heads: int, groups: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def exact_rows(inputs: dict[str, np.ndarray], heads: int, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Queries, keys and values [B, heads, L, D] of an attention's inputs, embedded, in float64."""
     wide = {name: array.astype(np.float64) for name, array in inputs.items() if array.dtype != np.uint8}
     size = wide["query"].shape[-1] // heads

@@ -557,8 +557,8 @@ struct AttentionTrial {
                           static_cast<size_t>(row()));
     }
     double error = 0, limit = 0;  // of a rotated row, squares
-    const auto [numbers, half_step] = is_in_codes() ? decoded(present, head * rows + token)
-                                                    : std::pair<std::vector<double>, double>{};
+    const auto [numbers, half_step] =
+        is_in_codes() ? decoded(present, head * rows + token) : std::pair<std::vector<double>, double>{};
     for (int64_t d = 0; d < D; ++d) {
       const double wanted = channel(x, a.kv_heads, b, token - first_new, g, d, is_key);
       if (!is_in_codes()) {

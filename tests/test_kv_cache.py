@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import qxcompiler
 from qxcompiler.cli import app
 from qxcompiler.errors import ModelError, UnsupportedByTargetError, UsageError
-from qxcompiler.evaluation.generation import Decoder
 from qxcompiler.evaluation.running import Runner
 from qxcompiler.formats import CACHE_FORMATS
+from qxcompiler_runtime.decoder import Decoder
 
 pytest.importorskip("optimum.exporters.onnx")
 OPTIONS = {"weights": "int8g16", "activations": "a32", "quantizer": "rtn"}
@@ -73,18 +73,16 @@ def test_a_model_keeps_rows_of_bytes(kv: str, compiled: dict[str | None, Path]) 
 
 
 @pytest.mark.parametrize(("kv", "limit"), [("int8", 0.02), ("int4", 0.2)])
-def test_logits_are_near_and_do_not_depend_on_pieces(
-    kv: str, limit: float, compiled: dict[str | None, Path]
-) -> None:
+def test_logits_are_near_and_do_not_depend_on_pieces(kv: str, limit: float, compiled: dict[str | None, Path]) -> None:
     ids = np.random.default_rng(1).integers(3, VOCABULARY, (3, 14))
     runner, plain = (Runner(compiled[each] / "model.onnx") for each in (kv, None))
-    whole, expected = Decoder(runner).logits(ids), Decoder(plain).logits(ids)
+    whole, expected = Decoder(runner).step_of_each(ids), Decoder(plain).step_of_each(ids)
     off = np.linalg.norm(whole - expected) / np.linalg.norm(expected)
     assert 0 < off < limit
     for library in (True, False):
         pieces = Decoder(Runner(compiled[kv] / "model.onnx", library=library))
         assert pieces.is_in_place
-        found = [pieces.logits(ids[:, first:last]) for first, last in ((0, 6), (6, 7), (7, 11), (11, 14))]
+        found = [pieces.step_of_each(ids[:, first:last]) for first, last in ((0, 6), (6, 7), (7, 11), (11, 14))]
         np.testing.assert_allclose(np.concatenate(found, 1), whole, atol=1e-4 if kv == "int8" else 2e-2)
 
 

@@ -82,7 +82,7 @@ def ways(target: Target, scheme: Scheme | None) -> Iterator[Way]:
 
 
 def ways_between_activations(target: Target) -> Iterator[Way]:
-    """The ways to multiply activations with activations, as attention does: in float, or in int8 if caches are usually."""
+    """The ways to multiply activations with activations, as attention does: in float, or int8 if caches usually are."""
     allowed = {*_FLOATS, *(["int8"] if target.kv_cache[:1] == ["int8"] else [])}
     for name, unit in (target.compute_units or {}).items():
         for pair, rate in unit.macs_per_cycle.items():

@@ -15,11 +15,11 @@ from qxcompiler.dialects import Dialect
 from qxcompiler.errors import QxcError
 from qxcompiler.evaluation import Verification
 from qxcompiler.graph import Site, Weight, find_sites
-from qxcompiler_runtime.caches import CACHE_FORMAT, is_past
 from qxcompiler.quantizers import QuantizationResult
 from qxcompiler.report.coverage import Unquantized, coverage
 from qxcompiler.targets import Target
 from qxcompiler.tuning import Tuning
+from qxcompiler_runtime.caches import CACHE_FORMAT, is_past
 
 __all__ = ["Report", "SiteReport", "SitesReport", "report_cache", "report_costs", "report_sites"]
 
