@@ -54,7 +54,7 @@ class QuantizeCache(ir.passes.InPlacePass):
             for past, present in zip(_pasts_of(node), node.outputs[1:], strict=True):
                 self._keep_in_bytes(past, present, additions)
         add_functions(model, {node.op_type for node in attentions})
-        ir.passes.common.RemoveUnusedFunctionsPass()(model)
+        ir.passes.common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         model.metadata_props[CACHE_FORMAT] = self.fmt.name
         model.graph.sort()
         return ir.passes.PassResult(model, modified=True)

@@ -64,7 +64,7 @@ class CacheFormat:
             half = self.code_bytes(X.shape[-1])
             high = np.zeros((*X.shape[:-1], half), np.uint8)
             high[..., : X.shape[-1] - half] = codes[..., half:]
-            codes = codes[..., :half] | high << 4
+            codes = (codes[..., :half] | high << 4).astype(np.uint8)
         stored = np.where(usable, upper, np.where(np.isnan(exact), NAN_SCALE, 0))
         return np.concatenate([codes, (stored & 0xFF).astype(np.uint8), (stored >> 8).astype(np.uint8)], -1)
 

@@ -185,10 +185,10 @@ def report_cache(model: ir.Model) -> dict[str, Any]:
 
 def _row_bytes(past: ir.Value) -> int | None:
     """What a token takes in [B, G, P, row]."""
-    sizes = list(past.shape or ())[1::2]
-    if past.dtype is None or len(sizes) != 2 or not all(isinstance(size, int) for size in sizes):
+    if past.dtype is None or past.shape is None or len(past.shape) != 4:
         return None
-    return int(sizes[0]) * int(sizes[1]) * past.dtype.itemsize
+    heads, size = past.shape[1], past.shape[3]
+    return heads * size * past.dtype.bitwidth // 8 if isinstance(heads, int) and isinstance(size, int) else None
 
 
 @dataclass
