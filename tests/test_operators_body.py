@@ -39,6 +39,7 @@ from qxcompiler.formats import (
     INTEGER_BITS,
     KERNEL_ACTIVATIONS,
     MX_FORMATS,
+    SMALL_FLOATS,
     QuantizedWeight,
     parse_format,
 )
@@ -60,7 +61,7 @@ def test_names_carry_the_format() -> None:
     assert operator_name(parse_format("mxint8"), "MatMul") == "MatMulInt8E8"
     assert operator_name(parse_format("int4g32a"), "SwiGlu") == "SwiGluUInt4"
     assert operator_name(parse_format("lut3g64s8"), "MatMul") == "MatMulLut3S8"
-    assert len(OPERATORS) == 3 * 3 * (2 * len(INTEGER_BITS) + len(CODEBOOK_BITS) + 1) + 5
+    assert len(OPERATORS) == 3 * 3 * (2 * len(INTEGER_BITS) + len(CODEBOOK_BITS) + len(SMALL_FLOATS)) + 5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
