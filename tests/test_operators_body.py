@@ -61,7 +61,7 @@ def test_names_carry_the_format() -> None:
     assert operator_name(parse_format("mxint8"), "MatMul") == "MatMulInt8E8"
     assert operator_name(parse_format("int4g32a"), "SwiGlu") == "SwiGluUInt4"
     assert operator_name(parse_format("lut3g64s8"), "MatMul") == "MatMulLut3S8"
-    assert len(OPERATORS) == 3 * 3 * (2 * len(INTEGER_BITS) + len(CODEBOOK_BITS) + len(SMALL_FLOATS)) + 5
+    assert len(OPERATORS) == 3 * 3 * (2 * len(INTEGER_BITS) + len(CODEBOOK_BITS) + len(SMALL_FLOATS)) + 9
 
 
 @pytest.mark.parametrize("family", FAMILIES)
