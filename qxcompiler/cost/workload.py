@@ -269,7 +269,10 @@ def _own_shapes(node: ir.Node, found: Shapes) -> list[Shape] | None:
     if node.domain == "com.microsoft" and node.op_type == "GatherBlockQuantized":
         indices, bits = found[node.inputs[1]], node.attributes.get_int("bits", 4)
         return None if indices is None or not 0 < bits <= 8 else [(*indices, first[-1] * 8 // bits)]
-    if node.domain == "com.microsoft" and node.op_type in _SAME_SHAPE:
+    # this one is in the standard's domain too, for onnxruntime alone
+    if node.op_type == "SimplifiedLayerNormalization" or (
+        node.domain == "com.microsoft" and node.op_type in _SAME_SHAPE
+    ):
         return [first] * len(node.outputs)
     return None
 

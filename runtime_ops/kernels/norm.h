@@ -38,6 +38,7 @@ struct Row {
 
   void write_lanes(int64_t first, Floats values) const {
     const int64_t count = smaller(kLanes, columns - first);
+    if (!is_half && count == kLanes) return store(static_cast<float*>(at) + first, values);
     float each[kLanes];
     store(each, values);
     write(each, count, is_half, element(at, is_half, first));
