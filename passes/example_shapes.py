@@ -10,7 +10,7 @@ import onnx_ir as ir
 from qxcompiler.cost.shapes import Shapes
 from qxcompiler.cost.workload import Phase, value_shapes
 from qxcompiler.errors import ModelError
-from qxcompiler.graph.caches import is_past
+from qxcompiler_runtime.caches import is_past
 
 __all__ = ["example_shapes"]
 

@@ -153,12 +153,13 @@ class _Writer:
             for node in passed.value.consumers():
                 if is_standard(node, ("Shape",)):
                     node.replace_input_with(0, fused.outputs[0])
+        dtype = self.type_of(x)
+        assert dtype is not None
         for before, after in zip(old, fused.outputs, strict=True):
             for shapes in self.shapes:
-                dtype = shapes.type_of(before)
-                assert dtype is not None
-                shapes.set(after, shapes.shapes[before], ir.DataType(dtype.tensor_type.elem_type))
+                shapes.set(after, shapes.shapes[before], dtype)
             replace_value(before, after)
+            after.dtype = dtype
         self.nodes.append(fused)
         return kind.name
 

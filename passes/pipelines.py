@@ -16,6 +16,7 @@ import onnx_ir as ir
 from qxcompiler.calibration.walk import Calibration
 from qxcompiler.extensions import extensions
 from qxcompiler.formats import CacheFormat
+from qxcompiler.passes.choose_logits import ChooseLogits
 from qxcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qxcompiler.passes.fuse_attention import FuseAttention
 from qxcompiler.passes.fuse_bias import FuseBias
@@ -56,7 +57,7 @@ def after_packing(
         cache: how attention keeps keys and values; None as it does.
     """
     passes = [make() for make in _AFTER_PACKING]
-    passes += [] if plain else [FuseAttention(samples), FuseNorm(samples), ShareCache()]
+    passes += [] if plain else [FuseAttention(samples), FuseNorm(samples), ShareCache(), ChooseLogits()]
     passes += [QuantizeCache(cache)] if cache else []
     return [*passes, *(make() for make in _added("after_packing"))]
 
