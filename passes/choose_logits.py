@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qxcompiler_runtime.caches import LOGITS, LOGITS_FROM, is_past
 from qxcompiler.graph.nodes import is_standard
 from qxcompiler.passes.rewriting import Additions
 from qxcompiler.runtime_ops.norm import NORM_TYPES
 from qxcompiler.runtime_ops.operators import HADAMARD, operator_of
+from qxcompiler_runtime.caches import LOGITS, LOGITS_FROM, is_past
 
 __all__ = ["ChooseLogits"]
 

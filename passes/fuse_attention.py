@@ -16,7 +16,6 @@ from qxcompiler.passes.piece import Piece
 from qxcompiler.passes.rewriting import Additions, add_functions
 from qxcompiler.runtime_ops.attention import AttentionType
 from qxcompiler.runtime_ops.operators import DOMAIN
-from qxcompiler_runtime.caches import is_past
 
 __all__ = ["FuseAttention"]
 

@@ -117,7 +117,11 @@ class _Writer:
         if value not in self.constants:
             return None
         (array,) = [value.const_value.numpy()] if value.const_value else Piece(self.model, [value], {}, {}).run()
-        if array.ndim > len(shape) or array.size not in (1, shape[-1]) or array.shape[-1:] not in ((), (1,), shape[-1:]):
+        if (
+            array.ndim > len(shape)
+            or array.size not in (1, shape[-1])
+            or array.shape[-1:] not in ((), (1,), shape[-1:])
+        ):
             return None
         return np.broadcast_to(array.astype(np.float64).reshape(-1), shape[-1:])
 
@@ -175,7 +179,7 @@ class _Writer:
     def is_equal(
         self, terms: Sequence[ir.Value], epsilon: float, old: Sequence[ir.Value], new: Sequence[ir.Value]
     ) -> bool:
-        """Whether both compute the same of random numbers, in some rows of which epsilon is half of what is divided by."""
+        """Whether both compute the same of random numbers, some rows of which are as small as epsilon."""
         shape, dtype = self.shapes[0].shapes[terms[0]], self.type_of(terms[0])
         assert dtype is not None
         draws = np.random.default_rng(0)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from norm_models import draw_norm_inputs, expected_norm, norm_model
 from operator_models import available_isas, run_in, session_of
 
-from qxcompiler.runtime_ops import ops_library
 from qxcompiler.runtime_ops.norm import NORM_TYPES
 from qxcompiler.runtime_ops.operators import MINIMUM_OPSET
+from qxcompiler_runtime import ops_library
 
 BEST = available_isas()[-1]
 EVERY = [None, *available_isas()]
@@ -60,7 +60,7 @@ def test_sizes_that_a_model_leaves_open_and_constants(name: str, isa: str | None
     inputs = draw_norm_inputs(name, 2, (2, 3, 20))
     for shapes in (
         {each: [None] * array.ndim for each, array in inputs.items()},
-        {each: ["batch", *[None] * (array.ndim - 2), "N"] if array.ndim > 1 else ["N"] for each, array in inputs.items()},
+        {each: ["batch", None, "N"][-array.ndim :] for each, array in inputs.items()},
         {each: list(array.shape) for each, array in inputs.items()},
     ):
         check(session_of(norm_model(name, shapes=shapes), isa).run(None, inputs), expected_norm(inputs))

@@ -50,9 +50,7 @@ def norms_left(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type in WHOLE_NORMS] + decomposed
 
 
-def check_equal(
-    proto: onnx.ModelProto, model: ir.Model, feeds: dict[str, np.ndarray], tolerance: float = 2e-6
-) -> None:
+def check_equal(proto: onnx.ModelProto, model: ir.Model, feeds: dict[str, np.ndarray], tolerance: float = 2e-6) -> None:
     """With the library and without it, the fused model gives what the original gives."""
     expected = session_of(proto.SerializeToString(), None).run(None, feeds)
     after = ir.to_proto(model)
@@ -204,9 +202,7 @@ def other(b: Builder, change: str) -> str:
     return b.op("Div", divided, b.op("Sqrt", mean))
 
 
-@pytest.mark.parametrize(
-    "change", ["another axis", "cube", "another numerator", "no epsilon", "epsilon outside"]
-)
+@pytest.mark.parametrize("change", ["another axis", "cube", "another numerator", "no epsilon", "epsilon outside"])
 def test_what_is_like_a_norm_stays(change: str) -> None:
     b = Builder()
     proto, feeds = one(b, other(b, change))
