@@ -79,5 +79,8 @@ def _is_product(node: ir.Node) -> bool:
     operator = operator_of(node)
     if operator is not None:
         return operator.kind == "MatMul"
-    weight = node.inputs[1].const_value if is_standard(node, ("MatMul",)) and node.inputs[1] else None
-    return weight is not None and len(weight.shape) == 2
+    weight = node.inputs[1] if is_standard(node, ("MatMul",)) else None
+    turned = weight.producer() if weight is not None else None
+    if turned is not None and is_standard(turned, ("Transpose",)):
+        weight = turned.inputs[0]
+    return weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 2

@@ -114,7 +114,7 @@ class _Writer:
 
     def row(self, value: ir.Value | None, shape: Shape) -> np.ndarray | None:
         """A constant that is the same for every row of such a shape, [N]."""
-        if value not in self.constants:
+        if value is None or value not in self.constants:
             return None
         (array,) = [value.const_value.numpy()] if value.const_value else Piece(self.model, [value], {}, {}).run()
         if (

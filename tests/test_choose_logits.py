@@ -12,6 +12,7 @@ from operator_models import available_isas, relative_error, session_of
 from test_passes_attention import CAUSAL, export
 from tiny_transformers import VOCABULARY
 
+from qxcompiler.evaluation.running import Runner
 from qxcompiler.graph import load_model, normalize, raise_opset
 from qxcompiler.passes.choose_logits import ChooseLogits
 from qxcompiler.passes.fuse_attention import FuseAttention
@@ -19,7 +20,6 @@ from qxcompiler.passes.fuse_norm import FuseNorm
 from qxcompiler.passes.share_cache import ShareCache
 from qxcompiler_runtime.caches import LOGITS_FROM
 from qxcompiler_runtime.decoder import Decoder
-from qxcompiler_runtime.model import Model
 
 
 def rewritten(path: Path) -> ir.Model:
@@ -66,7 +66,7 @@ def test_a_decoder_asks_for_the_last_alone(tmp_path: Path, monkeypatch: pytest.M
 
     compute = Decoder._run
     monkeypatch.setattr(Decoder, "_run", run)
-    before, after = (Decoder(Model(each)) for each in (path, tmp_path / "rewritten.onnx"))
+    before, after = (Decoder(Runner(each)) for each in (path, tmp_path / "rewritten.onnx"))
     for ids in ([3, 4, 5, 6], [7]):
         np.testing.assert_allclose(after.step([ids]), before.step([ids]), atol=1e-5)
     np.testing.assert_allclose(after.step_of_each([[8, 9]]), before.step_of_each([[8, 9]]), atol=1e-5)
