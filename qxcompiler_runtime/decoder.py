@@ -112,7 +112,7 @@ class Decoder:
         for name, value in feed.items():
             binding.bind_ortvalue_input(name, value)
         if self.chooses_logits:
-            binding.bind_cpu_input(LOGITS_FROM, np.array([logits_from]))
+            binding.bind_ortvalue_input(LOGITS_FROM, OrtValue.ortvalue_from_numpy(np.array([logits_from])))
         binding.bind_output(LOGITS)
         for present, past in self.past_of.items():
             if self.is_in_place:
