@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 #define QXC_KERNELS_VERSION_MAJOR 1 /* grows when a caller has to change */
-#define QXC_KERNELS_VERSION_MINOR 3
+#define QXC_KERNELS_VERSION_MINOR 4
 #define QXC_ALIGNMENT 64 /* of the workspace, in bytes */
 
 /* Of `tile16.v1`: W is tiles of rows, a tile blocks of columns, and a block of b-bit codes b lines of bytes. */
