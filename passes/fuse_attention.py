@@ -8,20 +8,17 @@ import numpy as np
 import onnx_ir as ir
 
 from qxcompiler.cost.shapes import Shapes
-from qxcompiler.cost.workload import Phase, value_shapes
 from qxcompiler.errors import ModelError
 from qxcompiler.graph.nodes import is_standard, replace_value
 from qxcompiler.passes.attention_pattern import Attention, Mask, Operand, Unrecognized, find_attentions
+from qxcompiler.passes.example_shapes import example_shapes
 from qxcompiler.passes.piece import Piece
 from qxcompiler.passes.rewriting import Additions, add_functions
 from qxcompiler.runtime_ops.attention import AttentionType
 from qxcompiler.runtime_ops.operators import DOMAIN
-from qxcompiler_runtime.caches import is_past
 
 __all__ = ["FuseAttention"]
 
-# Sizes that differ wherever they can: what is read of a graph for one has to hold for the other.
-_PHASES = (Phase("tokens after others", 3, 5, batch=2), Phase("one token after others", 1, 7))
 _TOLERANCE = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 2e-2}
 
 
@@ -52,7 +49,7 @@ class FuseAttention(ir.passes.InPlacePass):
         if not any(is_standard(node, ("Softmax",)) for node in model.graph):
             return ir.passes.PassResult(model, modified=False)
         try:
-            shapes = _shapes(model, self.samples)
+            shapes = example_shapes(model, self.samples)
         except ModelError as error:
             self.notes.append(f"attention is computed node by node: {error}")
             return ir.passes.PassResult(model, modified=False)
@@ -73,35 +70,6 @@ class FuseAttention(ir.passes.InPlacePass):
             model.graph.sort()
             ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(operators))
-
-
-def _shapes(model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]) -> list[Shapes]:
-    """Of all values, for two choices of the free sizes: of tokens, or of the samples where tokens alone do not fit.
-
-    Raises:
-        ModelError: neither fits.
-    """
-    sizes = [_sizes(model, sample) for sample in samples[:2]]
-    fixed = {name: size for name, size in (sizes or [{}])[0].items() if _PHASES[0].size_of(name, -1) is None}
-    try:
-        return [value_shapes(model, phase, fixed) for phase in _PHASES]
-    except ModelError:
-        keeps = any(is_past(value.name or "") for value in model.graph.inputs)
-        if keeps or not sizes:  # samples begin with nothing kept, which tells too little
-            raise
-        return [value_shapes(model, _PHASES[0], each) for each in sizes]
-
-
-def _sizes(model: ir.Model, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """What the names of free sizes stand for in a sample."""
-    sizes = {}
-    for value in model.graph.inputs:
-        given = sample.get(value.name or "")
-        if given is not None and value.shape is not None and len(value.shape) == given.ndim:
-            for dim, size in zip(value.shape, given.shape, strict=True):
-                if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                    sizes[dim.value] = size
-    return sizes
 
 
 class _Writer:

@@ -16,9 +16,11 @@ import onnx_ir as ir
 from qxcompiler.calibration.walk import Calibration
 from qxcompiler.extensions import extensions
 from qxcompiler.formats import CacheFormat
+from qxcompiler.passes.choose_logits import ChooseLogits
 from qxcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qxcompiler.passes.fuse_attention import FuseAttention
 from qxcompiler.passes.fuse_bias import FuseBias
+from qxcompiler.passes.fuse_norm import FuseNorm
 from qxcompiler.passes.fuse_shared_input import FuseSharedInput
 from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
 from qxcompiler.passes.quantize_cache import QuantizeCache
@@ -47,15 +49,15 @@ def before_calibration(calibration: Calibration) -> list[ir.passes.InPlacePass]:
 def after_packing(
     samples: Sequence[Mapping[str, Any]] = (), *, plain: bool = False, cache: CacheFormat | None = None
 ) -> list[ir.passes.InPlacePass]:
-    """What makes fewer and larger operators of those that `PackSites` has put in the sites' places, and of attention.
+    """What makes fewer and larger operators of those in the sites' places, of attention, and of norms.
 
     Args:
         samples: of the model's inputs.
-        plain: leave attention as it is.
+        plain: leave attention and norms as they are.
         cache: how attention keeps keys and values; None as it does.
     """
     passes = [make() for make in _AFTER_PACKING]
-    passes += [] if plain else [FuseAttention(samples), ShareCache()]
+    passes += [] if plain else [FuseAttention(samples), FuseNorm(samples), ShareCache(), ChooseLogits()]
     passes += [QuantizeCache(cache)] if cache else []
     return [*passes, *(make() for make in _added("after_packing"))]
 

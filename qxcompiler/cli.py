@@ -224,7 +224,7 @@ def compile(  # noqa: A001
     kv: Annotated[
         _Kept | None, typer.Option(help="How attention keeps keys and values. [default: as the model does]")
     ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Leave attention as it is, in the model's own operators.")] = (
+    plain: Annotated[bool, typer.Option("--plain", help="Leave attention and norms in the model's own operators.")] = (
         _DEFAULTS.plain
     ),
     verification: Annotated[

@@ -45,7 +45,7 @@ def write_genai_files(model: ir.Model, source: Path, folder: Path) -> bool:
 
 
 def _config(model: ir.Model, source: Path) -> dict[str, Any] | None:
-    inputs = {value.name: value for value in model.graph.inputs}
+    inputs = {value.name: value for value in model.graph.inputs if not value.is_initializer()}
     outputs = {value.name: value for value in model.graph.outputs}
     pasts = [name for name in inputs if is_past(name or "")]
     layers = len(pasts) // 2

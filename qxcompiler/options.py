@@ -75,7 +75,7 @@ class Options(BaseModel):
         seed: of the random generators that quantizers may use, and that make up inputs for verification.
         kv: how attention keeps keys and values, as numbers or in a format of `formats/cache.py`; by default as the
             model has them.
-        plain: leave attention as the model's own operators, instead of computing it in one of ours.
+        plain: leave attention and norms as the model's own operators, instead of computing each in one of ours.
         verification: run the compiled model beside the original before it is handed over, on samples held back from
             calibration, or on inputs made up where there are none.
     """

@@ -1,14 +1,27 @@
 """What keys and values that a model keeps are called: `past_key_values.0.key` goes in, `present.0.key` comes out.
 
-These are the names that Hugging Face's exporters give and onnxruntime-genai reads; nothing else here knows them.
+These are the names that Hugging Face's exporters give and onnxruntime-genai reads; nothing else here knows them. Beside
+them, those of logits, and of our own input that chooses some.
 """
 
 from __future__ import annotations
 
-__all__ = ["CACHE_FORMAT", "SHARED_CACHE", "is_past", "is_past_size", "is_present", "past_name", "past_of_present"]
+__all__ = [
+    "CACHE_FORMAT",
+    "LOGITS",
+    "LOGITS_FROM",
+    "SHARED_CACHE",
+    "is_past",
+    "is_past_size",
+    "is_present",
+    "past_name",
+    "past_of_present",
+]
 
 from collections.abc import Sequence
 
+LOGITS = "logits"
+LOGITS_FROM = "logits_from"  # the first new token that logits are wanted of; an input that may be left out
 CACHE_FORMAT = "qxc.cache_format"  # metadata: what they are kept in, where it is a format of `formats/cache.py`
 SHARED_CACHE = "qxc.shared_cache"  # metadata of a model that may be given the same memory as past and as present
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from onnxruntime import OrtValue
 
-from qxcompiler_runtime.caches import SHARED_CACHE, is_past, is_present, past_of_present
+from qxcompiler_runtime.caches import LOGITS, LOGITS_FROM, SHARED_CACHE, is_past, is_present, past_of_present
 from qxcompiler_runtime.errors import ModelError, UsageError
 from qxcompiler_runtime.inputs import InputSpec, derive, holds_past
 from qxcompiler_runtime.model import Model
@@ -51,6 +51,8 @@ class Decoder:
         self.past_of = _past_of_present(model)
         self.uses_past = bool(self.past_of)
         self.is_in_place = SHARED_CACHE in model.session.get_modelmeta().custom_metadata_map
+        optional = model.session.get_overridable_initializers()
+        self.chooses_logits = any(value.name == LOGITS_FROM for value in optional)
         self.room = 0
         self.past: dict[str, OrtValue] = {}
         self.seen: npt.NDArray[Any] | None = None
@@ -65,13 +67,13 @@ class Decoder:
         given = np.asarray(ids, self.ids.dtype)
         chunk = _CHUNK if self.uses_past else given.shape[1]
         for start in range(0, given.shape[1], chunk):
-            logits = self._run(given[:, start : start + chunk])
+            logits = self._run(given[:, start : start + chunk], logits_from=-1)
         return logits[:, -1].astype(np.float32)
 
     def step_of_each(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Logits [batch, length, vocabulary] after each of some tokens [batch, length]; raises as `step` does."""
         given = np.asarray(ids, self.ids.dtype)
-        return self._run(given)[:, -given.shape[1] :].astype(np.float32)
+        return self._run(given, logits_from=0)[:, -given.shape[1] :].astype(np.float32)
 
     def rewind(self, tokens: int) -> None:
         """Forget the last tokens.
@@ -94,8 +96,8 @@ class Decoder:
                 shorter = np.take(kept, range(before - tokens), axis=axes[0])
                 self.past[spec.name] = OrtValue.ortvalue_from_numpy(shorter)
 
-    def _run(self, given: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Logits of these tokens; of all, where the model keeps no past."""
+    def _run(self, given: npt.NDArray[Any], *, logits_from: int) -> npt.NDArray[Any]:
+        """Logits of these tokens from one on; of all, where the model keeps no past or cannot choose."""
         seen = given if self.seen is None else np.concatenate([self.seen, given], 1)
         if self.context is not None and seen.shape[1] > self.context:
             problem = f"is full: {seen.shape[1]} tokens are more than its {self.context}"
@@ -109,7 +111,9 @@ class Decoder:
         binding = self.model.session.io_binding()
         for name, value in feed.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_output("logits")
+        if self.chooses_logits:
+            binding.bind_ortvalue_input(LOGITS_FROM, OrtValue.ortvalue_from_numpy(np.array([logits_from])))
+        binding.bind_output(LOGITS)
         for present, past in self.past_of.items():
             if self.is_in_place:
                 binding.bind_ortvalue_output(present, self.past[past])

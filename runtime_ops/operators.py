@@ -19,6 +19,7 @@ from qxcompiler.runtime_ops.attention import ATTENTION_ATTRIBUTES, ATTENTION_TYP
 from qxcompiler.runtime_ops.gather_packed import gather_packed
 from qxcompiler.runtime_ops.hadamard import hadamard
 from qxcompiler.runtime_ops.matmul_packed import matmul_packed
+from qxcompiler.runtime_ops.norm import NORM_ATTRIBUTES, NORM_TYPES
 from qxcompiler.runtime_ops.swiglu_packed import swiglu_packed
 from qxcompiler.runtime_ops.unpack import ATTRIBUTES, WeightType
 
@@ -118,6 +119,7 @@ OPERATORS: dict[str, Operator] = {
             Operator(each.name, each.inputs, each.outputs, ATTENTION_ATTRIBUTES, each.write_body)
             for each in ATTENTION_TYPES
         ),
+        *(Operator(each.name, each.inputs, each.outputs, NORM_ATTRIBUTES, each.write_body) for each in NORM_TYPES),
     )
 }
 

@@ -358,6 +358,64 @@ const char* rotation_fault(const std::vector<const qxc_kernels*>& all) {
   return nullptr;
 }
 
+// What is wrong with norms of rows; null where nothing is.
+const char* norm_fault(const std::vector<const qxc_kernels*>& all) {
+  const int64_t M = uniform(0, 4), N = uniform(0, 3) ? uniform(2, 70) : uniform(71, 700);
+  const bool is_half = uniform(0, 1), is_centered = uniform(0, 1), has_skip = uniform(0, 1);
+  const size_t bytes = static_cast<size_t>(M * N) * (is_half ? 2 : 4);
+  Guarded x(bytes), skip(bytes), gain(static_cast<size_t>(N) * 4), bias(static_cast<size_t>(N) * 4);
+  std::normal_distribution<float> normal;
+  for (Guarded* each : {&x, &skip}) {
+    if (is_half) {
+      each->fill<uint16_t>([&] { return uniform(0x2C00, 0x3DFF) | uniform(0, 1) << 15; });  // 2^-4 to 1.5
+    } else {
+      each->fill<float>([&] { return normal(g_random); });
+    }
+  }
+  for (Guarded* each : {&gain, &bias}) each->fill<float>([&] { return normal(g_random); });
+  const auto at = [is_half](const Guarded& values, int64_t i) {
+    return is_half ? half_value(values.as<uint16_t>()[i]) : static_cast<double>(values.as<float>()[i]);
+  };
+  for (const qxc_kernels* kernels : all) {
+    const Guarded sum(bytes), y(bytes);
+    qxc_norm norm{};
+    norm.kernels = kernels;
+    norm.element = is_half ? QXC_FLOAT16 : QXC_FLOAT32;
+    norm.is_centered = is_centered;
+    norm.epsilon = 1e-2f;
+    norm.rows = M;
+    norm.columns = N;
+    norm.x = x.as<void>();
+    norm.gain = gain.as<float>();
+    norm.y = y.as<void>();
+    if (is_centered) norm.bias = bias.as<float>();
+    if (has_skip) norm.skip = skip.as<void>(), norm.sum = sum.as<void>();
+    if (qxc_norm_check(&norm)) return "is refused";
+    for (int64_t row = M; row-- > 0;) qxc_norm_compute(&norm, row, row + 1);
+    for (int64_t m = 0; m < M; ++m) {
+      double mean = 0, square = 0;
+      for (int64_t n = 0; n < N; ++n) {
+        const int64_t i = m * N + n;
+        const double wanted = held(at(x, i) + at(skip, i), is_half);
+        if (has_skip && !is_near(at(sum, i), wanted, is_half ? 2e-3 : 1e-6)) return "has a wrong sum";
+        if (is_centered) mean += at(has_skip ? sum : x, i) / static_cast<double>(N);
+      }
+      for (int64_t n = 0; n < N; ++n) {
+        square += std::pow(at(has_skip ? sum : x, m * N + n) - mean, 2) / static_cast<double>(N);
+      }
+      for (int64_t n = 0; n < N; ++n) {
+        const double factor = gain.as<float>()[n] / std::sqrt(square + norm.epsilon);
+        const double wanted =
+            (at(has_skip ? sum : x, m * N + n) - mean) * factor + (is_centered ? bias.as<float>()[n] : 0);
+        if (!is_near(at(y, m * N + n), wanted, (is_half ? 2e-3 : 1e-5) * (1 + std::fabs(wanted)))) return "is wrong";
+      }
+    }
+    norm.columns = 0;
+    if (qxc_norm_check(&norm) != QXC_BAD_SIZE) return "takes no columns";
+  }
+  return nullptr;
+}
+
 // One attention, its tensors, and Y and the caches as they should be.
 struct AttentionTrial {
   qxc_attention a{};
@@ -644,6 +702,10 @@ int main(int argc, char** argv) {
   for (int64_t i = 0; i < trials; ++i) {
     if (const char* wrong = rotation_fault(all)) {
       std::printf("a rotation, trial %ld: %s\n", static_cast<long>(i), wrong);
+      return 1;
+    }
+    if (const char* wrong = norm_fault(all)) {
+      std::printf("a norm, trial %ld: %s\n", static_cast<long>(i), wrong);
       return 1;
     }
     if (const char* wrong = i % 2 ? nullptr : attention_fault(all)) {

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from attention_models import bits_of, draw_inputs, expected_attention, kept_attention
+from norm_models import draw_norm_inputs, expected_norm
 from onnx import TensorProto, helper
 from operator_models import (
     FAMILIES,
@@ -32,6 +33,7 @@ from operator_models import (
 from qxcompiler.formats import FLOAT16, GROUP_SIZES, KERNEL_ACTIVATIONS, TWO_LEVEL, hadamard
 from qxcompiler.packing import LAYOUT, pack
 from qxcompiler.runtime_ops.attention import ATTENTION_TYPES
+from qxcompiler.runtime_ops.norm import NORM_TYPES
 from qxcompiler.runtime_ops.operators import DOMAIN, OPERATORS, VERSION, function_for, operator_name
 
 __all__ = ["Call", "Run", "build", "draw", "fed_otherwise", "flaw"]
@@ -144,7 +146,8 @@ def fed_otherwise(call: Call, rng: random.Random) -> Call:
 
 def _sound(rng: random.Random) -> Call:
     kind = rng.random()
-    return _sound_rotation(rng) if kind < 0.1 else _sound_attention(rng) if kind < 0.3 else _sound_product(rng)
+    others = ((0.1, _sound_rotation), (0.3, _sound_attention), (0.4, _sound_norm))
+    return next((make for limit, make in others if kind < limit), _sound_product)(rng)
 
 
 def _sound_rotation(rng: random.Random) -> Call:
@@ -188,6 +191,19 @@ def _sound_attention(rng: random.Random) -> Call:
     call.tolerance = {0: 1e-5, 8: 2e-3, 4: 4e-2}[bits]
     if case["query"].dtype == np.float16:
         call.tolerance, call.output_type = max(call.tolerance, HALF_TOLERANCE), TensorProto.FLOAT16
+    return call
+
+
+def _sound_norm(rng: random.Random) -> Call:
+    operator = rng.choice(NORM_TYPES).name
+    shape = (*rng.choice(((), (1,), (0,), (2, 3), (rng.randint(1, 140),))), rng.choice((rng.randint(2, 70), 300)))
+    case = draw_norm_inputs(operator, rng.randrange(2**31), shape, rng.choice((np.float32, np.float16)))
+    inputs = [Input(name, array, rng.choice(("fed", "fed", "constant", "external"))) for name, array in case.items()]
+    call = Call(operator, {"epsilon": 1e-5}, inputs, rng.random() < 0.5, list(OPERATORS[operator].outputs))
+    call.expected = expected_norm(case)[0]
+    call.tolerance = 1e-5
+    if case["X"].dtype == np.float16:
+        call.tolerance, call.output_type = HALF_TOLERANCE, TensorProto.FLOAT16
     return call
 
 

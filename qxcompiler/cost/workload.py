@@ -14,6 +14,7 @@ from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site
 from qxcompiler.runtime_ops.attention import ATTENTION_TYPES
+from qxcompiler.runtime_ops.norm import NORM_TYPES
 from qxcompiler.runtime_ops.operators import DOMAIN, HADAMARD, SCHEME, operator_of
 from qxcompiler_runtime.caches import is_past, is_past_size, is_present
 
@@ -153,6 +154,7 @@ _RESULTS = {
     "Sigmoid": 5, "Swish": 6, "Silu": 6, "Pow": 2, "Sqrt": 2, "Div": 2, "Sin": 6, "Cos": 6, "Mish": 8, "Softplus": 6,
     "SkipLayerNormalization": 7, "SkipSimplifiedLayerNormalization": 5, "SimplifiedLayerNormalization": 4,
     "RotaryEmbedding": 4, "FastGelu": 8, "BiasGelu": 9, "QuickGelu": 6, HADAMARD: 7,
+    "RMSNorm": 4, "SkipRMSNorm": 5, "LayerNorm": 6, "SkipLayerNorm": 7,
 }  # fmt: skip
 _MOVES = {"Transpose", "Concat", "Slice", "Split", "Gather", "Expand", "Tile", "Pad", "GatherElements", "GatherND"}
 _SAME_SHAPE = {
@@ -250,6 +252,8 @@ def _own_shapes(node: ir.Node, found: Shapes) -> list[Shape] | None:
     operator = operator_of(node)
     if operator is not None and operator.name == HADAMARD:
         return [first]
+    if operator is not None and operator.name in _NORMS:
+        return [first] * len(operator.outputs)
     if operator is not None and operator.name in _ATTENTION:
         past, mask = found[node.inputs[-2]], found[node.inputs[-1]]
         if not _ATTENTION[operator.name].cached:
@@ -265,7 +269,10 @@ def _own_shapes(node: ir.Node, found: Shapes) -> list[Shape] | None:
     if node.domain == "com.microsoft" and node.op_type == "GatherBlockQuantized":
         indices, bits = found[node.inputs[1]], node.attributes.get_int("bits", 4)
         return None if indices is None or not 0 < bits <= 8 else [(*indices, first[-1] * 8 // bits)]
-    if node.domain == "com.microsoft" and node.op_type in _SAME_SHAPE:
+    # this one is in the standard's domain too, for onnxruntime alone
+    if node.op_type == "SimplifiedLayerNormalization" or (
+        node.domain == "com.microsoft" and node.op_type in _SAME_SHAPE
+    ):
         return [first] * len(node.outputs)
     return None
 
@@ -356,6 +363,7 @@ def _without_rotation(scheme: Scheme) -> Scheme:
 
 
 _ATTENTION = {each.name: each for each in ATTENTION_TYPES}  # ours
+_NORMS = {each.name for each in NORM_TYPES}
 _SCORES = {"Attention", "MultiHeadAttention", "GroupQueryAttention", *_ATTENTION}
 
 

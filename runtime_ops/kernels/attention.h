@@ -7,6 +7,7 @@
 
 #include "attention_layout.h"
 #include "cache_rows.h"
+#include "elements.h"
 #include "hadamard.h"
 #include "kernels.h"
 #include "lanes.h"
@@ -21,28 +22,6 @@ constexpr int64_t kFewestTransposed = 8;           // rows for which it pays to 
 constexpr float kMasked = -1e30f;                  // a mask that leaves nothing of a score, but is finite
 
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
-inline const void* element(const void* at, bool is_half, int64_t index) {
-  return static_cast<const char*>(at) + index * (is_half ? 2 : 4);
-}
-
-inline void* element(void* at, bool is_half, int64_t index) {
-  return static_cast<char*>(at) + index * (is_half ? 2 : 4);
-}
-
-template <class Vector>
-void read(const void* from, bool is_half, int64_t count, float* to) {
-  if (is_half) return Vector::widen(static_cast<const uint16_t*>(from), count, to);
-  std::memcpy(to, from, static_cast<size_t>(count) * sizeof *to);
-}
-
-inline void write(const float* from, int64_t count, bool is_half, void* to) {
-  if (!is_half) {
-    std::memcpy(to, from, static_cast<size_t>(count) * sizeof *from);
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) static_cast<uint16_t*>(to)[i] = float_to_half(from[i]);
-}
 
 // Rotary embedding of a head's D numbers, by halves of the first R, with the cosines and sines of its token.
 template <class Vector>

@@ -43,6 +43,7 @@ struct qxc_kernels {
   void (*append)(const qxc::AttentionLayout& layout, int64_t task, float* scratch);
   void (*attend)(const qxc::AttentionLayout& layout, int64_t task, float* scratch);
   void (*combine)(const qxc::AttentionLayout& layout, int64_t task);
+  void (*normalize)(const qxc_norm& norm, int64_t first_row, int64_t last_row);
 };
 
 namespace qxc {

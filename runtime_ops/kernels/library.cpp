@@ -235,6 +235,18 @@ qxc_status qxc_rotate(const qxc_kernels* kernels, qxc_element element, int64_t r
   return QXC_OK;
 }
 
+qxc_status qxc_norm_check(const qxc_norm* norm) {
+  if (norm->rows < 0 || norm->columns < 1 || norm->rows > kLargestDimension / norm->columns) return QXC_BAD_SIZE;
+  const bool known_element = norm->element == QXC_FLOAT32 || norm->element == QXC_FLOAT16;
+  if (!norm->kernels || !known_element || !(norm->epsilon >= 0)) return QXC_BAD_ARGUMENT;
+  const bool has_tensors = norm->x && norm->gain && norm->y && (!norm->skip || norm->sum);
+  return norm->rows && !has_tensors ? QXC_BAD_ARGUMENT : QXC_OK;
+}
+
+void qxc_norm_compute(const qxc_norm* norm, int64_t first_row, int64_t last_row) {
+  norm->kernels->normalize(*norm, first_row, last_row);
+}
+
 void qxc_weight_decode_row(const qxc_weight* weight, int64_t row, int64_t first_column, int64_t last_column,
                            float* values) {
   decode_row(packed_weight(*weight), weight->code, weight->bits, row, first_column, last_column, values);

@@ -1,5 +1,5 @@
-/* Matrix products with packed low-bit weights, and attention, as a plain C library: no allocation, no threads, no
- * state.
+/* Matrix products with packed low-bit weights, attention and norms, as a plain C library: no allocation, no threads,
+ * no state.
  *
  *   Y = A W^T + bias      A [M, K] and Y [M, N] row-major, W [N, K] packed in the layout `tile16.v1` (docs/formats.md)
  *
@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 #define QXC_KERNELS_VERSION_MAJOR 1 /* grows when a caller has to change */
-#define QXC_KERNELS_VERSION_MINOR 3
+#define QXC_KERNELS_VERSION_MINOR 4
 #define QXC_ALIGNMENT 64 /* of the workspace, in bytes */
 
 /* Of `tile16.v1`: W is tiles of rows, a tile blocks of columns, and a block of b-bit codes b lines of bytes. */
@@ -212,6 +212,27 @@ QXC_API int64_t qxc_attention_tasks(const qxc_attention* attention, qxc_attentio
 /* Runs tasks [first, last) of a phase. Of the calls that run at once, each has a worker of its own, below `workers`. */
 QXC_API void qxc_attention_compute(const qxc_attention* attention, qxc_attention_phase phase, int64_t worker,
                                    int64_t first, int64_t last);
+
+/* Y = (S - mean) / sqrt(variance + epsilon) * gain + bias, by row of S = X + skip. Sums are float32. */
+typedef struct qxc_norm {
+  const qxc_kernels* kernels;
+  qxc_element element; /* of X, skip, the sum and Y */
+  int32_t is_centered; /* 1: LayerNorm; 0: RMSNorm, which takes each row's mean for 0 */
+  float epsilon;       /* at least 0 */
+  int64_t rows;        /* M */
+  int64_t columns;     /* N, at least 1 */
+  const void* x;       /* [M, N] */
+  const void* skip;    /* [M, N], or null */
+  const float* gain;   /* [N] */
+  const float* bias;   /* [N], or null */
+  void* sum;           /* S, [M, N], where there is a skip; may be X or skip */
+  void* y;             /* [M, N]; may be S */
+} qxc_norm;
+
+QXC_API qxc_status qxc_norm_check(const qxc_norm* norm);
+
+/* Computes rows [first, last), of a norm that has been checked. Disjoint ranges may run at once. */
+QXC_API void qxc_norm_compute(const qxc_norm* norm, int64_t first_row, int64_t last_row);
 
 /* Decodes columns [first, last) of one row of a weight. */
 QXC_API void qxc_weight_decode_row(const qxc_weight* weight, int64_t row, int64_t first_column, int64_t last_column,
