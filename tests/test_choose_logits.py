@@ -70,7 +70,7 @@ def test_a_decoder_asks_for_the_last_alone(tmp_path: Path, monkeypatch: pytest.M
     for ids in ([3, 4, 5, 6], [7]):
         np.testing.assert_allclose(after.step([ids]), before.step([ids]), atol=1e-5)
     np.testing.assert_allclose(after.step_of_each([[8, 9]]), before.step_of_each([[8, 9]]), atol=1e-5)
-    assert shapes == [4, 1, 1, 1, 2, 2]  # before and after, alternating, but for the last pair
+    assert shapes == [1, 4, 1, 1, 2, 2]  # after and before, in turn
     assert not before.chooses_logits and after.chooses_logits
 
 
