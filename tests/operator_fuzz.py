@@ -438,6 +438,8 @@ def flaw(call: Call) -> str | None:
     weight = operator.weight
     if operator.name == "Hadamard":
         return _flaw_of_rotation(call)
+    if "epsilon" in operator.attributes:
+        return _flaw_of_norm(call)
     if weight is None:
         return _flaw_of_attention(call)
     is_linear = operator.kind != "Gather"
@@ -504,6 +506,29 @@ def _flaw_of_rotation(call: Call) -> str | None:
     if call.is_fed_other_types:
         return "fed types"
     if call.outputs != ["Y"]:
+        return "outputs"
+    if call.output_type not in (0, TensorProto.FLOAT16 if x.dtype == np.float16 else TensorProto.FLOAT):
+        return "output type"
+    return None
+
+
+def _flaw_of_norm(call: Call) -> str | None:
+    operator, epsilon, x = OPERATORS[call.operator], call.attributes.get("epsilon"), call.data.array
+    if not isinstance(epsilon, float) or not epsilon >= 0:
+        return "epsilon"
+    if len(call.inputs) != len(operator.inputs) or any(tensor.is_empty_name for tensor in call.inputs):
+        return "number of inputs"
+    if any(tensor.missing_bytes for tensor in call.inputs):
+        return "bytes missing"
+    if x.dtype not in (np.float32, np.float16) or not x.ndim or x.shape[-1] < 1:
+        return "X"
+    for name, tensor in zip(operator.inputs[1:], call.inputs[1:], strict=True):
+        wanted = (x.dtype, x.shape) if name == "skip" else (np.float32, x.shape[-1:])
+        if (tensor.array.dtype, tensor.array.shape) != wanted:
+            return name
+    if call.is_fed_other_types:
+        return "fed types"
+    if call.outputs != list(operator.outputs):
         return "outputs"
     if call.output_type not in (0, TensorProto.FLOAT16 if x.dtype == np.float16 else TensorProto.FLOAT):
         return "output type"
