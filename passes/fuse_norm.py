@@ -179,10 +179,10 @@ class _Writer:
     def before_casts(self, value: ir.Value) -> ir.Value:
         """What a value is before casts to the type that it has already."""
         node = value.producer()
-        while node is not None and is_standard(node, ("Cast",)) and self.type_of(node.inputs[0]) == self.type_of(value):
-            value = node.inputs[0]
-            node = value.producer()
-        return value
+        source = node.inputs[0] if node is not None and is_standard(node, ("Cast",)) else None
+        if source is None or self.type_of(source) != self.type_of(value):
+            return value
+        return self.before_casts(source)
 
     def is_equal(
         self, terms: Sequence[ir.Value], epsilon: float, old: Sequence[ir.Value], new: Sequence[ir.Value]

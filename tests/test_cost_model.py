@@ -7,12 +7,14 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from attention_models import attention_model
 from conftest import named_as_published
 from graph_models import ARCHITECTURES, Builder, llama, mlp
 from onnx import TensorProto
 
 import qxcompiler
 from qxcompiler.cost.estimate import estimate
+from qxcompiler.cost.product import cost_of_attention_product
 from qxcompiler.cost.shapes import infer
 from qxcompiler.cost.workload import Phase, Product, workload
 from qxcompiler.errors import ModelError, UnsupportedByTargetError
@@ -113,6 +115,30 @@ def test_attention_as_one_operator():
     graph, sites = prepared(b.model({"q": shape, "k": shape, "v": shape}, [y]))
     (item,) = workload(graph, sites, Phase.prefill(6)).items
     assert item.products == (Product(6, 6, 8, 4, True, True), Product(6, 8, 6, 4, True, True))
+
+
+@pytest.mark.parametrize(("name", "kept"), [("CachedAttention", None), ("CachedAttentionInt8", 66 / 64)])
+def test_attention_of_ours_reads_a_cache_once_and_writes_new_rows(name, kept):
+    """Two of six heads share each of three heads of keys; 5 new tokens after 8, in memory for 32."""
+    row = 64 if kept is None else 66
+    shapes = {"query": [2, 5, 6 * 64], "key": [2, 5, 3 * 64], "value": [2, 5, 3 * 64], "mask": [1, 1, 5, 13]}
+    shapes |= {each: [2, 3, 32, row] for each in ("past_key", "past_value")}
+    model = attention_model(name, 6, 3, shapes=shapes)
+    graph, sites = prepared(onnx.load_model_from_string(model))
+    (item,) = workload(graph, sites, Phase.prefill(5)).items
+    assert item.products == (
+        Product(10, 13, 64, 6, True, True, kept_bytes=kept),
+        Product(10, 64, 13, 6, True, True, kept_bytes=kept),
+    )
+    assert (item.read, item.read_cached) == (2 * 2 * 5 * 3 * 64 + 5 * 13, 0)
+    assert (item.written, item.written_cached) == (0, 2 * 2 * 3 * 5 * 64)
+
+
+def test_a_cache_in_fewer_bits_costs_fewer_bytes():
+    floats, codes = (
+        cost_of_attention_product(NPU, 3, 1000, 64, cached=True, kept_bytes=kept) for kept in (None, 66 / 64)
+    )
+    assert codes.traffic["dram"].read < 0.6 * floats.traffic["dram"].read
 
 
 def test_a_compiled_model_costs_what_its_plan_did(tiny, tmp_path):

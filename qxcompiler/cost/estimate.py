@@ -66,7 +66,7 @@ class Estimate(BaseModel):
         bytes: moved at each memory.
         weight_bytes: of all weights and other constants.
         activation_bytes: of what is needed at once, at most.
-        kv_cache_bytes: of keys and values that are kept, before and after the run.
+        kv_cache_bytes: of keys and values that are kept, before and after the run, or once where both are one memory.
         unknown: nodes that are counted nowhere, because their shapes do not follow from those of the inputs.
         items: a node each.
     """
@@ -141,7 +141,7 @@ def estimate(work: Workload, target: Target, plan: Mapping[str, Scheme | None] |
         bytes=moved,
         weight_bytes=sum(_stored(weight, plan) for weight in work.weights) + work.constants * _FLOAT_BYTES,
         activation_bytes=work.live * value,
-        kv_cache_bytes=work.cached * value,
+        kv_cache_bytes=work.cached * value + work.cached_bytes,
         unknown=list(work.unknown),
         items=rows,
     )
@@ -188,7 +188,7 @@ def _product(target: Target, product: Product, scheme: Scheme | None, known: _Kn
     if found is None:
         M, N, K = product.rows, product.out_features, product.in_features
         if product.between:
-            once = cost_of_attention_product(target, M, N, K, cached=product.cached)
+            once = cost_of_attention_product(target, M, N, K, cached=product.cached, kept_bytes=product.kept_bytes)
         else:
             once = cost_of_product(target, M, N, K, scheme)
         found = known[product, scheme] = once.times(product.copies)
@@ -203,9 +203,10 @@ def _rest(target: Target, item: Item, scheme: Scheme | None) -> Cost:
     stays = (item.read + item.written) * value <= cache_bytes(target) // 2
     home = mode.cache if stays else mode.activations
     read = {home: item.read * value}
-    written = {home: item.written * value, mode.kv_cache: item.written_cached * value}
+    kept = item.written_cached * (item.kept_bytes or value)
+    written = {home: item.written * value, mode.kv_cache: kept}
     if mode.kv_cache == home:
-        written[home] = (item.written + item.written_cached) * value
+        written[home] = item.written * value + kept
     for level, size in (
         (mode.kv_cache, item.read_cached * value),
         (mode.weights, _constant_bytes(target, item, scheme)),

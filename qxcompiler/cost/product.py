@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import ceil
 
 from qxcompiler.cost.arrays import Folds, folds
 from qxcompiler.cost.operands import VECTOR_UNIT, Way, ways, ways_between_activations
@@ -127,7 +128,9 @@ def _rotation(target: Target, rows: int, in_features: int) -> Cost:
     return elementwise_cost(target, {home: size}, {home: size}, values * block.bit_length())
 
 
-def cost_of_attention_product(target: Target, rows: int, out_features: int, in_features: int, *, cached: bool) -> Cost:
+def cost_of_attention_product(
+    target: Target, rows: int, out_features: int, in_features: int, *, cached: bool, kept_bytes: float | None = None
+) -> Cost:
     """What a product of two activations costs, [M, K] x [K, N].
 
     Args:
@@ -136,10 +139,11 @@ def cost_of_attention_product(target: Target, rows: int, out_features: int, in_f
         out_features: N.
         in_features: K.
         cached: whether the second comes from where keys and values are kept.
+        kept_bytes: what a number of it takes there, where it is kept in a format of fewer bits.
     """
     target.check_cost()
     assert target.memory_mode is not None
-    size = out_features * in_features * value_bytes(target)
+    size = ceil(out_features * in_features * (kept_bytes or value_bytes(target)))
     home = target.memory_mode.kv_cache if cached else None
     problem = _Problem(rows, out_features, in_features, size, 0, home)
     return _fastest(target, ways_between_activations(target), problem, "activations with activations")

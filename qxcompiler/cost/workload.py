@@ -13,10 +13,10 @@ from qxcompiler.dialects.reading import quantized_node
 from qxcompiler.errors import ModelError, QxcError
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Site
-from qxcompiler.runtime_ops.attention import ATTENTION_TYPES
+from qxcompiler.runtime_ops.attention import ATTENTION_TYPES, AttentionType
 from qxcompiler.runtime_ops.norm import NORM_TYPES
-from qxcompiler.runtime_ops.operators import DOMAIN, HADAMARD, SCHEME, operator_of
-from qxcompiler_runtime.caches import is_past, is_past_size, is_present
+from qxcompiler.runtime_ops.operators import HADAMARD, SCHEME, operator_of
+from qxcompiler_runtime.caches import SHARED_CACHE, is_past, is_past_size, is_present
 
 __all__ = ["Item", "Phase", "Product", "Workload", "value_shapes", "workload"]
 
@@ -75,6 +75,7 @@ class Product:
         copies: how many alike: heads, groups, steps.
         between: whether both operands are activations.
         cached: whether the second is read from where keys and values are kept.
+        kept_bytes: what a number of the second takes there, where it is kept in a format of fewer bits.
     """
 
     rows: int
@@ -83,6 +84,7 @@ class Product:
     copies: int = 1
     between: bool = False
     cached: bool = False
+    kept_bytes: float | None = None
 
     @property
     def macs(self) -> int:
@@ -119,6 +121,11 @@ class Item:
     written_cached: int = 0
     results: float = 0
 
+    @property
+    def kept_bytes(self) -> float | None:
+        """What a value that is kept takes, in a format of fewer bits; None for any other."""
+        return next((product.kept_bytes for product in self.products), None)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -132,7 +139,8 @@ class Workload:
         weights: out features and in features of every weight, with the site that names its scheme first, or its scheme.
         constants: values of all other constants.
         live: values of activations that are needed at once, at most.
-        cached: values of keys and values that are kept, before and after.
+        cached: values of keys and values that are kept, before and after, or once where both are the same memory.
+        cached_bytes: of those in a format of fewer bits.
         unknown: nodes whose shapes could not be found, so that they are counted nowhere.
     """
 
@@ -143,6 +151,7 @@ class Workload:
     constants: int
     live: int
     cached: int
+    cached_bytes: int
     unknown: tuple[str, ...] = field(default=())
 
 
@@ -193,10 +202,18 @@ def workload(model: ir.Model, sites: Sequence[Site], phase: Phase, sizes: Mappin
             items.append(item)
     unknown += [site.name for site in sites if site.in_subgraph]
     weights, constants = _weights(model, sites)
-    kept = [value for value in model.graph.inputs if is_past(value.name or "")]
-    kept += [value for value in model.graph.outputs if is_present(value.name or "")]
-    cached = sum(_count(found[value]) for value in kept)
-    return Workload(phase, tokens, tuple(items), weights, constants, _live(model, found, fixed), cached, tuple(unknown))
+    live, kept = _live(model, found, fixed), {True: 0, False: 0}
+    for value in _cache_of(model):
+        kept[value.dtype == ir.DataType.UINT8] += _count(found[value])
+    return Workload(phase, tokens, tuple(items), weights, constants, live, kept[False], kept[True], tuple(unknown))
+
+
+def _cache_of(model: ir.Model) -> list[ir.Value]:
+    """Keys and values that are in memory after a run."""
+    presents = [value for value in model.graph.outputs if is_present(value.name or "")]
+    if SHARED_CACHE in model.metadata_props:
+        return presents
+    return [*(value for value in model.graph.inputs if is_past(value.name or "")), *presents]
 
 
 def value_shapes(model: ir.Model, phase: Phase, sizes: Mapping[str, int] | None = None) -> Shapes:
@@ -295,6 +312,8 @@ def _item(node: ir.Node, site: Site | None, found: Shapes, fixed: set[ir.Value])
         x = node.inputs[0]
         item = _site_item(node, name, N, K, x, found, "embedding" if operator.kind == "Gather" else "linear")
         return None if item is None else _packed(item, node, operator.kind)
+    if operator is not None and operator.name in _ATTENTION:
+        return _attention_item(node, name, _ATTENTION[operator.name], found)
     if (weight := quantized_node(node)) is not None:
         N, K = weight.out_features, weight.in_features
         item = _site_item(node, name, N, K, weight.activation, found, weight.kind)
@@ -333,6 +352,29 @@ def _item(node: ir.Node, site: Site | None, found: Shapes, fixed: set[ir.Value])
     )
 
 
+def _attention_item(node: ir.Node, name: str, kind: AttentionType, found: Shapes) -> Item | None:
+    """An attention of ours: heads that share keys read them once, and of a cache only new rows are written."""
+    sizes = {each: found[value] or () for each, value in zip(kind.inputs, node.inputs, strict=True)}
+    heads, groups = (node.attributes.get_int(each, 0) for each in ("num_heads", "kv_num_heads"))
+    if heads < 1 or groups < 1:
+        return None
+    batch, rows, width = sizes["query"]
+    size, length = width // heads, sizes["mask"][-1] if kind.cached else sizes["key"][1]
+    kept_bytes = kind.cache_format.row_bytes(size) / size if kind.cache_format else None
+    shared, copies = rows * heads // groups, batch * groups
+    scores = Product(shared, length, size, copies, between=True, cached=True, kept_bytes=kept_bytes)
+    products = scores, replace(scores, out_features=size, in_features=length)
+    apart = {"query", "past_key", "past_value", *(() if kind.cached else ("key", "value"))}  # what products read
+    return Item(
+        name,
+        node.op_type,
+        products=products,
+        read=sum(_count(shape) for each, shape in sizes.items() if each not in apart),
+        written_cached=2 * rows * copies * size if kind.cached else 0,
+        results=float(_RESULTS["Softmax"] * shared * length * copies),
+    )
+
+
 def _site_item(node: ir.Node, name: str, N: int, K: int, x: ir.Value | None, found: Shapes, kind: str) -> Item | None:
     count = _count(found[x])
     if kind == "embedding":
@@ -364,7 +406,7 @@ def _without_rotation(scheme: Scheme) -> Scheme:
 
 _ATTENTION = {each.name: each for each in ATTENTION_TYPES}  # ours
 _NORMS = {each.name for each in NORM_TYPES}
-_SCORES = {"Attention", "MultiHeadAttention", "GroupQueryAttention", *_ATTENTION}
+_SCORES = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
 def _products(node: ir.Node, found: Shapes, fixed: set[ir.Value]) -> tuple[Product, ...] | None:
@@ -416,10 +458,6 @@ def _attention(node: ir.Node, shapes: Sequence[Shape | None]) -> tuple[Product, 
         if heads < 1:
             return None
         size, length = width // heads, k[1]
-        if node.domain == DOMAIN:
-            mask = shapes[-1]
-            length = mask[-1] if mask and _ATTENTION[node.op_type].cached else length
-            return _scores_and_values(rows, length, size, batch * heads)
     past = next((shape for shape in shapes[3:] if shape is not None and len(shape) == 4 and shape[-1] == size), None)
     length += past[2] if past and node.op_type != "Attention" else 0
     if node.op_type == "Attention" and len(shapes) > 4 and (kept := shapes[4]) is not None:
