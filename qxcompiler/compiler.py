@@ -49,6 +49,7 @@ from qxcompiler.options import LIMITS, Options
 from qxcompiler.passes import PackSites, pipelines
 from qxcompiler.passes.fuse_attention import FuseAttention
 from qxcompiler.passes.integer_layers import IntegerLayers
+from qxcompiler.passes.quantize_cache import QuantizeCache
 from qxcompiler.passes.static_activations import StaticActivations, calibrate_grids
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
@@ -285,7 +286,7 @@ class _Compiler:
     ) -> Report:
         """Write the compiled model, its plan and its report to `stage`."""
         options = self.options
-        _check_keeps(graph, options.kv)
+        _check_keeps(graph, original, options.kv)
         bytes_before = _bytes(original, graph)
         fixed = overridable_inputs(graph)
         prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
@@ -593,8 +594,8 @@ def _check_kept(options: Options, target: Target) -> None:
         raise UsageError(f"--kv {options.kv}", "needs attention in one operator", remedy)
 
 
-def _check_keeps(graph: ir.Model, kv: str | None) -> None:
-    """Refuse a model that keeps nothing, or numbers of another type than asked for."""
+def _check_keeps(graph: ir.Model, original: Path | onnx.ModelProto, kv: str | None) -> None:
+    """Refuse a model that keeps nothing, numbers of another type than asked for, or what no operator of ours keeps."""
     types = {value.dtype for value in graph.graph.inputs if is_past(value.name or "")}
     if kv is not None and not types:
         raise ModelError(_subject(graph), "keeps no keys and values", f"leave out --kv {kv}")
@@ -602,6 +603,11 @@ def _check_keeps(graph: ir.Model, kv: str | None) -> None:
     if kv is not None and kv not in CACHE_FORMATS and others:
         problem = f"keeps keys and values as {others[0]}"
         raise ModelError(_subject(graph), problem, f"leave out --kv, or choose among {', '.join(CACHE_FORMATS)}")
+    if kv in CACHE_FORMATS:  # weights may take hours: see first whether the last pass will find what it needs
+        trial = load_model(original)
+        normalize(trial)
+        raise_opset(trial, MINIMUM_OPSET)
+        pipelines.run([FuseAttention(), QuantizeCache(CACHE_FORMATS[kv])], trial)
 
 
 def _is_chosen(options: Options, field: str) -> bool:
