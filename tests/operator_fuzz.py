@@ -589,6 +589,9 @@ def _flaw_of_attention(call: Call) -> str | None:
     return None
 
 
+PRESENTS = ("present_key", "present_value")
+
+
 @cache
 def _body(operator: str) -> onnx.FunctionProto:
     return ir.to_proto(function_for(operator, OPSET))
@@ -622,8 +625,11 @@ def build(calls: list[Call], rng: random.Random) -> Run:
         if isinstance(value, np.ndarray):
             value = onnx.numpy_helper.from_array(value)
         node.attribute.append(helper.make_attribute(name, value))
+    keeps_codes = bits_of(call.operator) > 0
     outputs = [
-        helper.make_tensor_value_info(name, call.output_type, call.output_shape)
+        helper.make_tensor_value_info(
+            name, TensorProto.UINT8 if keeps_codes and name in PRESENTS else call.output_type, call.output_shape
+        )
         if call.output_type
         else onnx.ValueInfoProto(name=name)
         for name in call.outputs

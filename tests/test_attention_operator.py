@@ -14,6 +14,7 @@ from attention_models import (
     draw_inputs,
     exact_rows,
     expected_attention,
+    kept_attention,
     kept_rows,
     numbers_of,
     turned,
@@ -30,7 +31,8 @@ BEST = available_isas()[-1]
 NAMES = [each.name for each in ATTENTION_TYPES]
 CACHED = [each.name for each in ATTENTION_TYPES if each.cached]
 IN_CODES = [name for name in CACHED if bits_of(name)]
-TOLERANCE = {np.float32: 1e-5, np.float16: 4e-3}  # of results near 1
+# of results near 1; scores of 256 products reach 20, and their exponentials lose as many digits
+TOLERANCE = {np.float32: 4e-5, np.float16: 4e-3}
 
 
 def check_of(
@@ -105,7 +107,7 @@ def cases(draw: st.DrawFn) -> dict[str, object]:
 LONG = {"seed": 1, "batch": 1, "past": 1500, "mask": (1, 1, 1), "dtype": np.float32, "softcap": 0.0}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(cases())
 @example({"name": NAMES[3], "heads": 6, "groups": 2, "size": 24, "length": 1, "keys": 1400, "rotary": 8, **LONG})
 @example({"name": NAMES[2], "heads": 9, "groups": 1, "size": 16, "length": 3, "keys": 700, "rotary": 0, **LONG})
@@ -289,7 +291,11 @@ def test_onnxruntime_1_20(name: str, with_library: bool, tmp_path: Path) -> None
     library = str(ops_library()) if with_library else ""
     done = run_in("1.20.1", library, attention_model(name, 4, 2), inputs, tmp_path)
     assert done.returncode == 0, done.stderr
-    check([np.load(tmp_path / "y.npy")], expected_attention(inputs, 4, 2)[:1])
+    y, bits = np.load(tmp_path / "y.npy"), bits_of(name)
+    if bits:  # where keys and values are half-way between two codes, a last digit decides
+        np.testing.assert_allclose(y, kept_attention(inputs, 4, 2, bits), atol={8: 2e-3, 4: 4e-2}[bits])
+    else:
+        check([y], expected_attention(inputs, 4, 2)[:1])
 
 
 @pytest.mark.parametrize(

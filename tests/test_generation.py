@@ -53,7 +53,9 @@ def shared(tmp_path_factory) -> Path:
 def lengths_of_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     run = Decoder._run
-    monkeypatch.setattr(Decoder, "_run", lambda self, ids: (lengths.append(ids.shape[1]), run(self, ids))[1])
+    monkeypatch.setattr(
+        Decoder, "_run", lambda self, ids, **asked: (lengths.append(ids.shape[1]), run(self, ids, **asked))[1]
+    )
     return lengths
 
 

@@ -463,7 +463,7 @@ def test_real_minilm(minilm: Path) -> None:
 
 @pytest.mark.slow
 def test_real_smollm2_from_gguf(smollm2: Path) -> None:
-    from qxcompiler.evaluation import generate
+    from qxcompiler_runtime import generate
 
     path = smollm2 / "model.onnx"
     assert 538e6 < path.stat().st_size < 541e6  # 134.5 million weights of 4 bytes: the embedding once
