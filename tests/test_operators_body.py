@@ -83,8 +83,8 @@ def test_every_operator_has_a_function_without_overload(name: str) -> None:
     assert (function.domain, function.name, function.overload) == ("qxc", name, "")
     proto = ir.to_proto(function)
     assert not proto.value_info and not proto.metadata_props
-    # no number has another type than what it meets, but for the codes of a cache; Y is converted, to the type of A, X or
-    # query, and rotated keys
+    # no number has another type than what it meets, but for the codes of a cache; Y is converted, to the type of A, X
+    # or query, and rotated keys
     converted = [node.output[0] for node in proto.node if node.op_type == "CastLike"]
     assert converted[-1:] == ["Y"] * (proto.input[0] in ("A", "X", "query"))
     if not bits_of(name):
