@@ -29,9 +29,9 @@ def llama_cpp(model: str, threads: int, tokens: int, *, quantized_cache: bool) -
         model, n_ctx=tokens, n_threads=threads, n_threads_batch=threads, n_batch=512, n_ubatch=512,
         flash_attn=True, type_k=cache, type_v=cache, verbose=False,
     )  # fmt: skip
-    context: Any = loaded.ctx
 
     def step(ids: list[int]) -> None:
+        context: Any = loaded.ctx  # which goes with the model
         array = (llama_cpp.llama_token * len(ids))(*ids)
         if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(ids))):
             raise RuntimeError("llama_decode failed")
@@ -39,7 +39,7 @@ def llama_cpp(model: str, threads: int, tokens: int, *, quantized_cache: bool) -
         llama_cpp.llama_get_logits_ith(context, -1)
 
     def run(ids: list[int], prompt: int) -> Iterator[None]:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(loaded.ctx), True)
         for start in range(0, prompt, 512):
             step(ids[start : min(start + 512, prompt)])
         yield
