@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnxruntime import OrtValue
+from onnxruntime import IOBinding, OrtValue
 
 from qxcompiler_runtime.caches import LOGITS, LOGITS_FROM, SHARED_CACHE, is_past, is_present, past_of_present
 from qxcompiler_runtime.errors import ModelError, UsageError
@@ -56,6 +56,7 @@ class Decoder:
         self.room = 0
         self.past: dict[str, OrtValue] = {}
         self.seen: npt.NDArray[Any] | None = None
+        self._binding: IOBinding | None = None  # of memory that stays
 
     def step(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Logits [batch, vocabulary] after the tokens seen so far and these [batch, length].
@@ -106,29 +107,36 @@ class Decoder:
         past_length = seen.shape[1] - fresh.shape[1]
         if self.is_in_place:
             self._make_room(*seen.shape)
-        given_now = self._given(fresh, past_length)
-        feed = {name: OrtValue.ortvalue_from_numpy(value) for name, value in given_now} | self.past
-        binding = self.model.session.io_binding()
-        for name, value in feed.items():
-            binding.bind_ortvalue_input(name, value)
+        binding = self._binding if self._binding is not None else self._bound_to_past()
+        for name, value in self._given(fresh, past_length):
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(value))
         if self.chooses_logits:
             binding.bind_ortvalue_input(LOGITS_FROM, OrtValue.ortvalue_from_numpy(np.array([logits_from])))
+        binding.bind_output(LOGITS)  # in new memory each time: their number differs
+        try:
+            self.model.session.run_with_iobinding(binding)
+        except Exception as error:
+            raise self.model.failure(error) from error
+        if self.is_in_place:
+            logits = binding.get_outputs_as_ortvaluevector()[0]
+        else:
+            logits, *presents = binding.get_outputs()
+            self.past = dict(zip(self.past_of.values(), presents, strict=True))
+        self.seen = seen
+        found: npt.NDArray[Any] = logits.numpy()
+        return found
+
+    def _bound_to_past(self) -> IOBinding:
+        binding = self.model.session.io_binding()
         binding.bind_output(LOGITS)
+        for name, value in self.past.items():
+            binding.bind_ortvalue_input(name, value)
         for present, past in self.past_of.items():
             if self.is_in_place:
                 binding.bind_ortvalue_output(present, self.past[past])
             else:
                 binding.bind_output(present)
-        try:
-            self.model.session.run_with_iobinding(binding)
-        except Exception as error:
-            raise self.model.failure(error) from error
-        logits, *presents = binding.get_outputs()
-        if not self.is_in_place:
-            self.past = dict(zip(self.past_of.values(), presents, strict=True))
-        self.seen = seen
-        found: npt.NDArray[Any] = logits.numpy()
-        return found
+        return binding
 
     def _given(self, fresh: npt.NDArray[Any], past_length: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """The inputs that are not kept from the step before."""
@@ -167,6 +175,7 @@ class Decoder:
                 kept = self.past[spec.name].numpy()
                 memory[tuple(map(slice, kept.shape))] = kept
             self.past[spec.name] = OrtValue.ortvalue_from_numpy(memory)
+        self._binding = self._bound_to_past()  # kept: binding the values of every layer anew costs time
 
 
 def _past_of_present(model: Model) -> dict[str, str]:

@@ -19,6 +19,7 @@ namespace {
 constexpr int kTileHeight = 6;                     // rows of a product whose sums stay in registers
 constexpr int kTileVectors = kLanes == 8 ? 2 : 4;  // and vectors of columns: AVX2 has half as many registers
 constexpr int64_t kFewestTransposed = 8;           // rows for which it pays to transpose keys
+constexpr int kRowsAhead = 24;                     // of a cache in integers, asked of memory before they are read
 constexpr float kMasked = -1e30f;                  // a mask that leaves nothing of a score, but is finite
 
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
@@ -294,6 +295,7 @@ Matrix read_block(const AttentionTask& t, const HeadRows& rows, int64_t first_ke
   for (int64_t k = 0; k < count; ++k) {
     float* row = t.block + k * t.width;
     if (integers) {
+      __builtin_prefetch(at + (k + kRowsAhead) * rows.token);
       decode_cache_row(reinterpret_cast<const uint8_t*>(at + k * rows.token), D, rows.cache, row);
     } else {
       read<Vector>(at + k * rows.token, t.is_half, D, row);

@@ -43,13 +43,29 @@ inline Bytes load_bytes(const uint8_t* from) {
   return values;
 }
 
+// gcc 12 converts bytes lane by lane where it is not told the instruction.
 inline Floats widened(Bytes values) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)values));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)values)));
+#elif defined(__ARM_NEON)
+  uint32_t bits;
+  std::memcpy(&bits, &values, sizeof bits);
+  const uint16x8_t words = vmovl_u8(vcreate_u8(bits));
+  return (Floats)vcvtq_f32_u32(vmovl_u16(vget_low_u16(words)));
+#else
   return __builtin_convertvector(__builtin_convertvector(values, SignedIntegers), Floats);
+#endif
 }
 
 // Floats of 0 to less than 256, without their fractions.
 inline Bytes narrowed(Floats values) {
+#if defined(__AVX512F__)
+  return (Bytes)_mm512_cvtepi32_epi8(_mm512_cvttps_epi32(values));
+#else
   return __builtin_convertvector(__builtin_convertvector(values, SignedIntegers), Bytes);
+#endif
 }
 
 inline Floats splat(float value) { return value - Floats{}; }
