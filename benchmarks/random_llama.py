@@ -17,6 +17,8 @@ import torch
 import typer
 from quality import qxc
 from synthetic_llama import EPSILON, ROTARY_BASE, Llama
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qxcompiler
@@ -38,6 +40,7 @@ def write_hugging_face(sizes: Llama, folder: Path) -> None:
     )
     torch.manual_seed(0)
     LlamaForCausalLM(config).half().save_pretrained(folder)
+    Tokenizer(WordLevel({"<unk>": 0}, "<unk>")).save(str(folder / "tokenizer.json"))  # a model comes with one
 
 
 def write_gguf(sizes: Llama, path: Path) -> None:
@@ -87,7 +90,7 @@ def main(out: Path, weights: str = "lut3g128", blocks: int = Llama.blocks) -> No
     sizes = Llama(blocks=blocks)
     write_hugging_face(sizes, out / "hugging_face")
     qxcompiler.export(str(out / "hugging_face"), out / "exported")
-    options = ["--target", "cpu-x86", "--recipe", "fast", "--activations", "a8", "--no-verify"]
+    options = ["--target", "cpu-x86", "--quantizer", "rtn", "--activations", "a8", "--no-verify"]
     every = ["--weights", weights, "--head", weights, "--embedding", weights]
     qxc("compile", out / "exported" / "model.onnx", *options, *every, "-o", out / "compiled")
     write_gguf(sizes, out / "q4_0.gguf")

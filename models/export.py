@@ -123,10 +123,12 @@ class _Job:
         other = any(True for pattern in VOCABULARIES for _ in self.stage.glob(pattern))
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, **options)
-        except Exception:
+        except Exception as error:
             if other:  # a form that takes a package we do not need; it was copied as it is
                 return
-            raise
+            if self.gguf_file is not None:
+                raise
+            raise ExportError(self.source, "has no tokenizer.json", "add the one of this model") from error
         if self.gguf_file is not None:
             _follow_gguf(self.folder / self.gguf_file, tokenizer)
         tokenizer.save_pretrained(self.stage)
@@ -257,6 +259,10 @@ def _save(model: ir.Model, path: Path) -> None:
     """Write a model, its weights in the same file if they fit."""
     weights = [v.const_value for graph in model.graphs() for v in graph.initializers.values() if v.const_value]
     if sum(weight.nbytes for weight in weights) > _INLINE_LIMIT:
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):  # `save` moves initializers alone
+            for name, attribute in list(node.attributes.items()):
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
         ir.external_data.load_to_model(model)

@@ -53,6 +53,7 @@ from qxcompiler.passes.quantize_cache import QuantizeCache
 from qxcompiler.passes.static_activations import StaticActivations, calibrate_grids
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
+    Need,
     QuantizationResult,
     find_quantizer,
     quantize_segmentwise,
@@ -89,6 +90,7 @@ _WISHES = {name: f"--{name}" for name in ("weights", "activations", "head", "emb
 _WISHES |= LIMITS | {"error": "--error"}
 _OF_A_BUDGET = {*LIMITS, "error", "allocation"}  # beside which a plan pins some sites
 _SUSPECTS = 3  # sites named where verification fails
+_COMPARED_ON = 12  # samples that formats are compared on, at most: more take longer, and choose much the same
 
 
 def compile(  # noqa: A001  (it is what a compiler does)
@@ -129,7 +131,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     output = output_folder(output)
     hardware = load_target(target)
     chosen = _recipe(recipe, hardware)
-    compiler = _Compiler(hardware, Options.checked(chosen.options | options), track)
+    compiler = _Compiler(hardware, chosen.applied(options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
     if calibration is None:
@@ -182,7 +184,7 @@ def compile_folder(
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
     hardware = load_target(target)
     chosen = _recipe(recipe, hardware)
-    compiler = _Compiler(hardware, Options.checked(chosen.options | options), track, several=True)
+    compiler = _Compiler(hardware, chosen.applied(options), track, several=True)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
@@ -266,8 +268,9 @@ class _Compiler:
             raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
         if several and (of_one := [option for option in options.limits if option != LIMITS["bits_per_weight"]]):
             raise UsageError(of_one[0], "is a limit for a single model", "give the ONNX file instead of the folder")
-        if _is_chosen(options, "error") and not (options.limits or options.plan):
-            raise UsageError(f"--error {options.error}", "has no budget", f"give one of {', '.join(LIMITS.values())}")
+        if _is_chosen(options, "error") and not (options.has_budget or options.plan):
+            remedy = f"give --allocation budget, or one of {', '.join(LIMITS.values())}"
+            raise UsageError(f"--error {options.error}", "has no budget", remedy)
         _check_kept(options, target)
         self.target, self.options, self.track = target, options, track
         self.device = _device(options.device)
@@ -292,8 +295,9 @@ class _Compiler:
         prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
         written = stage / f"{prefix}{WRITTEN}"
         question, samples, held_back = self.ask(graph, original, calibration, written)
-        sites, calibrating, counts = question.sites, question.calibration.samples, question.calibration.token_weights
+        sites, calibrating = question.sites, _spaced(samples, options.samples)
         plan = self._plan(question)
+        counts = self._token_weights(graph, sites, calibrating, find_quantizer(options.quantizer).needs)
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
@@ -406,9 +410,10 @@ class _Compiler:
             raise ModelError(_subject(graph), _without_sites(graph), "give a model with constant weights")
         pinned = self._given_plan(options.plan, sites, partial=True) if options.plan and options.limits else None
         samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
-        calibrating = _spaced(samples, options.samples)
-        counts = self._token_weights(graph, sites, calibrating)
-        planning = walk.Calibration(sites, calibrating, self.device, self.track, token_weights=counts)
+        compared_on = _spaced(samples, min(options.samples, _COMPARED_ON))
+        needs = find_quantizer(options.quantizer).needs | TERMS[options.error].needs
+        counts = self._token_weights(graph, sites, compared_on, needs) if options.has_budget else {}
+        planning = walk.Calibration(sites, compared_on, self.device, self.track, token_weights=counts)
         return Question(graph, sites, self.target, options, planning, pinned), samples, held_back
 
     def samples_of_parts(self, folder: Path, calibration: str | Path | Sequence[str | Path]) -> dict[str, list[Sample]]:
@@ -433,16 +438,14 @@ class _Compiler:
             parts.get(DECODER_WITH_PAST, [])[: -HELD_BACK - 1] = []
         return parts
 
-    def _token_weights(self, graph: ir.Model, sites: Sequence[Site], samples: Sequence[Sample]) -> TokenWeights:
-        """How much each token counts, where the allocation or the quantizer asks for it."""
-        options = self.options
-        needs = find_quantizer(options.quantizer).needs
-        if options.limits and _allocation(options) == "budget":
-            needs |= TERMS[options.error].needs
+    def _token_weights(
+        self, graph: ir.Model, sites: Sequence[Site], samples: Sequence[Sample], needs: frozenset[Need]
+    ) -> TokenWeights:
+        """How much each token counts, if that is needed."""
         if "token weights" not in needs:
             return {}
         model = TorchModel(graph, sites, compared_output(graph), self.device)
-        return token_weights(model, samples, options.seed, self.track)
+        return token_weights(model, samples, self.options.seed, self.track)
 
     def _plan(self, question: Question) -> Plan:
         options, graph, sites = self.options, question.model, question.sites
@@ -616,11 +619,9 @@ def _is_chosen(options: Options, field: str) -> bool:
 
 def _allocation(options: Options) -> str:
     """The name of the allocation that the options ask for."""
-    if options.allocation == "budget" and not options.limits:
-        raise UsageError("--allocation budget", "has no budget", f"give one of {', '.join(LIMITS.values())}")
     if options.allocation == "uniform" and options.limits:
         raise UsageError("--allocation uniform", "keeps no budget", f"leave out --allocation, or {options.limits[0]}")
-    return options.allocation or ("budget" if options.limits else "uniform")
+    return options.allocation or ("budget" if options.has_budget else "uniform")
 
 
 def _file_names(formats: Mapping[Weight, Format]) -> dict[Weight, str]:

@@ -51,7 +51,8 @@ class Options(BaseModel):
         head: format of the head, or `float`; by default what the target prefers.
         embedding: format of embeddings, or `float`; by default what the target prefers.
         allocation: how schemes are chosen: `uniform`, `budget`, or what a package adds; by default `budget` where
-            one of `LIMITS` is given, else `uniform`.
+            one of `LIMITS` is given, else `uniform`. A budget without limits is what `uniform` would take, in bytes and
+            in seconds as the target's cost model predicts.
         bits_per_weight: at most so many for the linear layers other than the head, everything counted. Of the format
             of `weights` every layer gets those bits that serve the model best; where none is named, of some formats of
             the target.
@@ -108,6 +109,11 @@ class Options(BaseModel):
     def limits(self) -> list[str]:
         """The limits that an allocation has to keep, as the command line names them."""
         return [option for name, option in LIMITS.items() if getattr(self, name) is not None]
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether every layer gets a format of its own, within limits or what one format everywhere would take."""
+        return self.allocation == "budget" or bool(self.limits)
 
     @classmethod
     def checked(cls, given: dict[str, Any]) -> Options:

@@ -474,7 +474,7 @@ def test_a_budget_without_samples(tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"error": "output"}, "--error output: has no budget: give one of --bpw, --max-size, --min-tokens-per-second"),
+        ({"error": "output"}, "--error output: has no budget: give --allocation budget, or one of --bpw, --max-size"),
         ({"error": "guess", "bits_per_weight": 3}, "option error: "),
         ({"allocation": "uniform", "max_size": "60MB"}, "--allocation uniform: keeps no budget: .* or --max-size"),
         ({"error": "output", "plan": "plan.yaml"}, "says every site's scheme already: leave out --error"),

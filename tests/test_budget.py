@@ -175,6 +175,37 @@ def test_a_budget_is_spent_where_it_helps(decoder, tmp_path):
     assert [site.considered for site in again.sites] == [site.considered for site in report.sites]
 
 
+@pytest.mark.parametrize("weights", ["int4g16", None])
+def test_a_budget_without_limits_is_what_one_format_takes(decoder, tmp_path, weights):
+    def compiled(name, **options):
+        return qxcompiler.compile(
+            decoder.model, "cpu-x86", tmp_path / name, calibration=decoder.calibration, **(BUDGET | options)
+        )
+
+    uniform = compiled("uniform", weights=weights)
+    mixed = compiled("mixed", weights=weights, allocation="budget")
+    assert mixed.quantized_bits_per_weight <= uniform.quantized_bits_per_weight
+    assert mixed.predicted[0].seconds <= uniform.predicted[0].seconds * 1.00001
+    chosen = [site for site in mixed.sites if site.considered]
+    (everywhere,) = {site.scheme.split("/")[0] for site in uniform.sites if site.name in {each.name for each in chosen}}
+    assert len({site.scheme for site in chosen}) > 1
+    expected = sum(site.considered[site.scheme.split("/")[0]] for site in chosen)
+    assert expected < sum(site.considered[everywhere] for site in chosen)
+    assert [limit.resource for limit in mixed.allocation.limits] == ["bytes", "seconds"]
+
+
+def test_a_budget_without_limits_or_choice_is_one_format(tiny, tmp_path):
+    report = qxcompiler.compile(
+        tiny.model,
+        "cpu-x86",
+        tmp_path / "out",
+        calibration=tiny.calibration,
+        **(BUDGET | {"weights": "mxfp4", "allocation": "budget"}),
+    )
+    assert report.allocation is None
+    assert {site.scheme.split("/")[0] for site in report.sites if site.role == "query"} == {"mxfp4"}
+
+
 def test_an_mx_target_mixes_microscaling_formats(decoder, tmp_path):
     options = BUDGET | {"weights": None, "quantizer": "rtn"}
     report = qxcompiler.compile(
@@ -204,9 +235,8 @@ def test_guided_rounding_differs_from_plain(decoder, tmp_path):
     ("options", "problem"),
     [
         ({"bits_per_weight": 1.5}, r"--bpw 1.5: is too little: the smallest formats take \d"),
-        ({"bits_per_weight": 3, "weights": "mxfp4"}, "--bpw 3: has nothing to choose: the target cpu-x86 holds mxfp4"),
+        ({"bits_per_weight": 3, "weights": "mxfp4"}, "--bpw 3: has nothing to choose: the target cpu-x86 holds no"),
         ({"bits_per_weight": 3, "allocation": "uniform"}, "--allocation uniform: keeps no budget"),
-        ({"allocation": "budget"}, "--allocation budget: has no budget: give one of --bpw"),
         ({"bits_per_weight": 3, "plan": "plan.yaml"}, "says every site's scheme already: leave out .* and --bpw"),
         ({"bits_per_weight": -1}, "option bits_per_weight: "),
         ({"bits_per_weight": float("nan")}, "option bits_per_weight: "),

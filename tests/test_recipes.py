@@ -26,6 +26,16 @@ def test_they_spend_more_and_more():
     assert fast == 0 < balanced < best
 
 
+def test_a_format_that_is_given_is_meant_for_every_layer():
+    balanced = load_recipe("balanced")
+    assert balanced.applied({}).allocation == "budget"
+    assert balanced.applied({"weights": None, "plan": None}).allocation == "budget"
+    assert balanced.applied({"weights": "int4g32"}).allocation is None
+    assert balanced.applied({"weights": "int4g32", "bits_per_weight": 4}).has_budget
+    assert balanced.applied({"plan": "plan.yaml"}).allocation is None
+    assert balanced.applied({"weights": "int4g32", "allocation": "budget"}).allocation == "budget"
+
+
 def test_what_is_given_goes_before_the_recipe_and_the_recipe_before_the_file(tiny, tmp_path, qxc):
     recipe, mine = tmp_path / "coarse.yaml", tmp_path / "mine.yaml"
     recipe.write_text(COARSE)

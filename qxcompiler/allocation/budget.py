@@ -6,59 +6,24 @@ __all__ = ["Considered", "budget", "consider", "limits", "spend"]
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 
-from qxcompiler.allocation.account import Account, Choice, Choices, Limit
-from qxcompiler.allocation.candidates import candidates, of_other_bits
-from qxcompiler.allocation.errors import TERMS, Errors, measure_errors
-from qxcompiler.allocation.plan import Plan, sites_by_weight
-from qxcompiler.allocation.predicted_run import PredictedRun, Resource
+from qxcompiler.allocation.account import Account, Choices, Limit
+from qxcompiler.allocation.considered import Considered, consider, numbers, offered_formats
+from qxcompiler.allocation.errors import TERMS
+from qxcompiler.allocation.plan import Plan
 from qxcompiler.allocation.program import Group, InfeasibleError, solve
 from qxcompiler.allocation.question import Question
-from qxcompiler.allocation.size import size_of_rest, size_of_weight, write_size
+from qxcompiler.allocation.size import write_size
 from qxcompiler.allocation.uniform import uniform
-from qxcompiler.dialects import Dialect
-from qxcompiler.errors import ModelError, UsageError
-from qxcompiler.formats import Format, Scheme
-from qxcompiler.graph import Weight, by_operator, not_finite
+from qxcompiler.errors import UsageError
+from qxcompiler.formats import Scheme
+from qxcompiler.graph import Weight
 from qxcompiler.options import Options
 
 _log = logging.getLogger(__name__)
 
-
-def _costs(dialect: Dialect) -> dict[str, Callable[[Format, Weight], float]]:
-    """What a weight takes in a format, of each resource that can be limited; `seconds` and `joules` besides."""
-    return {"bytes": dialect.weight_bytes, "file bytes": partial(size_of_weight, dialect)}
-
-
-@dataclass(frozen=True)
-class Considered:
-    """What there is to choose from, whatever the limits.
-
-    Attributes:
-        groups: weights that get one format.
-        choices: what each group could get.
-        formats: the same as formats.
-        errors: what each format would lose, weight by weight.
-        rest: bytes of the compiled model's files besides these weights, at most.
-        run_rest: the `seconds` and `joules` that a run takes besides these weights, where they have a limit.
-        tokens: what a run gives; 0 where neither has.
-    """
-
-    groups: list[tuple[Weight, ...]]
-    choices: list[list[Choice]]
-    formats: list[list[Format]]
-    errors: Errors
-    rest: int
-    run_rest: dict[Resource, float]
-    tokens: int
-
-    @property
-    def weights(self) -> int:
-        """How many numbers the weights hold."""
-        return sum(map(_numbers, self.groups))
+_ROUNDED = 1 + 1e-6  # sums in another order differ
 
 
 def budget(question: Question) -> Plan:
@@ -69,6 +34,9 @@ def budget(question: Question) -> Plan:
     chose, is added up; the sum is the smallest that the limits allow, found by a mixed-integer program (`program.py`).
     Layers that one operator computes agree.
 
+    Where the user gives no limit, it is what one format everywhere would take, the one that `uniform` chooses: so many
+    bytes, and so many seconds as the cost model predicts, if the target says what that reads.
+
     What `uniform` leaves in float, the head, embeddings, and layers that the predictions do not depend on get what they
     get without a budget. Layers that the user has pinned have one choice.
 
@@ -76,69 +44,11 @@ def budget(question: Question) -> Plan:
         UsageError: there is nothing to choose, or the limits cannot be kept.
         ModelError: a layer would lose infinitely much.
     """
+    everywhere = uniform(question)
+    if not question.options.limits and not offered_formats(question, everywhere):
+        return everywhere
     considered = consider(question)
     return spend(question, considered, limits(question.options, considered))
-
-
-def consider(question: Question) -> Considered:
-    """Find what there is to choose from: all that takes time.
-
-    Raises:
-        UsageError: there is nothing to choose.
-        ModelError: a layer would lose infinitely much.
-    """
-    options, plan, sites, target = question.options, uniform(question), question.sites, question.target
-    infinite = not_finite(sites)
-    guided = "token weights" in TERMS[options.error].needs
-    wanted = candidates(target) if options.weights is None else None
-    offered = {
-        weight: [scheme.format]
-        if any(site.name in (question.pinned or ()) for site in users)
-        else wanted or of_other_bits(scheme.format, target)
-        for weight, users in sites_by_weight(sites).items()
-        if weight not in infinite
-        and all(site.kind == "linear" and site.role != "head" for site in users)
-        and (not guided or all(site in question.calibration.token_weights for site in users))
-        and (scheme := plan[users[0].name])
-    }
-    if all(len(choices) < 2 for choices in offered.values()):
-        held = ", ".join(sorted({fmt.name for choices in offered.values() for fmt in choices}))
-        problem = f"has nothing to choose: the target {target.name} holds {held or 'no layer'}"
-        raise UsageError(_asked(options), problem, "choose another format with --weights")
-    formats: dict[tuple[Weight, ...], list[Format]] = {}
-    for alike in by_operator(sites):
-        weights = [site.weight for site in alike if site.weight in offered]
-        for offer in dict.fromkeys(tuple(offered[weight]) for weight in weights):  # several where some are pinned
-            group = tuple(dict.fromkeys(weight for weight in weights if tuple(offered[weight]) == offer))
-            formats[group] = [fmt for fmt in offer if len(offer) == 1 or _shrinks(fmt, group, target.emits)]
-    errors = measure_errors(question, formats)
-    groups = [group for group in formats if group[0] in errors]  # a walk enters no bodies
-    possible = [[fmt for fmt in formats[group] if math.isfinite(_error(errors, group, fmt))] for group in groups]
-    for group, left in zip(groups, possible, strict=True):
-        if not left:
-            tried = ", ".join(fmt.name for fmt in offered[group[0]])
-            problem = f"would lose infinitely much, or not become smaller, in any of {tried}"
-            raise ModelError(f"weight '{group[0].name}'", problem, "leave it in float with --keep")
-    costs = _costs(target.emits)
-    limited = _limited(options)
-    run = PredictedRun(question, plan) if limited else None
-    if run is not None:
-        costs |= {resource: partial(run.takes, resource) for resource in limited}
-    choices = [
-        [
-            Choice(
-                format=fmt.name,
-                error=_error(errors, group, fmt),
-                costs={name: sum(cost(fmt, weight) for weight in group) for name, cost in costs.items()},
-            )
-            for fmt in left
-        ]
-        for group, left in zip(groups, possible, strict=True)
-    ]
-    chosen = {weight for group in groups for weight in group}
-    rest = size_of_rest(question.model, sites, plan, chosen, {fmt for left in possible for fmt in left}, target.emits)
-    run_rest = {} if run is None else {resource: run.rest(resource, chosen) for resource in limited}
-    return Considered(groups, choices, possible, errors, rest, run_rest, run.tokens if run else 0)
 
 
 def limits(options: Options, considered: Considered) -> list[Limit]:
@@ -154,6 +64,9 @@ def limits(options: Options, considered: Considered) -> list[Limit]:
     if (joules := options.max_joules_per_token) is not None:
         left = considered.tokens * joules - considered.run_rest["joules"]
         found.append((f"--max-joules-per-token {joules:g}", "joules", left))
+    if not found:
+        least = [name for name in considered.uniform if name != "file bytes"]
+        found = [(f"{name} of one format", name, considered.uniform[name] * _ROUNDED) for name in least]
     return [Limit(option=option, resource=resource, limit=limit) for option, resource, limit in found]
 
 
@@ -186,7 +99,7 @@ def spend(question: Question, considered: Considered, limits: Sequence[Limit]) -
         considered.groups, considered.choices, considered.formats, solution.taken, strict=True
     ):
         sites = [name for weight in group for name in names[weight]]
-        said.append(Choices(sites=sites, weights=_numbers(group), chosen=choices[index].format, choices=choices))
+        said.append(Choices(sites=sites, weights=numbers(group), chosen=choices[index].format, choices=choices))
         for weight in group:
             errors = {fmt.name: error for fmt, error in considered.errors[weight].items()}
             for name in names[weight]:
@@ -231,34 +144,7 @@ def _too_little(limits: Sequence[Limit], least: dict[str, float], considered: Co
     return UsageError(limit.option, f"{wrong}: {takes}{f' beside {others}' if others else ''}", remedy)
 
 
-def _limited(options: Options) -> list[Resource]:
-    """What of a run has a limit."""
-    limits: dict[Resource, float | None] = {
-        "seconds": options.min_tokens_per_second,
-        "joules": options.max_joules_per_token,
-    }
-    return [resource for resource, limit in limits.items() if limit is not None]
-
-
 def _rounded_up(number: float) -> str:
     """To three digits, so that it can be kept."""
     unit = 10.0 ** (math.floor(math.log10(number)) - 2)
     return f"{math.ceil(number / unit) * unit:.3g}"
-
-
-def _asked(options: Options) -> str:
-    return options.limits[0] if options.bits_per_weight is None else f"--bpw {options.bits_per_weight:g}"
-
-
-def _error(errors: Errors, group: Sequence[Weight], fmt: Format) -> float:
-    return sum(errors[weight][fmt] for weight in group)
-
-
-def _shrinks(fmt: Format, group: Sequence[Weight], dialect: Dialect) -> bool:
-    """Whether packing makes the weights smaller: rows and columns are padded."""
-    packed = sum(dialect.weight_bytes(fmt, weight) for weight in group)
-    return packed < sum(weight.nbytes for weight in group)
-
-
-def _numbers(group: Sequence[Weight]) -> int:
-    return sum(weight.out_features * weight.in_features for weight in group)

@@ -29,6 +29,18 @@ class Recipe:
     options: dict[str, Any] = field(default_factory=dict)
     writes: bool = False
 
+    def applied(self, given: dict[str, Any]) -> Options:
+        """The options of a compile: those given go before those of the recipe.
+
+        Formats that a user names are meant for every layer, and so is a plan: a recipe's allocation is left out then.
+
+        Raises:
+            UsageError: there is no such option, or its value is out of range.
+        """
+        is_named = given.get("weights") is not None or given.get("plan") is not None
+        own = {name: value for name, value in self.options.items() if not (is_named and name == "allocation")}
+        return Options.checked(own | given)
+
 
 def recipe_names() -> list[str]:
     """The recipes that come along."""
