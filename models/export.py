@@ -257,12 +257,12 @@ def _image_sizes(folder: Path) -> Iterator[None]:
 
 def _save(model: ir.Model, path: Path) -> None:
     """Write a model, its weights in the same file if they fit."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):  # `save` moves initializers alone
+        for name, attribute in list(node.attributes.items()):
+            if isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
     weights = [v.const_value for graph in model.graphs() for v in graph.initializers.values() if v.const_value]
     if sum(weight.nbytes for weight in weights) > _INLINE_LIMIT:
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):  # `save` moves initializers alone
-            for name, attribute in list(node.attributes.items()):
-                if isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
         ir.external_data.load_to_model(model)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 
@@ -77,6 +78,28 @@ def test_large_models_have_their_weights_in_one_other_file(
     )
     np.testing.assert_array_equal(inline, external)
     np.testing.assert_array_equal(inline, still_inline)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_constants_of_nodes_that_lay_beside_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    numbers = np.arange(600, dtype=np.float32)
+    (tmp_path / "before.data").write_bytes(numbers.tobytes())
+    outside = ir.ExternalTensor(
+        "before.data", 0, 2400, ir.DataType.FLOAT, shape=ir.Shape([600]), base_dir=tmp_path, name="c"
+    )
+    constant = ir.node("Constant", [], attributes={"value": outside})
+    weight = ir.Value(name="w", const_value=ir.tensor(numbers, name="w"))
+    total = ir.node("Add", [constant.outputs[0], weight])
+    (y,) = total.outputs
+    y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, ir.Shape([600])
+    graph = ir.Graph([], [y], nodes=[constant, total], initializers=[weight], opset_imports={"": 17}, name="g")
+    monkeypatch.setattr(module, "_INLINE_LIMIT", limit)
+    module._save(ir.Model(graph, ir_version=8), tmp_path / "model.onnx")
+    (tmp_path / "before.data").unlink()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    np.testing.assert_array_equal(session.run(None, {})[0], 2 * numbers)
 
 
 def test_other_files_in_the_output_stay_and_our_own_are_replaced(source: Path, tmp_path: Path) -> None:
