@@ -24,6 +24,7 @@ from qxcompiler.calibration.samples import Sample, load_mixed
 from qxcompiler.calibration.segment_runner import TokenWeights
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
 from qxcompiler.config import CONFIG, SELF, Config, made_with, save_config
+from qxcompiler.cost import untold_sizes
 from qxcompiler.derivatives import TorchModel, compared_output, token_weights
 from qxcompiler.errors import CalibrationError, ModelError, UnsupportedByTargetError, UsageError
 from qxcompiler.evaluation import Verification, verify
@@ -382,7 +383,7 @@ class _Compiler:
             bytes_after=bytes_after,
             peak_memory_bytes=_peak_memory(),
             allocation=plan.account,
-            **report_costs(graph, self.target),
+            **report_costs(graph, self.target, untold_sizes(graph, [*held_back, *samples])),
             **report_cache(graph),
             tuning=tuning,
             verification=verification,

@@ -359,6 +359,22 @@ def test_the_report_says_what_binds(decoder, tmp_path):
         assert {item.scheme for item in ours.items} == {"int4g32/a8", "int8g128", "int8g128/a8"}
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_sizes_that_no_phase_tells_are_those_of_a_sample(tmp_path, given):
+    proto, feeds = graph_models.vit(width=32)
+    fixed = qxcompiler.compile(proto, "npu-int8", tmp_path / "fixed", weights="int4g32", quantizer="rtn")
+    for dim, name in zip(
+        proto.graph.input[0].type.tensor_type.shape.dim[1:], ("channels", "height", "width"), strict=True
+    ):
+        dim.dim_param = name
+    samples = {"calibration": [feeds]} if given else {}
+    free = qxcompiler.compile(proto, "npu-int8", tmp_path / "free", weights="int4g32", quantizer="rtn", **samples)
+    assert free.not_predicted is None
+    (free_pass,), (fixed_pass,) = free.predicted, fixed.predicted
+    macs = [sum(item.macs for item in each.items) for each in (free_pass, fixed_pass)]
+    assert macs[0] == macs[1] > 0
+
+
 def test_a_target_that_says_nothing_of_its_hardware_compiles(decoder, tmp_path):
     fields = yaml.safe_load(find_target("npu-int8").read_text())
     del fields["memory"], fields["memory_mode"]

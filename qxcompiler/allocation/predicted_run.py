@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from qxcompiler.allocation.plan import Plan, sites_by_weight
 from qxcompiler.allocation.question import Question
-from qxcompiler.cost import CONTEXT, Cost, Estimate, estimate, item_cost, phases, workload
+from qxcompiler.cost import CONTEXT, Cost, Estimate, estimate, item_cost, phases, untold_sizes, workload
 from qxcompiler.errors import TargetError
 from qxcompiler.formats import Format, Scheme
 from qxcompiler.graph import Weight
@@ -37,7 +37,8 @@ class PredictedRun:
         phase, *_ = phases(question.model, CONTEXT)
         self._target, self._plan = question.target, plan
         question.target.check_cost()
-        self._work = workload(question.model, question.sites, phase)
+        sizes = untold_sizes(question.model, question.calibration.samples)
+        self._work = workload(question.model, question.sites, phase, sizes)
         self.tokens = self._work.tokens
         self._items = {item.name: item for item in self._work.items if item.is_site}
         self._users = sites_by_weight(question.sites)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qxcompiler.cost.estimate import Estimate, ItemEstimate, estimate, item_cost
-from qxcompiler.cost.prediction import CONTEXT, phases, predict
+from qxcompiler.cost.prediction import CONTEXT, phases, predict, untold_sizes
 from qxcompiler.cost.product import Cost, Traffic, cost_of_product
 from qxcompiler.cost.workload import Item, Phase, Product, Workload, workload
 
@@ -22,5 +22,6 @@ __all__ = [
     "item_cost",
     "phases",
     "predict",
+    "untold_sizes",
     "workload",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qxcompiler.cost.estimate import Estimate, estimate
@@ -13,7 +15,7 @@ from qxcompiler.graph import Site
 from qxcompiler.targets import Target
 from qxcompiler_runtime.caches import is_past
 
-__all__ = ["CONTEXT", "phases", "predict"]
+__all__ = ["CONTEXT", "phases", "predict", "untold_sizes"]
 
 CONTEXT = 512
 """Tokens before the one that is decoded, or in an input, where nobody says how many."""
@@ -29,6 +31,20 @@ def phases(model: ir.Model, context: int) -> list[Phase]:
     if any(is_past(value.name or "") for value in model.graph.inputs):
         return [Phase.decode(context), Phase.prefill(context)]
     return [Phase.encoder(context)]
+
+
+def untold_sizes(model: ir.Model, samples: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, int]:
+    """The free sizes of inputs that no phase tells, such as an image's, by their symbols: those of the first sample."""
+    phase, *_ = phases(model, CONTEXT)
+    shapes = {name: array.shape for name, array in samples[0].items()} if samples else {}
+    free = [
+        (dim.value, axis, shapes[value.name or ""][axis])
+        for value in model.graph.inputs
+        if value.name in shapes and value.shape is not None and len(value.shape) == len(shapes[value.name])
+        for axis, dim in enumerate(value.shape)
+        if isinstance(dim, ir.SymbolicDim)
+    ]
+    return {symbol: size for symbol, axis, size in free if symbol and phase.size_of(symbol, axis) is None}
 
 
 def predict(

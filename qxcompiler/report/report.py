@@ -158,10 +158,16 @@ def report_sites(
     )
 
 
-def report_costs(model: ir.Model, target: Target) -> dict[str, Any]:
-    """What `Report` says of a compiled model's costs, `predicted` and `not_predicted`."""
+def report_costs(model: ir.Model, target: Target, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What `Report` says of a compiled model's costs, `predicted` and `not_predicted`.
+
+    Args:
+        model: compiled.
+        target: what it was compiled for.
+        sizes: as for `predict`.
+    """
     try:
-        estimates = predict(model, find_sites(model), target, context=CONTEXT)
+        estimates = predict(model, find_sites(model), target, context=CONTEXT, sizes=sizes)
     except QxcError as error:
         return {"predicted": [], "not_predicted": str(error)}
     said = [
