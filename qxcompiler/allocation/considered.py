@@ -122,14 +122,19 @@ def offered_formats(question: Question, plan: Plan) -> dict[Weight, list[Format]
     guided = "token weights" in TERMS[options.error].needs
     wanted = candidates(target) if options.weights is None else None
 
-    def choices(fmt: Format) -> list[Format]:
+    def choices(weight: Weight, fmt: Format) -> list[Format]:
         found = wanted or of_other_bits(fmt, target)
-        return found if options.limits else list(dict.fromkeys([fmt, *found]))
+        if options.limits:
+            return found
+        # what one format takes buys no more than a few layers in two bits more
+        near = list(dict.fromkeys([fmt, *(each for each in found if abs(each.bits - fmt.bits) <= 1)]))
+        least = min(target.emits.weight_bytes(each, weight) for each in near)
+        return near if least < target.emits.weight_bytes(fmt, weight) else [fmt]
 
     offered = {
         weight: [scheme.format]
         if any(site.name in (question.pinned or ()) for site in users)
-        else choices(scheme.format)
+        else choices(weight, scheme.format)
         for weight, users in sites_by_weight(question.sites).items()
         if weight not in infinite
         and all(site.kind == "linear" and site.role != "head" for site in users)

@@ -176,9 +176,14 @@ def quantize_segmentwise(
 
 
 def _round(
-    weights: Sequence[Weight], fmt: Format, device: torch.device, reason: str | None = None, skipped: int = 0
+    weights: Sequence[Weight],
+    fmt: Format,
+    device: torch.device,
+    reason: str | None = None,
+    skipped: int = 0,
+    every: int = 1,
 ) -> list[QuantizationResult]:
-    rounded = quantize_weights(weights, fmt, "rtn", None, device)
+    rounded = quantize_weights(weights, fmt, "rtn", None, device, every)
     return [replace(result, reason=reason, skipped_tokens=skipped) for result in rounded]
 
 
@@ -188,6 +193,7 @@ def quantize_weights(
     quantizer: str,
     statistics: InputStatistics | None,
     device: torch.device,
+    every: int = 1,
 ) -> list[QuantizationResult]:
     """Quantize weights by an algorithm; round them to nearest, and say why, where that cannot be applied.
 
@@ -197,6 +203,7 @@ def quantize_weights(
         quantizer: the name of the algorithm.
         statistics: of what they are multiplied with, if there are any.
         device: where to compute.
+        every: 1 for all rows; else of each so many rows only the first, for an estimate.
 
     Raises:
         ModelError: the weight does not fit the format.
@@ -204,8 +211,8 @@ def quantize_weights(
     skipped = 0 if statistics is None else statistics.skipped
     if statistics is not None and not statistics.tokens:
         reason = "its input is never finite" if skipped else "no sample reaches it"
-        return _round(weights, fmt, device, reason, skipped)
-    W = torch.cat([weight.matrix().to(device) for weight in weights])
+        return _round(weights, fmt, device, reason, skipped, every)
+    W = torch.cat([weight.matrix()[::every].to(device) for weight in weights])
     try:
         quantize = find_quantizer(quantizer).quantize
         if fmt.rotated:
@@ -220,10 +227,10 @@ def quantize_weights(
         ) from error
     except ArithmeticError as error:
         reason = f"{quantizer} cannot be applied ({error})"
-        return _round(weights, fmt, device, reason, skipped)
+        return _round(weights, fmt, device, reason, skipped, every)
     results, end = [], 0
     for weight in weights:
-        start, end = end, end + weight.out_features
+        start, end = end, end + len(range(0, weight.out_features, every))
         part = quantized.rows(slice(start, end))
         relative_error = _relative_error(W[start:end], part.decode(), statistics)
         results.append(QuantizationResult(pack(part), quantizer, relative_error, skipped_tokens=skipped))
