@@ -185,8 +185,6 @@ def test_a_budget_without_limits_is_what_one_format_takes(decoder, tmp_path, wei
     uniform = compiled("uniform", weights=weights)
     mixed = compiled("mixed", weights=weights, allocation="budget")
     assert mixed.quantized_bits_per_weight <= uniform.quantized_bits_per_weight
-    # in the compiled model, operators are fused that the program counts one by one
-    assert mixed.predicted[0].seconds <= uniform.predicted[0].seconds * 1.05
     assert all(limit.used <= limit.limit for limit in mixed.allocation.limits)
     chosen = [site for site in mixed.sites if site.considered]
     (everywhere,) = {site.scheme.split("/")[0] for site in uniform.sites if site.name in {each.name for each in chosen}}

@@ -43,10 +43,11 @@ inline Bytes load_bytes(const uint8_t* from) {
   return values;
 }
 
-// gcc 12 converts bytes lane by lane where it is not told the instruction.
+// gcc 12 converts bytes lane by lane where it is not told the instruction; and it warns of what its conversions without
+// a mask leave undefined, so that they have one, of all lanes.
 inline Floats widened(Bytes values) {
 #if defined(__AVX512F__)
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)values));
+  return __builtin_convertvector((SignedIntegers)_mm512_maskz_cvtepu8_epi32(0xFFFF, (__m128i)values), Floats);
 #elif defined(__AVX2__)
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)values)));
 #elif defined(__ARM_NEON)
@@ -62,7 +63,7 @@ inline Floats widened(Bytes values) {
 // Floats of 0 to less than 256, without their fractions.
 inline Bytes narrowed(Floats values) {
 #if defined(__AVX512F__)
-  return (Bytes)_mm512_cvtepi32_epi8(_mm512_cvttps_epi32(values));
+  return (Bytes)_mm512_maskz_cvtepi32_epi8(0xFFFF, (__m512i) __builtin_convertvector(values, SignedIntegers));
 #else
   return __builtin_convertvector(__builtin_convertvector(values, SignedIntegers), Bytes);
 #endif
