@@ -269,7 +269,7 @@ class _Compiler:
             raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
         if several and (of_one := [option for option in options.limits if option != LIMITS["bits_per_weight"]]):
             raise UsageError(of_one[0], "is a limit for a single model", "give the ONNX file instead of the folder")
-        if _is_chosen(options, "error") and not (options.has_budget or options.plan):
+        if _is_chosen(options, "error") and not (options.budget_option or options.plan):
             remedy = f"give --allocation budget, or one of {', '.join(LIMITS.values())}"
             raise UsageError(f"--error {options.error}", "has no budget", remedy)
         _check_kept(options, target)
@@ -412,8 +412,10 @@ class _Compiler:
         pinned = self._given_plan(options.plan, sites, partial=True) if options.plan and options.limits else None
         samples, held_back = gather_samples(graph, original, calibration, written, options, self.track)
         compared_on = _spaced(samples, min(options.samples, _COMPARED_ON))
-        needs = find_quantizer(options.quantizer).needs | TERMS[options.error].needs
-        counts = self._token_weights(graph, sites, compared_on, needs) if options.has_budget else {}
+        needs = find_quantizer(options.quantizer).needs if _allocation(options) != "uniform" else frozenset()
+        if _allocation(options) == "budget":
+            needs |= TERMS[options.error].needs
+        counts = self._token_weights(graph, sites, compared_on, needs)
         planning = walk.Calibration(sites, compared_on, self.device, self.track, token_weights=counts)
         return Question(graph, sites, self.target, options, planning, pinned), samples, held_back
 
@@ -622,7 +624,7 @@ def _allocation(options: Options) -> str:
     """The name of the allocation that the options ask for."""
     if options.allocation == "uniform" and options.limits:
         raise UsageError("--allocation uniform", "keeps no budget", f"leave out --allocation, or {options.limits[0]}")
-    return options.allocation or ("budget" if options.has_budget else "uniform")
+    return options.allocation or ("budget" if options.budget_option else "uniform")
 
 
 def _file_names(formats: Mapping[Weight, Format]) -> dict[Weight, str]:

@@ -129,8 +129,8 @@ def _needs_samples(options: Options) -> str | None:
         return f"--quantizer {options.quantizer}"
     if options.tune:
         return "--tune"
-    if options.has_budget and TERMS[options.error].needs:
-        return options.limits[0] if options.limits else "--allocation budget"
+    if options.budget_option and TERMS[options.error].needs:
+        return options.budget_option
     return None
 
 

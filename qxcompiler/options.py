@@ -111,9 +111,9 @@ class Options(BaseModel):
         return [option for name, option in LIMITS.items() if getattr(self, name) is not None]
 
     @property
-    def has_budget(self) -> bool:
-        """Whether every layer gets a format of its own, within limits or what one format everywhere would take."""
-        return self.allocation == "budget" or bool(self.limits)
+    def budget_option(self) -> str | None:
+        """The option by which every layer gets a format of its own: a limit, or the allocation; None if none does."""
+        return next(iter(self.limits), "--allocation budget" if self.allocation == "budget" else None)
 
     @classmethod
     def checked(cls, given: dict[str, Any]) -> Options:

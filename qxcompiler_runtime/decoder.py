@@ -128,7 +128,7 @@ class Decoder:
 
     def _bound_to_past(self) -> IOBinding:
         binding = self.model.session.io_binding()
-        binding.bind_output(LOGITS)
+        binding.bind_output(LOGITS)  # the first
         for name, value in self.past.items():
             binding.bind_ortvalue_input(name, value)
         for present, past in self.past_of.items():

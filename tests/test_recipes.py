@@ -31,7 +31,7 @@ def test_a_format_that_is_given_is_meant_for_every_layer():
     assert balanced.applied({}).allocation == "budget"
     assert balanced.applied({"weights": None, "plan": None}).allocation == "budget"
     assert balanced.applied({"weights": "int4g32"}).allocation is None
-    assert balanced.applied({"weights": "int4g32", "bits_per_weight": 4}).has_budget
+    assert balanced.applied({"weights": "int4g32", "bits_per_weight": 4}).budget_option == "--bpw"
     assert balanced.applied({"plan": "plan.yaml"}).allocation is None
     assert balanced.applied({"weights": "int4g32", "allocation": "budget"}).allocation == "budget"
 

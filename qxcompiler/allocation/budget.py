@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from qxcompiler.allocation.account import Account, Choices, Limit
-from qxcompiler.allocation.considered import Considered, consider, numbers, offered_formats
+from qxcompiler.allocation.considered import Considered, NoChoiceError, consider, numbers
 from qxcompiler.allocation.errors import TERMS
 from qxcompiler.allocation.plan import Plan
 from qxcompiler.allocation.program import Group, InfeasibleError, solve
@@ -45,10 +45,12 @@ def budget(question: Question) -> Plan:
         UsageError: there is nothing to choose, or the limits cannot be kept.
         ModelError: a layer would lose infinitely much.
     """
-    everywhere = uniform(question)
-    if not question.options.limits and not offered_formats(question, everywhere):
-        return everywhere
-    considered = consider(question)
+    try:
+        considered = consider(question)
+    except NoChoiceError:
+        if question.options.limits:
+            raise
+        return uniform(question)
     return spend(question, considered, limits(question.options, considered))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Considered", "consider", "numbers", "offered_formats"]
+__all__ = ["Considered", "NoChoiceError", "consider", "numbers"]
 
 import logging
 import math
@@ -25,6 +25,10 @@ from qxcompiler.graph import Weight, by_operator, not_finite
 from qxcompiler.options import Options
 
 _log = logging.getLogger(__name__)
+
+
+class NoChoiceError(UsageError):
+    """Every layer has one format that it may get."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,15 @@ def consider(question: Question) -> Considered:
     """Find what there is to choose from: all that takes time.
 
     Raises:
-        UsageError: there is nothing to choose.
+        NoChoiceError: there is nothing to choose.
         ModelError: a layer would lose infinitely much.
     """
     options, plan, sites, target = question.options, uniform(question), question.sites, question.target
-    offered = offered_formats(question, plan)
-    if not offered:
-        problem = f"has nothing to choose: the target {target.name} holds no other format of these layers"
-        raise UsageError(_asked(options), problem, "choose another format with --weights")
+    offered = _offered(question, plan)
+    if all(len(choices) < 2 for choices in offered.values()):
+        held = ", ".join(sorted({fmt.name for choices in offered.values() for fmt in choices}))
+        problem = f"has nothing to choose: the target {target.name} holds {held or 'no layer'}"
+        raise NoChoiceError(_asked(options), problem, "choose another format with --weights")
     formats: dict[tuple[Weight, ...], list[Format]] = {}
     for alike in by_operator(sites):
         weights = [site.weight for site in alike if site.weight in offered]
@@ -107,7 +112,7 @@ def consider(question: Question) -> Considered:
     return Considered(groups, choices, possible, errors, rest, same, run_rest, run.tokens if run else 0)
 
 
-def offered_formats(question: Question, plan: Plan) -> dict[Weight, list[Format]]:
+def _offered(question: Question, plan: Plan) -> dict[Weight, list[Format]]:
     """The formats that each weight may get, whatever the limits.
 
     Args:
@@ -115,7 +120,7 @@ def offered_formats(question: Question, plan: Plan) -> dict[Weight, list[Format]
         plan: of one format everywhere, which is offered too where there is no limit.
 
     Returns:
-        nothing of weights that get what they get without a budget; nothing at all, if none has a choice.
+        nothing of weights that get what they get without a budget.
     """
     options, target = question.options, question.target
     infinite = not_finite(question.sites)
@@ -131,7 +136,7 @@ def offered_formats(question: Question, plan: Plan) -> dict[Weight, list[Format]
         least = min(target.emits.weight_bytes(each, weight) for each in near)
         return near if least < target.emits.weight_bytes(fmt, weight) else [fmt]
 
-    offered = {
+    return {
         weight: [scheme.format]
         if any(site.name in (question.pinned or ()) for site in users)
         else choices(weight, scheme.format)
@@ -141,7 +146,6 @@ def offered_formats(question: Question, plan: Plan) -> dict[Weight, list[Format]
         and (not guided or all(site in question.calibration.token_weights for site in users))
         and (scheme := plan[users[0].name])
     }
-    return offered if any(len(each) > 1 for each in offered.values()) else {}
 
 
 def _costs(dialect: Dialect) -> dict[str, Callable[[Format, Weight], float]]:
@@ -169,7 +173,7 @@ def _predicted(question: Question, plan: Plan) -> tuple[PredictedRun | None, lis
 
 
 def _asked(options: Options) -> str:
-    return options.limits[0] if options.bits_per_weight is None else f"--bpw {options.bits_per_weight:g}"
+    return str(options.budget_option) if options.bits_per_weight is None else f"--bpw {options.bits_per_weight:g}"
 
 
 def _error(errors: Errors, group: Sequence[Weight], fmt: Format) -> float:
