@@ -1,6 +1,6 @@
 """How well a sentence encoder holds in fewer bits: the mean cosine of its embeddings with the original's.
 
-    python benchmarks/sentences.py MODEL.onnx --calibration TEXT --evaluation TEXT [OPTIONS OF A COMPILE ...]
+    python benchmarks/sentences.py MODEL.onnx --calibration TEXT --evaluation TEXT [--row OPTIONS ...]
 
 An embedding is the mean of the last hidden states over the tokens of a paragraph, as sentence-transformers pools those
 of all-MiniLM-L6-v2. Paragraphs are the lines of the evaluation's text of 20 words at least, up to 256 tokens each.
@@ -54,6 +54,7 @@ def main(
     calibration: Path = Path("calibration.txt"),
     evaluation: Path = Path("evaluation.txt"),
     paragraphs: int = 300,
+    length: Annotated[int, typer.Option(help="Tokens a sample: as short as what the model is for.")] = 128,
 ) -> None:
     """Print a row for each way to compile."""
     tokenizer = load_tokenizer(model, None)
@@ -64,16 +65,8 @@ def main(
     for row in rows:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            given = [
-                "--target",
-                "cpu-x86",
-                "--activations",
-                "a16",
-                "--embedding",
-                "float",
-                "--calibration",
-                calibration,
-            ]
+            given = ["--target", "cpu-x86", "--activations", "a16", "--embedding", "float"]
+            given += ["--calibration", calibration, "--length", length]
             report = qxc("compile", model, *given, *shlex.split(row), "-o", folder)
             seconds = time.perf_counter() - start
             cosines = (original * embeddings(Path(folder, "model.onnx"), texts)).sum(1)

@@ -108,6 +108,15 @@ def test_convolutions_and_recurrent_layers_are_products():
         workload(graph, sites, Phase.encoder())
 
 
+def test_a_cast_to_the_type_that_is_there_costs_nothing():
+    b = Builder()
+    same = b.op("Cast", b.op("Relu", "x"), to=TensorProto.FLOAT)
+    y = b.op("Cast", same, to=TensorProto.FLOAT16)
+    graph, sites = prepared(b.model({"x": (TensorProto.FLOAT, ["batch", 4])}, [y]))
+    items = workload(graph, sites, Phase.encoder(batch=3)).items
+    assert [item.operator for item in items] == ["Relu", "Cast"]
+
+
 def test_attention_as_one_operator():
     b = Builder(23)
     y = b.op("Attention", "q", "k", "v")

@@ -17,8 +17,8 @@ from qxcompiler.targets import load_target
 @pytest.fixture
 def quick(monkeypatch):
     for name, value in (
-        ("FORMATS", ("int4g128", "lut3g128", "mxfp4")), ("ROWS", (1, 4)), ("_SIDE", 128), ("_LARGE_SIDE", 256),
-        ("_LARGE_BYTES", 1 << 18), ("_ROUNDS", 2), ("_ROUND_SECONDS", 0.001),
+        ("FORMATS", ("int4g128", "lut3g128", "mxfp4")), ("ROWS", (1, 4)), ("_SIDE", 128), ("_SMALL_SIDE", 128),
+        ("_LARGE_SIDE", 256), ("_LARGE_BYTES", 1 << 18), ("_ROUNDS", 2), ("_ROUND_SECONDS", 0.001),
     ):  # fmt: skip
         monkeypatch.setattr(profiling, name, value)
 
@@ -40,6 +40,10 @@ def test_a_machine_is_described(quick, tmp_path):
     assert cost.busy["kernel"] == pytest.approx(512 * 512 / found["int4g128/a8", 1][1])
     memory = packed_bytes(scheme.format, 512, 512) / measured.read_bandwidth_bytes_per_second[1]
     assert cost.seconds == max(cost.busy["kernel"], memory)
+    assert cost.busy["dram"] == memory
+    for (name, threads), rates in found.items():  # nothing of few rows was read faster than the memory is said to give
+        size = packed_bytes(Scheme.parse(name).format, 256, 256) if name != "float" else 256 * 256 * 4
+        assert size / 256**2 * rates[1] <= 1.01 * measured.read_bandwidth_bytes_per_second[threads]
 
 
 def test_what_others_measured_is_not_inherited(quick, tmp_path):
@@ -63,7 +67,7 @@ def test_what_is_timed_is_a_product(quick):
 
 
 def test_where_nothing_can_be_written_nothing_is_measured(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(profiling, "_bandwidth", lambda threads: pytest.fail("measured"))
+    monkeypatch.setattr(profiling, "_seconds", lambda *args: pytest.fail("measured"))
     with pytest.raises(OutputError, match="its folder does not exist"):
         profiling.profile(tmp_path / "none" / "host.yaml", [1], silent)
 

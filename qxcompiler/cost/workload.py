@@ -193,7 +193,7 @@ def workload(model: ir.Model, sites: Sequence[Site], phase: Phase, sizes: Mappin
     by_node = {site.node: site for site in sites}
     items, unknown = [], []
     for node in model.graph:
-        if fixed.issuperset(node.outputs) or (node.domain == "" and node.op_type in _VIEWS):
+        if fixed.issuperset(node.outputs) or _is_view(node):
             continue
         item = _item(node, by_node.get(node), found, fixed)
         if item is None:
@@ -206,6 +206,13 @@ def workload(model: ir.Model, sites: Sequence[Site], phase: Phase, sizes: Mappin
     for value in _cache_of(model):
         kept[value.dtype == ir.DataType.UINT8] += _count(found[value])
     return Workload(phase, tokens, tuple(items), weights, constants, live, kept[False], kept[True], tuple(unknown))
+
+
+def _is_view(node: ir.Node) -> bool:
+    """Whether a node gives what it reads, under another shape, so that a runtime computes nothing."""
+    if node.domain == "" and node.op_type == "Cast":  # exporters write some to the type that is there
+        return node.inputs[0] is not None and node.inputs[0].dtype == node.outputs[0].dtype is not None
+    return node.domain == "" and node.op_type in _VIEWS
 
 
 def _cache_of(model: ir.Model) -> list[ir.Value]:
@@ -513,7 +520,7 @@ def _live(model: ir.Model, found: Shapes, fixed: set[ir.Value]) -> int:
     for index, node in enumerate(nodes):
         first = node.inputs[0] if node.inputs else None
         for value in node.outputs:
-            views = node.domain == "" and node.op_type in _VIEWS and first is not None
+            views = _is_view(node) and first is not None
             owner[value] = owner.get(first, first) if views and first is not None else value
         for read in node.inputs:
             if read is not None:
