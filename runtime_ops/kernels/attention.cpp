@@ -85,7 +85,8 @@ struct Layout : AttentionLayout {
     rotated_keys = reinterpret_cast<void*>(reserve(rotates_without_cache(a) ? B * G * T : 0, row));
     partial_floats = rows * (width + 2);
     partials = reinterpret_cast<float*>(reserve(pieces > 1 ? places * pieces * partial_floats : 0, sizeof(float)));
-    scratch_floats = 2 * rows * kKeysPerBlock + 2 * kKeysPerBlock * width + rows * width + partial_floats;
+    scratch_floats = 2 * rows * kKeysPerBlock + kKeysPerBlock * width + rows * width + partial_floats;
+    scratch_floats += columns_floats(rows, D);
     scratch_floats = ceil_div(scratch_floats, kLargestLanes) * kLargestLanes;
     scratch = reinterpret_cast<float*>(reserve(places ? a.workers * scratch_floats : 0, sizeof(float)));
     key = value = {nullptr, T * G * row, row, G * row, QXC_CACHE_FLOAT};

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "attention_layout.h"
+#include "attention_products.h"
 #include "cache_rows.h"
 #include "elements.h"
 #include "hadamard.h"
@@ -16,13 +17,11 @@
 namespace qxc {
 namespace {
 
-constexpr int kTileHeight = 6;                     // rows of a product whose sums stay in registers
-constexpr int kTileVectors = kLanes == 8 ? 2 : 4;  // and vectors of columns: AVX2 has half as many registers
-constexpr int64_t kFewestTransposed = 8;           // rows for which it pays to transpose keys
-constexpr int kRowsAhead = 24;                     // of a cache in integers, asked of memory before they are read
-constexpr float kMasked = -1e30f;                  // a mask that leaves nothing of a score, but is finite
-
-inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+constexpr int64_t kFewestTransposed = 8;  // rows for which it pays to transpose keys
+constexpr int64_t kFewestDecoded = 17;    // rows for which it pays to decode a cache to floats
+constexpr int kRowsAhead = 24;            // of a cache in integers, asked of memory before they are read
+constexpr int64_t kCacheLine = 64;        // bytes
+constexpr float kMasked = -1e30f;         // a mask that leaves nothing of a score, but is finite
 
 // Rotary embedding of a head's D numbers, by halves of the first R, with the cosines and sines of its token.
 template <class Vector>
@@ -110,93 +109,12 @@ void append(const AttentionLayout& layout, int64_t task, float* scratch) {
   if (a.has_cache) append_one(a.past_value, a.value, false, a.present_value);
 }
 
-// A matrix of floats whose rows are whole vectors.
-struct Matrix {
-  const float* at;
-  int64_t stride;
+// What products in integers need beside the other scratch: it lies where `columns` are, which they do not need.
+struct IntegerScratch {
+  int16_t *queries, *weights;                        // [rows, width], [rows, kKeysPerBlock]
+  float *query_scales, *weight_scales, *row_scales;  // [rows], [rows], [kKeysPerBlock]
+  int64_t width;                                     // D in whole vectors of shorts
 };
-
-// C [rows, vectors] = A [rows, depth] B [depth, vectors], added to what is there or not.
-template <int rows, int vectors>
-inline void multiply_tile(Matrix a, Matrix b, int64_t depth, bool adds, float* c, int64_t c_stride) {
-  Floats sums[rows][vectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sums[r][v] = adds ? load(c + r * c_stride + v * kLanes) : Floats{};
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    Floats row[vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) row[v] = load(b.at + k * b.stride + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const Floats factor = splat(a.at[r * a.stride + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sums[r][v] = multiply_add(factor, row[v], sums[r][v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store(c + r * c_stride + v * kLanes, sums[r][v]);
-  }
-}
-
-template <int vectors>
-void multiply_columns(Matrix a, int64_t rows, Matrix b, int64_t depth, bool adds, float* c, int64_t c_stride) {
-  for (int64_t r = 0; r < rows; r += kTileHeight, a.at += kTileHeight * a.stride, c += kTileHeight * c_stride) {
-    switch (smaller(rows - r, kTileHeight)) {
-      case 1: multiply_tile<1, vectors>(a, b, depth, adds, c, c_stride); break;
-      case 2: multiply_tile<2, vectors>(a, b, depth, adds, c, c_stride); break;
-      case 3: multiply_tile<3, vectors>(a, b, depth, adds, c, c_stride); break;
-      case 4: multiply_tile<4, vectors>(a, b, depth, adds, c, c_stride); break;
-      case 5: multiply_tile<5, vectors>(a, b, depth, adds, c, c_stride); break;
-      default: multiply_tile<kTileHeight, vectors>(a, b, depth, adds, c, c_stride);
-    }
-  }
-}
-
-// The same, of any whole number of vectors.
-inline void multiply(Matrix a, int64_t rows, Matrix b, int64_t depth, int64_t columns, bool adds, float* c,
-                     int64_t c_stride) {
-  int64_t column = 0;
-  for (; column + kTileVectors * kLanes <= columns; column += kTileVectors * kLanes) {
-    multiply_columns<kTileVectors>(a, rows, {b.at + column, b.stride}, depth, adds, c + column, c_stride);
-  }
-  for (; column < columns; column += kLanes) {
-    multiply_columns<1>(a, rows, {b.at + column, b.stride}, depth, adds, c + column, c_stride);
-  }
-}
-
-// Scores of few rows: keys are read as they lie. Beyond `count`, those of the last key stand again.
-inline void score_as_they_lie(Matrix q, int64_t rows, Matrix keys, int64_t count, int64_t width, float* scores) {
-  for (int64_t first = 0; first < count; first += kLanes) {
-    for (int64_t r = 0; r < rows; ++r) {
-      Floats products[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const float* key = keys.at + smaller(first + i, count - 1) * keys.stride;
-        Floats sum{};
-        for (int64_t d = 0; d < width; d += kLanes)
-          sum = multiply_add(load(q.at + r * q.stride + d), load(key + d), sum);
-        products[i] = sum;
-      }
-      store(scores + r * kKeysPerBlock + first, totals(products));
-    }
-  }
-}
-
-// Keys [count, width] to columns [width, kKeysPerBlock]; beyond `count`, as above.
-inline void transpose_keys(Matrix keys, int64_t count, int64_t width, float* columns) {
-  for (int64_t first = 0; first < count; first += kLanes) {
-    for (int64_t d = 0; d < width; d += kLanes) {
-      Floats square[kLanes];
-      for (int i = 0; i < kLanes; ++i) square[i] = load(keys.at + smaller(first + i, count - 1) * keys.stride + d);
-      transpose(square);
-      for (int i = 0; i < kLanes; ++i) store(columns + (d + i) * kKeysPerBlock + first, square[i]);
-    }
-  }
-}
 
 // One task: its place, and its memory.
 struct AttentionTask {
@@ -207,6 +125,7 @@ struct AttentionTask {
   bool is_half;
   float *values, *largest, *sums;                    // results: [rows, width], [rows], [rows]
   float *queries, *scores, *mask, *block, *columns;  // a worker's scratch, for which attention.cpp has room
+  IntegerScratch integers;
 };
 
 inline AttentionTask task_at(const AttentionLayout& layout, int64_t task) {
@@ -285,7 +204,7 @@ Visible read_mask(const AttentionTask& t, int64_t first_key, int64_t count) {
 
 // Rows of one block of keys or values, as floats in whole vectors.
 template <class Vector>
-Matrix read_block(const AttentionTask& t, const HeadRows& rows, int64_t first_key, int64_t count) {
+FloatMatrix read_block(const AttentionTask& t, const HeadRows& rows, int64_t first_key, int64_t count) {
   const int64_t D = t.layout.given->head_size;
   const char* at = rows.at + t.batch * rows.batch + t.head * rows.head + first_key * rows.token;
   const bool integers = is_in_integers(rows.cache);
@@ -336,21 +255,99 @@ inline void update_row(const AttentionTask& t, int64_t row, int64_t count) {
   t.sums[row] += total(sum);
 }
 
-// Attends to one block of keys, whose mask has been read.
 template <class Vector>
-void attend_block(const AttentionTask& t, int64_t first_key, int64_t count) {
-  const Matrix queries{t.queries, t.width};
-  const Matrix keys = read_block<Vector>(t, t.layout.key, first_key, count);
+void attend_block_in_floats(const AttentionTask& t, int64_t first_key, int64_t count) {
+  const FloatMatrix queries{t.queries, t.width};
+  const FloatMatrix keys = read_block<Vector>(t, t.layout.key, first_key, count);
   if (t.rows < kFewestTransposed) {
     score_as_they_lie(queries, t.rows, keys, count, t.width, t.scores);
   } else {
     transpose_keys(keys, count, t.width, t.columns);
-    multiply(queries, t.rows, {t.columns, kKeysPerBlock}, t.width, whole_vectors(count), false, t.scores,
-             kKeysPerBlock);
+    multiply(FloatsByFloats{queries, {t.columns, kKeysPerBlock}, false, {t.scores, kKeysPerBlock}}, t.rows, t.width,
+             whole_vectors(count));
   }
   for (int64_t r = 0; r < t.rows; ++r) update_row(t, r, count);
-  const Matrix values = read_block<Vector>(t, t.layout.value, first_key, count);
-  multiply({t.scores, kKeysPerBlock}, t.rows, values, count, t.width, true, t.values, t.width);
+  const FloatMatrix values = read_block<Vector>(t, t.layout.value, first_key, count);
+  multiply(FloatsByFloats{{t.scores, kKeysPerBlock}, values, true, {t.values, t.width}}, t.rows, count, t.width);
+}
+
+bool multiplies_integers(const AttentionTask& t) {
+  return is_in_integers(t.layout.key.cache) && t.rows < kFewestDecoded;
+}
+
+void round_queries(const AttentionTask& t) {
+  const int64_t D = t.layout.given->head_size;
+  const float limit = D < 512 ? 32767 : 0x1p24f / D - 1;  // sums of products with 128 stay below 2^31
+  for (int64_t r = 0; r < t.rows; ++r) {
+    t.integers.query_scales[r] =
+        round_to_shorts(t.queries + r * t.width, t.width, limit, t.integers.queries + r * t.integers.width);
+  }
+}
+
+// Rows of the task's head from some key on.
+const uint8_t* rows_from(const AttentionTask& t, const HeadRows& head, int64_t first_key) {
+  return reinterpret_cast<const uint8_t*>(head.at) + t.batch * head.batch + t.head * head.head + first_key * head.token;
+}
+
+// Centered codes of one block of keys or values, `rows` at once, and their scales: 0 in the last vector beyond `count`.
+// Memory is asked for as many rows from `next` on.
+template <int32_t cache, int rows>
+inline Matrix<const int16_t> read_codes(const AttentionTask& t, int64_t D, const uint8_t* at, int64_t count,
+                                        const uint8_t* next) {
+  const int64_t stride = rows * whole_vectors(D, 2 * kLanes), bytes = code_bytes(cache, D) + kScaleBytes;
+  int16_t* block = reinterpret_cast<int16_t*>(t.block);
+  float* scales = t.integers.row_scales;
+  for (int64_t k = 0; k < count; k += rows) {
+    const uint8_t* some[rows];
+    for (int64_t i = 0; i < rows * bytes; i += kCacheLine) __builtin_prefetch(next + k * bytes + i);
+    for (int r = 0; r < rows; ++r) {
+      some[r] = at + smaller(k + r, count - 1) * bytes;
+      scales[k + r] = centered_scale(some[r], D, cache);
+    }
+    int16_t* line = block + k / rows * stride;
+    center_codes<cache, rows>(some, D, line);
+    for (int64_t i = rows * D; i < stride; ++i) line[i] = 0;
+  }
+  for (int64_t k = count; k < whole_vectors(count); ++k) scales[k] = 0;
+  return {block, stride};
+}
+
+// `head_size` is known to the compiler, or 0.
+template <int32_t cache, int64_t head_size>
+void attend_block_in_integers(const AttentionTask& t, int64_t first_key, int64_t count) {
+  const IntegerScratch& s = t.integers;
+  const int64_t D = head_size ? head_size : t.layout.given->head_size, width = whole_vectors(D, 2 * kLanes);
+  const uint8_t *key_rows = rows_from(t, t.layout.key, first_key),
+                *value_rows = rows_from(t, t.layout.value, first_key);
+  const Matrix<const int16_t> keys = read_codes<cache, 1>(t, D, key_rows, count, value_rows);
+  score_codes({s.queries, width}, s.query_scales, t.rows, keys, s.row_scales, count, width, t.scores);
+  for (int64_t r = 0; r < t.rows; ++r) update_row(t, r, count);
+  const uint8_t* next_keys = key_rows + kKeysPerBlock * t.layout.cache_row;
+  const Matrix<const int16_t> values = read_codes<cache, 2>(t, D, value_rows, count, next_keys);
+  for (int64_t r = 0; r < t.rows; ++r) {
+    float* weights = t.scores + r * kKeysPerBlock;
+    for (int64_t k = 0; k < count; k += kLanes) store(weights + k, load(weights + k) * load(s.row_scales + k));
+    s.weight_scales[r] = round_to_shorts(weights, whole_vectors(count), 32767, s.weights + r * kKeysPerBlock);
+  }
+  multiply(PairsByPairs{{s.weights, kKeysPerBlock}, values, s.weight_scales, {t.values, t.width}}, t.rows,
+           (count + 1) / 2, t.width);
+}
+
+template <int32_t cache>
+void attend_block_in_integers(const AttentionTask& t, int64_t first_key, int64_t count) {
+  switch (t.layout.given->head_size) {
+    case 64: return attend_block_in_integers<cache, 64>(t, first_key, count);
+    case 128: return attend_block_in_integers<cache, 128>(t, first_key, count);
+    default: return attend_block_in_integers<cache, 0>(t, first_key, count);
+  }
+}
+
+// Attends to one block of keys, whose mask has been read.
+template <class Vector>
+void attend_block(const AttentionTask& t, int64_t first_key, int64_t count) {
+  if (!multiplies_integers(t)) return attend_block_in_floats<Vector>(t, first_key, count);
+  if (t.layout.key.cache == QXC_CACHE_INT8) return attend_block_in_integers<QXC_CACHE_INT8>(t, first_key, count);
+  attend_block_in_integers<QXC_CACHE_INT4>(t, first_key, count);
 }
 
 // Attends to the blocks of the task's keys that are visible to this degree; whether some are to a lesser one.
@@ -390,8 +387,19 @@ void attend(const AttentionLayout& layout, int64_t task, float* scratch) {
   t.block = t.mask + t.rows * kKeysPerBlock;
   t.columns = t.block + kKeysPerBlock * t.width;
   const bool is_whole = layout.pieces == 1;
-  set_results(t, is_whole ? t.columns + kKeysPerBlock * t.width : layout.partials + task * layout.partial_floats);
+  set_results(t, is_whole ? t.columns + columns_floats(t.rows, layout.given->head_size)
+                          : layout.partials + task * layout.partial_floats);
   read_queries<Vector>(t);
+  if (multiplies_integers(t)) {
+    IntegerScratch& s = t.integers;
+    s.width = whole_vectors(t.width, 2 * kLanes);
+    s.query_scales = t.columns;
+    s.weight_scales = s.query_scales + t.rows;
+    s.row_scales = s.weight_scales + t.rows;
+    s.queries = reinterpret_cast<int16_t*>(s.row_scales + kKeysPerBlock);
+    s.weights = s.queries + t.rows * s.width;
+    round_queries(t);
+  }
   std::memset(t.values, 0, static_cast<size_t>(t.rows * t.width) * sizeof *t.values);
   for (int64_t r = 0; r < t.rows; ++r) {
     t.largest[r] = -FLT_MAX;

@@ -21,6 +21,13 @@ inline int64_t code_bytes(int32_t cache, int64_t head_size) {
   return cache == QXC_CACHE_INT8 ? head_size : (head_size + 1) / 2;
 }
 
+// Floats of a worker's scratch for keys in columns, or for what products in integers need instead (attention.h).
+inline int64_t columns_floats(int64_t rows, int64_t head_size) {
+  const int64_t width = (head_size + 2 * kLargestLanes - 1) / (2 * kLargestLanes) * (2 * kLargestLanes);
+  const int64_t columns = kKeysPerBlock * width, integers = kKeysPerBlock + rows * (2 + (width + kKeysPerBlock) / 2);
+  return columns > integers ? columns : integers;
+}
+
 // Rows of D numbers, at `at` + the sum of the products with these strides, which count bytes.
 struct HeadRows {
   const char* at;

@@ -57,11 +57,16 @@ inline void encode_cache_row(float* row, int64_t D, int32_t cache, uint8_t* to) 
   to[bytes + 1] = static_cast<uint8_t>(bits >> 8);
 }
 
+inline float scale_of_cache_row(const uint8_t* row, int64_t D, int32_t cache) {
+  uint16_t upper;
+  std::memcpy(&upper, row + code_bytes(cache, D), sizeof upper);
+  return float_of_bits((upper & 0x7FFFu) << 16);
+}
+
 // The inverse.
 inline void decode_cache_row(const uint8_t* from, int64_t D, int32_t cache, float* row) {
   const int64_t bytes = code_bytes(cache, D);
-  const uint32_t upper = from[bytes] | static_cast<uint32_t>(from[bytes + 1] & 0x7F) << 8;
-  const float scale = float_of_bits(upper << 16), zero = zero_point(cache);
+  const float scale = scale_of_cache_row(from, D, cache), zero = zero_point(cache);
   int64_t i = 0;
   if (cache == QXC_CACHE_INT8) {
     for (; i + kLanes <= bytes; i += kLanes) store(row + i, (widened(load_bytes(from + i)) - zero) * scale);
@@ -76,6 +81,38 @@ inline void decode_cache_row(const uint8_t* from, int64_t D, int32_t cache, floa
   for (; i < bytes; ++i) {
     row[i] = (static_cast<float>(from[i] & 15) - zero) * scale;
     if (bytes + i < D) row[bytes + i] = (static_cast<float>(from[i] >> 4) - zero) * scale;
+  }
+}
+
+// What a row's scale is of codes from their zero point: those of int4, whose zero point is no integer, count halves.
+inline float centered_scale(const uint8_t* row, int64_t D, int32_t cache) {
+  return scale_of_cache_row(row, D, cache) * (cache == QXC_CACHE_INT8 ? 1.0f : 0.5f);
+}
+
+// Of the code that is meant there.
+template <int32_t cache, class Codes>
+inline Codes centered(Codes codes) {
+  return static_cast<Codes>(cache == QXC_CACHE_INT8 ? codes - 128 : codes + codes - 15);
+}
+
+// The centered codes of one row [D], or of two rows, a column's as neighbours [D, 2].
+template <int32_t cache, int rows>
+inline void center_codes(const uint8_t* const (&from)[rows], int64_t D, int16_t* to) {
+  constexpr int64_t kColumns = 2 * kLanes / rows;
+  constexpr bool is_int8 = cache == QXC_CACHE_INT8;
+  const int64_t bytes = code_bytes(cache, D), full = is_int8 ? D : D - bytes;  // bytes of which all bits are used
+  const int64_t vectors = full / kColumns * kColumns;
+  for (int64_t i = 0; i < vectors; i += kColumns) {
+    const Shorts codes = rows == 1 ? widened_to_shorts(from[0] + i) : widened_in_turn(from[0] + i, from[rows - 1] + i);
+    store(to + rows * i, centered<cache>(is_int8 ? codes : codes & 15));
+    if (!is_int8) store(to + rows * (bytes + i), centered<cache>(codes >> 4));
+  }
+  for (int64_t i = vectors; i < bytes; ++i) {
+    for (int r = 0; r < rows; ++r) {
+      const int code = from[r][i];
+      to[rows * i + r] = static_cast<int16_t>(centered<cache>(is_int8 ? code : code & 15));
+      if (!is_int8 && bytes + i < D) to[rows * (bytes + i) + r] = static_cast<int16_t>(centered<cache>(code >> 4));
+    }
   }
 }
 
