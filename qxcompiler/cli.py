@@ -184,7 +184,9 @@ def compile(  # noqa: A001
     embedding: _Embedding = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="How schemes are chosen: uniform, budget, or one that a package adds. [default: by limits]"),
+        typer.Option(
+            help="How schemes are chosen: uniform, budget, or what a package adds. [default: uniform with --weights]"
+        ),
     ] = _DEFAULTS.allocation,
     bits_per_weight: Annotated[
         float | None,

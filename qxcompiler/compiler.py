@@ -25,7 +25,7 @@ from qxcompiler.calibration.segment_runner import TokenWeights
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
 from qxcompiler.config import CONFIG, SELF, Config, made_with, save_config
 from qxcompiler.cost import untold_sizes
-from qxcompiler.derivatives import TorchModel, compared_output, token_weights
+from qxcompiler.derivatives import TorchModel, UndifferentiableError, compared_output, token_weights
 from qxcompiler.errors import CalibrationError, ModelError, UnsupportedByTargetError, UsageError
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
@@ -118,7 +118,8 @@ def compile(  # noqa: A001  (it is what a compiler does)
         calibration: a `.txt`, `.jsonl` or `.npz` file of samples, several such files, which are mixed evenly, or feeds
             of the model. `self` stands for text that a language model writes, and is what such a model is calibrated
             on where samples are needed and none given. May be left out for `rtn`, which then counts all inputs alike.
-        recipe: name or file of a recipe, options that those given here go before; if left out, what the target prefers.
+        recipe: name or file of a recipe, options that those given here go before; if left out, what the target prefers,
+            or else `allocation="budget"`, unless `weights` or `plan` is given, or the quantizer takes no samples.
         restart: forget what an earlier compile, which was killed, had finished.
         track: shows progress.
         options: the fields of `qxcompiler.options.Options`.
@@ -131,7 +132,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     """
     output = output_folder(output)
     hardware = load_target(target)
-    chosen = _recipe(recipe, hardware)
+    chosen = _recipe(recipe, hardware, options)
     compiler = _Compiler(hardware, chosen.applied(options), track)
     graph = load_model(model)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
@@ -184,7 +185,7 @@ def compile_folder(
     if not files:
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
     hardware = load_target(target)
-    chosen = _recipe(recipe, hardware)
+    chosen = _recipe(recipe, hardware, options)
     compiler = _Compiler(hardware, chosen.applied(options), track, several=True)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
@@ -302,6 +303,9 @@ class _Compiler:
         warnings = [f"input {name}: its default becomes constant" for name in fixed]
         if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
+        if question.incomparable:
+            remedy = "give --error output to compare formats without derivatives"
+            warnings.append(f"one format for all linear layers: {question.incomparable}: {remedy}")
         made_up = not held_back
         unrunnable = [scheme.format for scheme in plan.values() if scheme and not self.target.emits.runs(scheme.format)]
         if not options.verification:
@@ -415,9 +419,16 @@ class _Compiler:
         needs = find_quantizer(options.quantizer).needs if _allocation(options) != "uniform" else frozenset()
         if _allocation(options) == "budget":
             needs |= TERMS[options.error].needs
-        counts = self._token_weights(graph, sites, compared_on, needs)
+        incomparable = ""
+        try:
+            counts = self._token_weights(graph, sites, compared_on, needs)
+        except UndifferentiableError as error:
+            if options.limits or _is_chosen(options, "error"):
+                raise
+            counts, incomparable = {}, f"{error.subject} {error.problem}"
         planning = walk.Calibration(sites, compared_on, self.device, self.track, token_weights=counts)
-        return Question(graph, sites, self.target, options, planning, pinned), samples, held_back
+        question = Question(graph, sites, self.target, options, planning, pinned, incomparable)
+        return question, samples, held_back
 
     def samples_of_parts(self, folder: Path, calibration: str | Path | Sequence[str | Path]) -> dict[str, list[Sample]]:
         """What each file of an encoder-decoder sees on the calibration samples."""
@@ -638,10 +649,15 @@ def _spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[index * len(samples) // count] for index in range(count)]
 
 
-def _recipe(given: str | Path | None, target: Target) -> Recipe:
-    """The recipe that was asked for, or else the one that the target prefers."""
-    named = given or target.preferred.recipe
-    return load_recipe(named) if named else Recipe()
+def _recipe(given: str | Path | None, target: Target, options: Mapping[str, Any]) -> Recipe:
+    """The recipe that was asked for, or else the one that the target prefers, or else a format for each layer.
+
+    That takes samples, and is left out where the quantizer needs none.
+    """
+    if named := given or target.preferred.recipe:
+        return load_recipe(named)
+    quantizer = options.get("quantizer") or Options.model_fields["quantizer"].default
+    return Recipe({"allocation": "budget"} if "statistics" in find_quantizer(quantizer).needs else {})
 
 
 def _digest(weight: Weight, fmt: Format) -> bytes:

@@ -50,9 +50,9 @@ class Options(BaseModel):
         activations: precision of activations; by default what the target prefers.
         head: format of the head, or `float`; by default what the target prefers.
         embedding: format of embeddings, or `float`; by default what the target prefers.
-        allocation: how schemes are chosen: `uniform`, `budget`, or what a package adds; by default `budget` where
-            one of `LIMITS` is given, else `uniform`. A budget without limits is what `uniform` would take, in bytes and
-            in seconds as the target's cost model predicts.
+        allocation: how schemes are chosen: `uniform`, `budget`, or what a package adds; if neither this nor a recipe
+            says it, `budget` where one of `LIMITS` is given, else `uniform`. A budget without limits is what `uniform`
+            would take, in bytes and in seconds as the target's cost model predicts.
         bits_per_weight: at most so many for the linear layers other than the head, everything counted. Of the format
             of `weights` every layer gets those bits that serve the model best; where none is named, of some formats of
             the target.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import graph_models
 import numpy as np
 import onnx
@@ -182,7 +184,7 @@ def test_a_budget_without_limits_is_what_one_format_takes(decoder, tmp_path, wei
             decoder.model, "cpu-x86", tmp_path / name, calibration=decoder.calibration, **(BUDGET | options)
         )
 
-    uniform = compiled("uniform", weights=weights)
+    uniform = compiled("uniform", weights=weights, allocation="uniform")
     mixed = compiled("mixed", weights=weights, allocation="budget")
     assert mixed.quantized_bits_per_weight <= uniform.quantized_bits_per_weight
     assert all(limit.used <= limit.limit for limit in mixed.allocation.limits)
@@ -192,6 +194,35 @@ def test_a_budget_without_limits_is_what_one_format_takes(decoder, tmp_path, wei
     expected = sum(site.considered[site.scheme.split("/")[0]] for site in chosen)
     assert expected < sum(site.considered[everywhere] for site in chosen)
     assert [limit.resource for limit in mixed.allocation.limits] == ["bytes", "seconds"]
+
+
+def test_without_weights_the_target_chooses_for_every_layer(decoder, tmp_path, qxc):
+    def compiled(name, *options):
+        given = ("--samples", 4, "--length", 8, "--no-verify", "--json", *options)
+        said = qxc("compile", decoder.model, "--target", "cpu-x86", "-o", tmp_path / name, *given).stdout
+        return json.loads(said)
+
+    calibrated = ("--calibration", decoder.calibration)
+    report = compiled("chosen", *calibrated)
+    assert [limit["resource"] for limit in report["allocation"]["limits"]] == ["bytes", "seconds"]
+    assert compiled("named", *calibrated, "--weights", "int4g16")["allocation"] is None
+    assert compiled("nearest", *calibrated, "--quantizer", "rtn")["allocation"] is None
+
+
+def test_where_there_is_no_derivative_the_default_is_one_format_and_says_so(tmp_path):
+    b = graph_models.Builder()
+    x = b.op("Erf", b.linear("x", 64, 64))
+    y = b.linear(b.op("Det", b.op("Reshape", x, b.ints(-1, 64, 1, 1)), name="determinant"), 64, 64)
+    feeds = {"x": b.random.standard_normal((4, 64)).astype(np.float32)}
+    model = b.model({"x": (1, [4, 64])}, [y])
+    report = qxcompiler.compile(model, "cpu-x86", tmp_path / "out", calibration=[feeds] * 2)
+    assert report.allocation is None
+    (said,) = [warning for warning in report.warnings if "one format for all linear layers" in warning]
+    assert "node 'determinant' is a Det, of which no derivative is known" in said
+    chosen = qxcompiler.compile(model, "cpu-x86", tmp_path / "chosen", calibration=[feeds] * 2, error="output")
+    assert chosen.allocation is not None
+    with pytest.raises(QxcError, match="is a Det"):
+        qxcompiler.compile(model, "cpu-x86", tmp_path / "limited", calibration=[feeds] * 2, bits_per_weight=4)
 
 
 def test_a_budget_without_limits_or_choice_is_one_format(tiny, tmp_path):

@@ -36,7 +36,8 @@ def budget(question: Question) -> Plan:
     Layers that one operator computes agree.
 
     Where the user gives no limit, it is what one format everywhere would take, the one that `uniform` chooses: so many
-    bytes, and so many seconds as the cost model predicts, if the target says what that reads.
+    bytes, and so many seconds as the cost model predicts, if the target says what that reads. Where there is nothing to
+    compare then, that format is what every layer gets.
 
     What `uniform` leaves in float, the head, embeddings, and layers that the predictions do not depend on get what they
     get without a budget. Layers that the user has pinned have one choice.
@@ -45,6 +46,8 @@ def budget(question: Question) -> Plan:
         UsageError: there is nothing to choose, or the limits cannot be kept.
         ModelError: a layer would lose infinitely much.
     """
+    if question.incomparable:
+        return uniform(question)
     try:
         considered = consider(question)
     except NoChoiceError:

@@ -28,6 +28,7 @@ class Question:
         options: what the user asks for; `weights`, `activations`, `head`, `embedding` and `keep` are wishes.
         calibration: walks over the model, for the errors that formats would make; without samples there are none.
         pinned: what the user has decided on already, of some sites; None where of none.
+        incomparable: why formats cannot be compared; empty where they can.
     """
 
     model: ir.Model
@@ -36,6 +37,7 @@ class Question:
     options: Options
     calibration: Calibration
     pinned: Plan | None = None
+    incomparable: str = ""
 
 
 class Allocation(Protocol):

@@ -133,7 +133,7 @@ class _Stage:
             for name in node.inputs:
                 if name in self._sites and name not in values:
                     values[name] = _as_operand(self._sites[name], weights(self._sites[name]))
-            computed = node.function(*[values[name] if name else None for name in node.inputs])
+            computed = node([values[name] if name else None for name in node.inputs])
             results = computed if isinstance(computed, tuple) else (computed,)
             if observe and (site := self._computed.get(node.outputs[0])):
                 results = (observe(site, results[0]),)
@@ -148,11 +148,24 @@ class _Node:
         if node.domain != "" or node.op_type not in OPERATORS:
             name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             raise UndifferentiableError(f"node '{node.name}'", f"is a {name}, of which no derivative is known", _REMEDY)
+        self.name = node.name or node.outputs[0].name
         self.inputs = [value.name or "" if value is not None else "" for value in node.inputs]  # "" for none
         self.outputs = [value.name or "" for value in node.outputs]
         attributes: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
         self.function = partial(OPERATORS[node.op_type], **attributes)
         self.forgets: list[str] = []
+
+    def __call__(self, inputs: Sequence[Tensor | None]) -> Any:
+        try:
+            return self.function(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except NotImplementedError as error:
+            problem = f"has {error}, of which no derivative is known"
+            raise UndifferentiableError(f"node '{self.name}'", problem, _REMEDY) from error
+        except (IndexError, RuntimeError, ValueError) as error:
+            problem = f"fails on the calibration samples ({error})"
+            raise ModelError(f"node '{self.name}'", problem, "check that the model runs on them") from error
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
