@@ -184,9 +184,7 @@ def compile(  # noqa: A001
     embedding: _Embedding = None,
     allocation: Annotated[
         str | None,
-        typer.Option(
-            help="How schemes are chosen: uniform, budget, or what a package adds. [default: uniform with --weights]"
-        ),
+        typer.Option(help="How schemes are chosen: uniform (default with --weights), budget, or what a package adds."),
     ] = _DEFAULTS.allocation,
     bits_per_weight: Annotated[
         float | None,

@@ -299,7 +299,7 @@ inline Matrix<const int16_t> read_codes(const AttentionTask& t, int64_t D, const
   float* scales = t.integers.row_scales;
   for (int64_t k = 0; k < count; k += rows) {
     const uint8_t* some[rows];
-    for (int64_t i = 0; i < rows * bytes; i += kCacheLine) __builtin_prefetch(next + k * bytes + i);
+    for (int64_t i = 0; i < rows * bytes; i += kCacheLine) __builtin_prefetch(next + k * bytes + i, 0, 2);  // to L2
     for (int r = 0; r < rows; ++r) {
       some[r] = at + smaller(k + r, count - 1) * bytes;
       scales[k + r] = centered_scale(some[r], D, cache);
