@@ -252,6 +252,9 @@ def compile(  # noqa: A001
         replaced = load_recipe(recipe).options
         said = {name: value for name, value in said.items() if name not in replaced}
     given = {name: value for name, value in context.params.items() if _is_given(context, name)}
+    named = ("weights", "plan")  # what names formats goes before the file's allocation, as before a recipe's
+    if any(name in given for name in named) and all(said.get(name) is None for name in named):
+        said.pop("allocation", None)
     settings: dict[str, Any] = said | {name: value for name, value in given.items() if name in Config.model_fields}
     model, target = settings.pop("model", None), settings.pop("target", None)
     if model is None or target is None:

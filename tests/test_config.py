@@ -71,6 +71,19 @@ def test_what_the_command_line_says_comes_first(tiny, tmp_path, qxc):
     assert (said["weights"], said["quantizer"], said["samples"]) == ("int4g16", "rtn", 5)
 
 
+def test_formats_on_the_command_line_go_before_the_allocation_of_the_file(tiny, tmp_path, qxc):
+    out = tmp_path / "out"
+    small = {"samples": 3, "length": 12, "verification": False}
+    qxcompiler.compile(tiny.model, "cpu-x86", out, calibration=tiny.calibration, **small)
+    assert written(out)["allocation"] == "budget"
+    for number, given in enumerate((("--weights", "int4g16"), ("--plan", out / "plan.yaml"))):
+        again = tmp_path / f"again{number}"
+        result = qxc("compile", "--config", out / CONFIG, "-o", again, *given)
+        assert result.returncode == 0, result.stderr
+        assert written(again)["allocation"] is None
+    assert (again / "model.onnx").read_bytes() == (out / "model.onnx").read_bytes()
+
+
 def test_descriptors_plans_and_samples_are_found_from_the_file(tiny, tmp_path):
     folder = tmp_path / "configs"
     folder.mkdir()
