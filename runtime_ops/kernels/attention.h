@@ -17,11 +17,12 @@
 namespace qxc {
 namespace {
 
-constexpr int64_t kFewestTransposed = 8;  // rows for which it pays to transpose keys
-constexpr int64_t kFewestDecoded = 17;    // rows for which it pays to decode a cache to floats
-constexpr int kRowsAhead = 24;            // of a cache in integers, asked of memory before they are read
-constexpr int64_t kCacheLine = 64;        // bytes
-constexpr float kMasked = -1e30f;         // a mask that leaves nothing of a score, but is finite
+constexpr int64_t kFewestTransposed = 8;    // rows for which it pays to transpose keys
+constexpr int64_t kFewestDecoded = 17;      // rows for which it pays to decode a cache to floats
+constexpr int64_t kWidestInIntegers = 512;  // a head, whose sums of products, of up to 128 * 32767, are below 2^31
+constexpr int kRowsAhead = 24;              // of a cache in integers, asked of memory before they are read
+constexpr int64_t kCacheLine = 64;          // bytes
+constexpr float kMasked = -1e30f;           // a mask that leaves nothing of a score, but is finite
 
 // Rotary embedding of a head's D numbers, by halves of the first R, with the cosines and sines of its token.
 template <class Vector>
@@ -272,15 +273,14 @@ void attend_block_in_floats(const AttentionTask& t, int64_t first_key, int64_t c
 }
 
 bool multiplies_integers(const AttentionTask& t) {
-  return is_in_integers(t.layout.key.cache) && t.rows < kFewestDecoded;
+  const AttentionLayout& layout = t.layout;
+  return is_in_integers(layout.key.cache) && t.rows < kFewestDecoded && layout.given->head_size <= kWidestInIntegers;
 }
 
 void round_queries(const AttentionTask& t) {
-  const int64_t D = t.layout.given->head_size;
-  const float limit = D < 512 ? 32767 : 0x1p24f / D - 1;  // sums of products with 128 stay below 2^31
+  const IntegerScratch& s = t.integers;
   for (int64_t r = 0; r < t.rows; ++r) {
-    t.integers.query_scales[r] =
-        round_to_shorts(t.queries + r * t.width, t.width, limit, t.integers.queries + r * t.integers.width);
+    s.query_scales[r] = round_to_shorts(t.queries + r * t.width, t.width, s.queries + r * s.width);
   }
 }
 
@@ -327,7 +327,7 @@ void attend_block_in_integers(const AttentionTask& t, int64_t first_key, int64_t
   for (int64_t r = 0; r < t.rows; ++r) {
     float* weights = t.scores + r * kKeysPerBlock;
     for (int64_t k = 0; k < count; k += kLanes) store(weights + k, load(weights + k) * load(s.row_scales + k));
-    s.weight_scales[r] = round_to_shorts(weights, whole_vectors(count), 32767, s.weights + r * kKeysPerBlock);
+    s.weight_scales[r] = round_to_shorts(weights, whole_vectors(count), s.weights + r * kKeysPerBlock);
   }
   multiply(PairsByPairs{{s.weights, kKeysPerBlock}, values, s.weight_scales, {t.values, t.width}}, t.rows,
            (count + 1) / 2, t.width);

@@ -144,16 +144,16 @@ inline void transpose_keys(FloatMatrix keys, int64_t count, int64_t width, float
   }
 }
 
-// Numbers [count], whole vectors of floats, as integers of 16 bits up to `limit`; their scale, NaN where one of them is
-// not finite, and 0 where it would be no normal number. `to` has room for whole vectors of shorts.
-inline float round_to_shorts(const float* x, int64_t count, float limit, int16_t* to) {
+// Numbers [count], whole vectors of floats, as integers of 16 bits; their scale, NaN where one of them is not finite,
+// and 0 where it would be no normal number. `to` has room for whole vectors of shorts.
+inline float round_to_shorts(const float* x, int64_t count, int16_t* to) {
   Floats largest_lanes{}, zero_lanes{};
   for (int64_t i = 0; i < count; i += kLanes) {
     const Floats some = load(x + i);
     largest_lanes = larger(some < 0.0f ? -some : some, largest_lanes);
     zero_lanes += some * 0.0f;
   }
-  const float scale = largest(largest_lanes) / limit + total(zero_lanes);
+  const float scale = largest(largest_lanes) / 32767 + total(zero_lanes);
   const bool is_usable = scale >= FLT_MIN;
   const float factor = is_usable ? 1 / scale : 0;
   for (int64_t i = 0; i < count; i += 2 * kLanes) {
