@@ -28,6 +28,7 @@ from qxcompiler.formats import parse_format
 from qxcompiler.graph import find_sites, load_model
 from qxcompiler.graph.normal_form import normalize
 from qxcompiler.options import Options, parse_size
+from qxcompiler.quantizers import quantize_weights
 from qxcompiler.report import Report
 from qxcompiler.targets import find_target, load_target
 
@@ -93,6 +94,32 @@ def test_errors_of_layers_are_what_their_formulas_say(term):
                 "curvature": 0.5 * (count * X.square().mean(1)).sum() * dW.square().sum(),
             }
             assert error == pytest.approx(float(expected[term]), rel=1e-4)
+
+
+def test_a_compensating_quantizer_is_tried_in_one_format_of_a_kind_and_scales_the_others():
+    """GPTQ in every format is the reference: a share of what rounding loses lies near it."""
+    proto, _ = graph_models.mlp((128, 48))
+    draws = np.random.default_rng(0)
+    mixed = draws.standard_normal((8, 128)) * draws.uniform(0.2, 4, 128)  # inputs of few directions: GPTQ gains much
+    X = (draws.standard_normal((512, 8)) @ mixed + 2 * draws.standard_normal((512, 128))).astype(np.float32)
+    question = asked(proto, [{"x": X}], error="output", quantizer="gptq")
+    (site,) = question.sites
+    formats = [parse_format(name) for name in ("int2g32", "int3g32", "lut3g32", "int4g32", "lut2g64th", "lut3g64th", "lut4g64th")]
+    found = measure_errors(question, {(site.weight,): formats})[site.weight]
+    (stop,) = question.calibration.walk(question.model, "test")
+    statistics = stop.statistics([site.weight])[site.weight]
+    W = site.weight.matrix()
+
+    def lost(fmt, quantizer):
+        (made,) = quantize_weights([site.weight], fmt, quantizer, statistics, CPU)
+        return float((torch.from_numpy(X) @ (W - made.decode()).T).square().sum())
+
+    exact = {fmt: lost(fmt, "gptq") for fmt in formats}
+    for fmt in formats:
+        assert found[fmt] < 0.8 * lost(fmt, "rtn")
+        assert found[fmt] == pytest.approx(exact[fmt], rel=0.15)
+    for fmt in (formats[2], formats[5]):  # the middle ones
+        assert found[fmt] == pytest.approx(exact[fmt], rel=1e-3)
 
 
 def test_frobenius_needs_no_samples():

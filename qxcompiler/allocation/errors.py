@@ -6,6 +6,7 @@ __all__ = ["TERMS", "Errors", "Term", "measure_errors"]
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ from qxcompiler.derivatives import LOGITS, TorchModel, compared_output
 from qxcompiler.evaluation.language import ROWS, kl_divergence
 from qxcompiler.formats import Format
 from qxcompiler.graph import Site, Weight
-from qxcompiler.quantizers import Need, quantize_weights
+from qxcompiler.quantizers import Need, find_quantizer, quantize_weights
 
 Errors = dict[Weight, dict[Format, float]]
 """The error that each format would make, of each weight."""
 
-_ROWS = 128  # of a weight, about, that a format is tried on, evenly spaced: all of them differ little in what they lose
+_ROWS = 64  # of a weight, about, that a format is tried on, evenly spaced: all of them differ little in what they lose
 _MEASURED = 4  # samples that the whole model is run on, once for each choice
 
 
@@ -95,29 +96,51 @@ def measure_errors(question: Question, formats: Mapping[tuple[Weight, ...], Sequ
     term = TERMS[options.error]
     whole = None if term.of else _WholeModel(question)
 
-    def quantized(weight: Weight, fmt: Format, statistics: InputStatistics | None, every: int) -> Tensor:
-        (made,) = quantize_weights([weight], fmt, options.quantizer, statistics, device, every)
-        return made.decode().to(device)
+    def of_group(group: Sequence[Weight], fmt: Format, statistics: Mapping[Weight, InputStatistics | None]) -> float:
+        assert whole
+        quantized = [quantize_weights([each], fmt, options.quantizer, statistics[each], device) for each in group]
+        return whole.divergence({each: made.decode().to(device) for each, (made,) in zip(group, quantized, strict=True)})
+
+    def of_weight(weight: Weight, matrix: Tensor, statistics: InputStatistics | None, fmt: Format, by: str) -> float:
+        assert term.of
+        every = max(1, weight.out_features // _ROWS)
+        (made,) = quantize_weights([weight], fmt, by, statistics, device, every)
+        rows = matrix[::every].to(device)
+        return term.of(rows - made.decode().to(device), statistics) * weight.out_features / len(rows)
 
     errors: Errors = {}
     for matrices, statistics in _matrices(question, term, list(formats)):
         for group in (group for group in formats if group[0] in matrices):
-            errors |= {weight: {} for weight in group}
-            for fmt in formats[group]:
-                if whole:
-                    made = {weight: quantized(weight, fmt, statistics[weight], 1) for weight in group}
-                    lost = whole.divergence(made)
-                    total = sum(each.numel() for each in made.values())
-                    for weight, matrix in made.items():
-                        errors[weight][fmt] = lost * matrix.numel() / total
-                    continue
-                assert term.of
+            if whole:
+                lost = {fmt: of_group(group, fmt, statistics) for fmt in formats[group]}
+                total = sum(matrices[weight].numel() for weight in group)
                 for weight in group:
-                    every = max(1, weight.out_features // _ROWS)
-                    rows = matrices[weight][::every].to(device)
-                    dW = rows - quantized(weight, fmt, statistics[weight], every)
-                    errors[weight][fmt] = term.of(dW, statistics[weight]) * weight.out_features / len(rows)
+                    share = matrices[weight].numel() / total
+                    errors[weight] = {fmt: share * error for fmt, error in lost.items()}
+                continue
+            for weight in group:
+                of = partial(of_weight, weight, matrices[weight], statistics[weight])
+                errors[weight] = _of_all(formats[group], options.quantizer, of)
     return errors
+
+
+def _of_all(formats: Sequence[Format], quantizer: str, of: Callable[[Format, str], float]) -> dict[Format, float]:
+    """What each format loses of one weight, by a quantizer that need not be run in all of them.
+
+    One that compensates for the errors of its inputs' statistics leaves a share of what rounding to nearest loses, and
+    nearly the same share in every format that rotates the inputs, and in every other (docs/results.md, "A budget of
+    bits"): so it is run in one of each, of middling bits, and the others are rounded.
+    """
+    if "statistics" not in find_quantizer(quantizer).needs:
+        return {fmt: of(fmt, quantizer) for fmt in formats}
+    lost = {fmt: of(fmt, "rtn") for fmt in formats}
+    for rotated in {fmt.rotated for fmt in formats}:
+        alike = sorted((fmt for fmt in formats if fmt.rotated is rotated), key=lambda fmt: fmt.bits)
+        middle = alike[len(alike) // 2]
+        if lost[middle]:
+            share = of(middle, quantizer) / lost[middle]
+            lost |= {fmt: share * lost[fmt] for fmt in alike}
+    return lost
 
 
 def _matrices(
