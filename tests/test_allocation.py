@@ -104,7 +104,8 @@ def test_a_compensating_quantizer_is_tried_in_one_format_of_a_kind_and_scales_th
     X = (draws.standard_normal((512, 8)) @ mixed + 2 * draws.standard_normal((512, 128))).astype(np.float32)
     question = asked(proto, [{"x": X}], error="output", quantizer="gptq")
     (site,) = question.sites
-    formats = [parse_format(name) for name in ("int2g32", "int3g32", "lut3g32", "int4g32", "lut2g64th", "lut3g64th", "lut4g64th")]
+    names = ("int2g32", "int3g32", "lut3g32", "int4g32", "lut2g64th", "lut3g64th", "lut4g64th")
+    formats = [parse_format(name) for name in names]
     found = measure_errors(question, {(site.weight,): formats})[site.weight]
     (stop,) = question.calibration.walk(question.model, "test")
     statistics = stop.statistics([site.weight])[site.weight]

@@ -98,8 +98,11 @@ def measure_errors(question: Question, formats: Mapping[tuple[Weight, ...], Sequ
 
     def of_group(group: Sequence[Weight], fmt: Format, statistics: Mapping[Weight, InputStatistics | None]) -> float:
         assert whole
-        quantized = [quantize_weights([each], fmt, options.quantizer, statistics[each], device) for each in group]
-        return whole.divergence({each: made.decode().to(device) for each, (made,) in zip(group, quantized, strict=True)})
+        replaced = {}
+        for weight in group:
+            (made,) = quantize_weights([weight], fmt, options.quantizer, statistics[weight], device)
+            replaced[weight] = made.decode().to(device)
+        return whole.divergence(replaced)
 
     def of_weight(weight: Weight, matrix: Tensor, statistics: InputStatistics | None, fmt: Format, by: str) -> float:
         assert term.of
