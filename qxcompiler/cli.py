@@ -206,6 +206,14 @@ def compile(  # noqa: A001
         float | None,
         typer.Option(min=0, help="Energy that the target's cost model predicts, at most; spent as --bpw is."),
     ] = _DEFAULTS.max_joules_per_token,
+    max_perplexity_increase: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="The smallest model whose perplexity on samples held back is at most so much above the original's, "
+            "such as 5%; compiles and measures several.",
+        ),
+    ] = None,
     error: _Error = _DEFAULT_ERROR,
     recipe: _Recipe = None,
     quantizer: _QuantizerOption = _DEFAULTS.quantizer,
@@ -658,6 +666,11 @@ def _print_report(path: Path, report: Report) -> None:
     if account := report.allocation:
         used = ", ".join(f"{limit.option} ({limit.used / limit.limit:.2%} used)" for limit in account.limits)
         rows["budget"] = f"{used}, expected error {account.expected_error:.4g} ({account.term})"
+    if limit := report.perplexity_limit:
+        increase = limit.measured[limit.kept].increase
+        rows["perplexity"] = (
+            f"{increase:+.2%} on {limit.samples} samples held back, where {limit.allowed:.2%} is allowed"
+        )
     if report.kv:
         size = report.kv_bytes_per_token
         rows["keys and values"] = report.kv if size is None else f"{report.kv}, {size} bytes a token"

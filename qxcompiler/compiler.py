@@ -8,7 +8,7 @@ import logging
 import resource
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ from qxcompiler.passes.fuse_attention import FuseAttention
 from qxcompiler.passes.integer_layers import IntegerLayers
 from qxcompiler.passes.quantize_cache import QuantizeCache
 from qxcompiler.passes.static_activations import StaticActivations, calibrate_grids
+from qxcompiler.perplexity_limit import smallest_within
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     Need,
@@ -145,7 +146,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     check_sources([*files, *files_of(calibration)], output, names)
     with staged(output, names, restart=restart) as stage:
         config = _config(original if isinstance(original, Path) else None, target, calibration, compiler.options, files)
-        report = compiler.compile(graph, original, calibration, stage, "model.onnx", config)
+        graph, report = compiler.compile(graph, original, calibration, stage, "model.onnx", config)
         save_config(config, stage, output)
         if isinstance(original, Path):
             copy_files(original.parent, stage, (*CONFIGURATIONS, *COMPANIONS))
@@ -201,7 +202,7 @@ def compile_folder(
             given = samples.get(file.name, calibration)
             if given is None:  # for what needs samples alone, whatever the recipe: `compile.yaml` has one line for all
                 given = default_calibration(graph, file, compiler.options, writes=False)
-            reports[file.name] = compiler.compile(graph, file, given, stage, file.name, config)
+            _, reports[file.name] = compiler.compile(graph, file, given, stage, file.name, config)
         save_config(config, stage, output)
         copy_files(folder, stage, (*CONFIGURATIONS, *COMPANIONS))
     return reports
@@ -256,6 +257,33 @@ def pareto(
     return front
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What a compile has, whatever the plan.
+
+    Attributes:
+        original: the model's file, or itself in memory.
+        samples: all but those held back.
+        held_back: what a result is verified on.
+        bytes_before: size of the model's files.
+        name: of the compiled model's file.
+        prefix: of the names of what is written beside it.
+        config: the compile as its `compile.yaml` says it.
+        warnings: what a user should know.
+        work: the folder for what is finished while the rest is not.
+    """
+
+    original: Path | onnx.ModelProto
+    samples: list[Sample]
+    held_back: list[Sample]
+    bytes_before: int
+    name: str
+    prefix: str
+    config: Config
+    warnings: list[str]
+    work: Path
+
+
 class _Compiler:
     """Compiles models with the same options; weights that several of them have alike get the same codes."""
 
@@ -270,6 +298,9 @@ class _Compiler:
             raise UsageError("--tune", "takes a single model", "give the ONNX file instead of the folder")
         if several and (of_one := [option for option in options.limits if option != LIMITS["bits_per_weight"]]):
             raise UsageError(of_one[0], "is a limit for a single model", "give the ONNX file instead of the folder")
+        if options.max_perplexity_increase is not None and _allocation(options) != "budget":
+            remedy = f"leave out --allocation {options.allocation}"
+            raise UsageError(LIMITS["max_perplexity_increase"], "is kept by the allocation budget alone", remedy)
         if _is_chosen(options, "error") and not (options.budget_option or options.plan):
             remedy = f"give --allocation budget, or one of {', '.join(LIMITS.values())}"
             raise UsageError(f"--error {options.error}", "has no budget", remedy)
@@ -288,24 +319,42 @@ class _Compiler:
         stage: Path,
         name: str,
         config: Config,
-    ) -> Report:
-        """Write the compiled model, its plan and its report to `stage`."""
-        options = self.options
-        _check_keeps(graph, original, options.kv)
+    ) -> tuple[ir.Model, Report]:
+        """Write the compiled model, its plan and its report to `stage`; returns its graph, too."""
+        _check_keeps(graph, original, self.options.kv)
         bytes_before = _bytes(original, graph)
-        fixed = overridable_inputs(graph)
+        warnings = [f"input {name}: its default becomes constant" for name in overridable_inputs(graph)]
         prefix = "" if name == "model.onnx" else f"{Path(name).stem}."
         written = stage / f"{prefix}{WRITTEN}"
         question, samples, held_back = self.ask(graph, original, calibration, written)
-        sites, calibrating = question.sites, _spaced(samples, options.samples)
-        plan = self._plan(question)
-        counts = self._token_weights(graph, sites, calibrating, find_quantizer(options.quantizer).needs)
-        warnings = [f"input {name}: its default becomes constant" for name in fixed]
         if written.exists() and files_of(calibration) == [SELF]:
             warnings.append(f"calibrated on text that the model wrote ({written.name}): better give what it will read")
         if question.incomparable:
             remedy = "give --error output to compare formats without derivatives"
             warnings.append(f"one format for all linear layers: {question.incomparable}: {remedy}")
+        work = stage.parent / WORK / name
+        job = _Job(original, samples, held_back, bytes_before, name, prefix, config, warnings, work)
+        if self.options.max_perplexity_increase is None:
+            report = self._carry_out(graph, question.sites, self._plan(question), job, stage)
+        else:
+
+            def carry_out(plan: Plan, folder: Path) -> tuple[tuple[ir.Model, Report], Path]:
+                fresh = load_model(original)
+                sites, of_plan = self._sites(fresh), replace(job, work=work.with_name(f"{name}-{folder.name}"))
+                done = self._carry_out(fresh, sites, self._checked(plan, question), of_plan, folder)
+                return (fresh, done), folder / name
+
+            reference = Runner(FrugalModel(_runnable(original)))
+            (graph, report), limit = smallest_within(question, reference, held_back, stage, carry_out)
+            report = report.model_copy(update={"perplexity_limit": limit})
+        (stage / f"{prefix}report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return graph, report
+
+    def _carry_out(self, graph: ir.Model, sites: Sequence[Site], plan: Plan, job: _Job, stage: Path) -> Report:
+        """Write the compiled model and its plan to `stage`."""
+        options, original, held_back, warnings = self.options, job.original, job.held_back, list(job.warnings)
+        calibrating = _spaced(job.samples, options.samples)
+        counts = self._token_weights(graph, sites, calibrating, find_quantizer(options.quantizer).needs)
         made_up = not held_back
         unrunnable = [scheme.format for scheme in plan.values() if scheme and not self.target.emits.runs(scheme.format)]
         if not options.verification:
@@ -332,10 +381,10 @@ class _Compiler:
         preparing = pipelines.before_calibration(planned)
         pipelines.run(preparing, graph)
         passes = [f"{type(each).__module__}.{type(each).__qualname__}" for each in preparing]
-        manifest = self._manifest(graph, original, plan, samples, passes, config)
-        work = WorkFolder(stage.parent / WORK / name, manifest)
+        manifest = self._manifest(graph, original, plan, job.samples, passes, job.config)
+        work = WorkFolder(job.work, manifest)
         formats: dict[Weight, Format] = {site.weight: scheme.format for site, scheme in schemes.items()}
-        tuner = Tuner(graph, sites, formats, _spaced(samples, options.tune), self.device) if options.tune else None
+        tuner = Tuner(graph, sites, formats, _spaced(job.samples, options.tune), self.device) if options.tune else None
         results = self._quantize(graph, sites, formats, calibrating, counts, work)
         tuning = None
         if tuner:
@@ -364,38 +413,37 @@ class _Compiler:
         finishing = pipelines.after_packing([*held_back, *calibrating], plain=plain, cache=cache)
         pipelines.run([packing, *finishing], graph)
         warnings += [note for each in finishing if isinstance(each, FuseAttention) for note in each.notes]
-        save_model(graph, stage, name)
+        save_model(graph, stage, job.name)
 
         check_unchanged(graph)
         verification = None
         if options.verification and held_back and not unrunnable:
             try:
-                verification = self._verify(stage / name, original, held_back, made_up, sites, plan, results)
+                verification = self._verify(stage / job.name, original, held_back, made_up, sites, plan, results)
             except ModelError as error:  # of the original
                 warnings.append(f"not verified: {error}")
             check_unchanged(graph)
-        bytes_after = _size(stage.glob(f"{name}*"))
+        bytes_after = _size(stage.glob(f"{job.name}*"))
         if options.max_size is not None and bytes_after > options.max_size:
             problem = f"the files take {bytes_after} bytes"  # what was reckoned with is an upper bound for known passes
             raise UsageError(f"--max-size {options.max_size}B", problem, "give less than the model may take")
-        if bytes_after >= bytes_before:
-            warnings.append(f"the compiled model is not smaller: {bytes_before} bytes before, {bytes_after} after")
+        if bytes_after >= job.bytes_before:
+            warnings.append(f"the compiled model is not smaller: {job.bytes_before} bytes before, {bytes_after} after")
         report = Report(
             target=self.target.name,
             samples=len(calibrating),
-            bytes_before=bytes_before,
+            bytes_before=job.bytes_before,
             bytes_after=bytes_after,
             peak_memory_bytes=_peak_memory(),
             allocation=plan.account,
-            **report_costs(graph, self.target, untold_sizes(graph, [*held_back, *samples])),
+            **report_costs(graph, self.target, untold_sizes(graph, [*held_back, *job.samples])),
             **report_cache(graph),
             tuning=tuning,
             verification=verification,
             warnings=[*_warnings(sites, plan, results), *warnings],
             **asdict(said),
         )
-        (stage / f"{prefix}plan.yaml").write_text(plan.to_yaml(self.target, sites), encoding="utf-8")
-        (stage / f"{prefix}report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (stage / f"{job.prefix}plan.yaml").write_text(plan.to_yaml(self.target, sites), encoding="utf-8")
         return report
 
     def ask(
@@ -403,11 +451,7 @@ class _Compiler:
     ) -> tuple[Question, list[Sample], list[Sample]]:
         """Normalize a model and find its sites: what a plan is asked for, all samples, and those held back."""
         options = self.options
-        normalize(graph)
-        raise_opset(graph, MINIMUM_OPSET)
-        if self.target.emits.convolutions:
-            pipelines.run(pipelines.before_sites(), graph)
-        sites = find_sites(graph, convolutions=self.target.emits.convolutions)
+        sites = self._sites(graph)
         _log.info("%d nodes, opset %d", graph.graph.num_nodes(), graph.opset_imports.get("", 0))
         roles = Counter(site.role for site in sites)
         _log.info("%d sites: %s", len(sites), ", ".join(f"{count} {role}" for role, count in roles.items()))
@@ -429,6 +473,14 @@ class _Compiler:
         planning = walk.Calibration(sites, compared_on, self.device, self.track, token_weights=counts)
         question = Question(graph, sites, self.target, options, planning, pinned, incomparable)
         return question, samples, held_back
+
+    def _sites(self, graph: ir.Model) -> list[Site]:
+        """Normalize a model, and find its sites."""
+        normalize(graph)
+        raise_opset(graph, MINIMUM_OPSET)
+        if self.target.emits.convolutions:
+            pipelines.run(pipelines.before_sites(), graph)
+        return find_sites(graph, convolutions=self.target.emits.convolutions)
 
     def samples_of_parts(self, folder: Path, calibration: str | Path | Sequence[str | Path]) -> dict[str, list[Sample]]:
         """What each file of an encoder-decoder sees on the calibration samples."""
@@ -462,10 +514,14 @@ class _Compiler:
         return token_weights(model, samples, self.options.seed, self.track)
 
     def _plan(self, question: Question) -> Plan:
-        options, graph, sites = self.options, question.model, question.sites
+        options = self.options
         if options.plan is not None and not options.limits:
-            return self._given_plan(options.plan, sites)
-        plan = self.allocate(question)
+            return self._given_plan(options.plan, question.sites)
+        return self._checked(self.allocate(question), question)
+
+    def _checked(self, plan: Plan, question: Question) -> Plan:
+        """What an allocation answered, and what the user decided on."""
+        sites = question.sites
         if question.pinned is not None:
             plan.pin(question.pinned)
         infinite = not_finite(sites)
@@ -473,7 +529,7 @@ class _Compiler:
         if not any(plan.values()):
             reason = next(iter(plan.reasons.values()))
             problem = f"has no layer that would become smaller (the first of {len(sites)}: {reason})"
-            raise ModelError(_subject(graph), problem, "choose other --weights, or keep the model as it is")
+            raise ModelError(_subject(question.model), problem, "choose other --weights, or keep the model as it is")
         plan.check(self.target, sites)
         return plan
 

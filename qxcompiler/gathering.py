@@ -60,7 +60,7 @@ def gather_samples(
     options: Options,
     track: Track,
 ) -> tuple[list[Sample], list[Sample]]:
-    """Samples to calibrate on, and those held back for verification; a single sample serves for both.
+    """Samples to calibrate on, and those held back to measure the result on; a single sample serves for both.
 
     Args:
         graph: the model.
@@ -85,7 +85,9 @@ def gather_samples(
         return [], []
     wanted = max(options.samples, options.tune)
     is_text = files and all(file.suffix != ".npz" for file in files)
-    asked = wanted + (HELD_BACK if is_text else _MOST_HELD_BACK)
+    measures = options.max_perplexity_increase is not None
+    least = _MOST_HELD_BACK if measures else HELD_BACK
+    asked = wanted + (least if is_text else _MOST_HELD_BACK)
     if SELF in files:
         for file in files:
             if file != SELF:  # writing takes minutes: see first whether the others can be read
@@ -96,7 +98,9 @@ def gather_samples(
         loaded = load_mixed(files, inputs, path, samples=asked, length=length, seed=options.seed)
     else:
         loaded = load_samples(cast("Iterable[Sample]", calibration), inputs, path, samples=asked, length=length)
-    held_back = min(max(HELD_BACK, len(loaded) - wanted), len(loaded) - 1)
+    spare = len(loaded) - wanted
+    most = max(spare, len(loaded) // 2) if measures else len(loaded) - 1
+    held_back = min(max(least, spare), most)
     return (loaded[:-held_back], loaded[-held_back:]) if held_back else (loaded, loaded)
 
 
@@ -131,6 +135,8 @@ def _needs_samples(options: Options) -> str | None:
         return "--tune"
     if options.budget_option and TERMS[options.error].needs:
         return options.budget_option
+    if options.max_perplexity_increase is not None:
+        return LIMITS["max_perplexity_increase"]
     return None
 
 

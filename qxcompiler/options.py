@@ -18,6 +18,7 @@ LIMITS = {
     "max_size": "--max-size",
     "min_tokens_per_second": "--min-tokens-per-second",
     "max_joules_per_token": "--max-joules-per-token",
+    "max_perplexity_increase": "--max-perplexity-increase",
 }
 """What limits a budget, by the names of options, as the command line names it."""
 
@@ -42,6 +43,16 @@ def _size(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str) else value
 
 
+def _share(value: Any) -> Any:
+    """Of `5%`, 0.05."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d{1,4}(?:\.\d{1,9})?) ?%", value, re.ASCII)
+    if not match:
+        raise ValueError("write a number and %, such as 5%")
+    return float(Decimal(match[1]) / 100)
+
+
 class Options(BaseModel):
     """The options of `compile` and `compile_folder`.
 
@@ -61,6 +72,9 @@ class Options(BaseModel):
         min_tokens_per_second: at least so many, as the target's cost model predicts: of decoding one after 512 others,
             or of a pass over an input of 512 where a model keeps no keys and values. Spent as `bits_per_weight` is.
         max_joules_per_token: at most so many, predicted as the rate is. Spent as `bits_per_weight` is.
+        max_perplexity_increase: the perplexity on samples held back from calibration is to be at most this share above
+            the original's: a number, or text such as `5%`. Plans of a language model are compiled and measured until
+            the smallest that keeps to it is found.
         error: what is made small within these limits: `divergence` of the predictions (by their derivatives), squared
             `output` of the layers, `frobenius` norm of the weights, their `curvature`, or the divergence as `measured`
             with one group of layers at a time.
@@ -92,6 +106,9 @@ class Options(BaseModel):
     max_size: Annotated[int, BeforeValidator(_size)] | None = Field(default=None, gt=0)
     min_tokens_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_joules_per_token: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_perplexity_increase: Annotated[float, BeforeValidator(_share)] | None = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )
     error: ErrorTerm = "divergence"
     quantizer: str = "gptq"
     samples: int = Field(default=48, ge=1)

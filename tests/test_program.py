@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import milp
 
+from qxcompiler.allocation import program
 from qxcompiler.allocation.program import Group, InfeasibleError, relax, solve
 
 
@@ -90,6 +93,24 @@ def test_a_limit_just_kept_is_kept():
     with pytest.raises(InfeasibleError) as raised:
         solve(groups, {"bytes": 7_000_009})
     assert raised.value.least == {"bytes": 7_000_010}
+
+
+def test_what_the_solver_prints_is_no_output_of_ours(monkeypatch, capfd):
+    """HiGHS leaves a line on standard output now and then, through C's own buffer."""
+    libc = ctypes.CDLL(None)
+
+    def loud(*arguments, **options):
+        libc.puts(b"a note of the solver")
+        return milp(*arguments, **options)
+
+    monkeypatch.setattr(program, "milp", loud)
+    print("before")
+    solve([Group([1.0, 2.0], {"size": [2.0, 1.0]})], {"size": 1.0})
+    print("after")
+    libc.fflush(None)
+    captured = capfd.readouterr()
+    assert captured.out == "before\nafter\n"
+    assert captured.err == "a note of the solver\n"
 
 
 def test_a_price_says_what_a_little_more_would_save():

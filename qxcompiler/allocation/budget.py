@@ -70,7 +70,7 @@ def limits(options: Options, considered: Considered) -> list[Limit]:
     if (joules := options.max_joules_per_token) is not None:
         left = considered.tokens * joules - considered.run_rest["joules"]
         found.append((f"--max-joules-per-token {joules:g}", "joules", left))
-    if not found:
+    if not options.limits:
         takes = {name: takes for name, takes in considered.uniform.items() if name in _LEEWAY}
         found = [(f"{name} of one format", name, _LEEWAY[name] * most) for name, most in takes.items()]
     return [Limit(option=option, resource=resource, limit=limit) for option, resource, limit in found]

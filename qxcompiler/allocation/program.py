@@ -4,7 +4,10 @@ from __future__ import annotations
 
 __all__ = ["Group", "InfeasibleError", "Relaxation", "Solution", "relax", "solve"]
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,13 +141,14 @@ class _Problem:
             if limits:
                 matrix, bounds, _ = self.rows(limits)
                 constraints.append(LinearConstraint(matrix, ub=bounds * (1 - slack)))
-            solution = milp(
-                objective,
-                integrality=np.ones(len(objective)),
-                bounds=Bounds(0, 1),
-                constraints=constraints,
-                options={"mip_rel_gap": _EXACT},
-            )
+            with _printing_to_stderr():
+                solution = milp(
+                    objective,
+                    integrality=np.ones(len(objective)),
+                    bounds=Bounds(0, 1),
+                    constraints=constraints,
+                    options={"mip_rel_gap": _EXACT},
+                )
             if solution.x is None:
                 break
             taken: npt.NDArray[np.int64] = np.flatnonzero(solution.x > 0.5)
@@ -165,6 +169,26 @@ class _Problem:
             if all(self.costs(each)[taken].sum() <= limit for each, limit in limits.items()):
                 return taken
         return None
+
+
+@contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """Send what is printed to standard error: HiGHS leaves a line now and then, and standard output may be JSON."""
+    try:
+        before = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    try:
+        with suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(before, 1)
+        os.close(before)
 
 
 def _relax(problem: _Problem, limits: Mapping[str, float]) -> Relaxation:

@@ -15,6 +15,7 @@ from qxcompiler.dialects import Dialect
 from qxcompiler.errors import QxcError
 from qxcompiler.evaluation import Verification
 from qxcompiler.graph import Site, Weight, find_sites
+from qxcompiler.perplexity_limit import PerplexityLimit
 from qxcompiler.quantizers import QuantizationResult
 from qxcompiler.report.coverage import Unquantized, coverage
 from qxcompiler.targets import Target
@@ -72,6 +73,7 @@ class Report(BaseModel):
         kv_bytes_per_token: what they take for a token, all layers together; None where a size is not known.
         peak_memory_bytes: resident memory of the process at most, until the report was written.
         allocation: what a budget was spent on, None where there was none.
+        perplexity_limit: how a limit of perplexity was kept, None where there was none.
         predicted: what the compiled model costs on the target, phase by phase, after 512 tokens or on an input of 512;
             of its nodes, those with a weight.
         not_predicted: why nothing was predicted, None where something was.
@@ -93,6 +95,7 @@ class Report(BaseModel):
     kv_bytes_per_token: int | None = None
     peak_memory_bytes: int
     allocation: Account | None = None
+    perplexity_limit: PerplexityLimit | None = None
     predicted: list[Estimate] = []
     not_predicted: str | None = None
     tuning: Tuning | None
