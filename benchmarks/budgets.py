@@ -3,7 +3,7 @@
     python benchmarks/budgets.py --model MODEL.onnx --calibration TEXT --evaluation TEXT
 
 For each term, `qxc pareto` finds the plans; each is compiled and measured on the text, and so is every single format
-that was compared. Beside a budget stands the best of the single formats that keep it. The last table ranks the terms by
+that was compared and keeps one of the budgets. Beside a budget stands the best of the single formats that keep it. The last table ranks the terms by
 the mean logarithm of their perplexity over that of the original.
 """
 
@@ -57,7 +57,7 @@ def main(
         fronts = {each: front(model, folder / each, each, weights, common) for each in term}
         uniform = {}
         for point in next(iter(fronts.values()))["points"]:
-            if point["budget"] is None:
+            if point["budget"] is None and point["bits_per_weight"] <= max(BUDGETS):
                 uniform[point["plan"]] = point | measured(folder, "--weights", point["plan"])
         table = Table("budget", "best single format", *(f"{each}: perplexity, KL" for each in term))
         sums = dict.fromkeys(term, 0.0)

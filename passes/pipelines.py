@@ -37,7 +37,7 @@ _AFTER_PACKING: tuple[Callable[[], ir.passes.InPlacePass], ...] = (FuseBias, Fus
 
 
 def before_sites() -> list[ir.passes.InPlacePass]:
-    """What folds a normalized model's operators into its layers, before sites are found, if convolutions are some."""
+    """What folds a normalized model's operators into its layers, before sites of every kind are found."""
     return [ir.passes.common.IdentityEliminationPass(), FoldBatchNorm()]
 
 

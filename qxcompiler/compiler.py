@@ -478,9 +478,9 @@ class _Compiler:
         """Normalize a model, and find its sites."""
         normalize(graph)
         raise_opset(graph, MINIMUM_OPSET)
-        if self.target.emits.convolutions:
+        if self.target.emits.every_kind:
             pipelines.run(pipelines.before_sites(), graph)
-        return find_sites(graph, convolutions=self.target.emits.convolutions)
+        return find_sites(graph, every_kind=self.target.emits.every_kind)
 
     def samples_of_parts(self, folder: Path, calibration: str | Path | Sequence[str | Path]) -> dict[str, list[Sample]]:
         """What each file of an encoder-decoder sees on the calibration samples."""
@@ -552,7 +552,7 @@ class _Compiler:
         if opset <= graph.opset_imports.get("", 0):
             return sites, counts
         raise_opset(graph, opset)
-        now = {site.name: site for site in find_sites(graph, convolutions=self.target.emits.convolutions)}
+        now = {site.name: site for site in find_sites(graph, every_kind=self.target.emits.every_kind)}
         return [now[site.name] for site in sites], {now[site.name]: count for site, count in counts.items()}
 
     def _manifest(
@@ -801,9 +801,9 @@ def _lacking(graph: ir.Model, target: Target, quantized: Collection[Site]) -> st
     Raises:
         UnsupportedByTargetError: nothing runs them.
     """
-    replaced = {site.node for site in quantized}
-    counts = Counter(node.op_type for node in graph.graph.all_nodes() if node not in replaced and node.domain == "")
-    counts.update(operator for site in quantized for operator in target.emits.operators(site))
+    operators = {site.node: target.emits.operators(site) for site in quantized}
+    counts = Counter(node.op_type for node in graph.graph.all_nodes() if node not in operators and node.domain == "")
+    counts.update(operator for each in operators.values() for operator in each)
     found = {operator: counts[operator] for operator in target.operators.lacking if counts[operator]}
     if not found:
         return None

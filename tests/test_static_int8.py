@@ -203,7 +203,7 @@ def quantized(proto: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.Mod
     """With static activations and int8 weights everywhere."""
     model = ir.from_proto(proto)
     normalize(model)
-    sites = find_sites(model, convolutions=True)
+    sites = find_sites(model, every_kind=True)
     nodes = {site.node for site in sites}
     grids, left = calibrate_grids(model, nodes, [{"x": x} for x in samples], silent)
     assert not left

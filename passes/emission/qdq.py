@@ -75,13 +75,15 @@ def _layout(site: Site) -> _Layout:
 def _common(used: set[_Layout], packed: PackedWeight) -> _Layout:
     """How a weight is stored: as all sites read it, else as [N, K].
 
-    Also as [N, K] where 2-bit codes [K, N] have rows that end within a byte: onnxruntime (1.31) reads those wrongly
-    when it puts `MatMulNBits` in the place of `DequantizeLinear` and `MatMul`.
+    Also as [N, K] where two directions of a recurrent layer have a scale a row, and where 2-bit codes [K, N] have rows
+    that end within a byte: onnxruntime (1.31) reads those wrongly when it puts `MatMulNBits` in the place of
+    `DequantizeLinear` and `MatMul`.
     """
     N, K = packed.out_features, packed.in_features
     (layout, *others) = used
     within_bytes = packed.format.bits == 2 and layout.in_axis < layout.out_axis and N % 4
-    return _Layout((N, K), 0, 1) if others or within_bytes else layout
+    several = layout.shape[layout.out_axis] < N and QDQ.is_per_row(packed.format, K)  # axes; scales are along one
+    return _Layout((N, K), 0, 1) if others or within_bytes or several else layout
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,10 @@ class _QdqNodes(SiteNodes):
                 shape = torch.tensor(site.operand_shape)
                 W = self.node("Reshape", [W, self.additions.shared(("shape", site.operand_shape), "qxc.shape", shape)])
         site.node.replace_input_with(site.operand_index, self.cast(W, stored.dtype, site.operand_dtype))
-        self.describe_weight(site.node)
+        if site.kind == "recurrent":  # whose node has two
+            self.describe(site.node)
+        else:
+            self.describe_weight(site.node)
 
     def decode_rows(self) -> None:
         site, stored = self.site, self._stored

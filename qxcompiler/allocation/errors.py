@@ -123,22 +123,26 @@ def measure_errors(question: Question, formats: Mapping[tuple[Weight, ...], Sequ
                 continue
             for weight in group:
                 of = partial(of_weight, weight, matrices[weight], statistics[weight])
-                errors[weight] = _of_all(formats[group], options.quantizer, of)
+                errors[weight] = _of_all(formats[group], weight.in_features, options.quantizer, of)
     return errors
 
 
-def _of_all(formats: Sequence[Format], quantizer: str, of: Callable[[Format, str], float]) -> dict[Format, float]:
+def _of_all(
+    formats: Sequence[Format], in_features: int, quantizer: str, of: Callable[[Format, str], float]
+) -> dict[Format, float]:
     """What each format loses of one weight, by a quantizer that need not be run in all of them.
 
-    One that compensates for the errors of its inputs' statistics leaves a share of what rounding to nearest loses, and
-    nearly the same share in every format that rotates the inputs, and in every other (docs/results.md, "A budget of
-    bits"): so it is run in one of each, of middling bits, and the others are rounded.
+    One that moves errors onto other inputs leaves a share of what rounding to nearest loses, nearly the same in any
+    number of bits of the same groups, if inputs are rotated alike (docs/results.md, "A budget of bits"): so it is run
+    in middling bits, and the others are rounded.
     """
     if "statistics" not in find_quantizer(quantizer).needs:
         return {fmt: of(fmt, quantizer) for fmt in formats}
     lost = {fmt: of(fmt, "rtn") for fmt in formats}
-    for rotated in {fmt.rotated for fmt in formats}:
-        alike = sorted((fmt for fmt in formats if fmt.rotated is rotated), key=lambda fmt: fmt.bits)
+    kinds: dict[tuple[bool, int], list[Format]] = {}
+    for fmt in sorted(formats, key=lambda fmt: fmt.bits):
+        kinds.setdefault((fmt.rotated, fmt.groups(in_features)), []).append(fmt)
+    for alike in kinds.values():
         middle = alike[len(alike) // 2]
         if lost[middle]:
             share = of(middle, quantizer) / lost[middle]

@@ -91,14 +91,14 @@ class Plan(dict[str, Scheme | None]):
 
         Raises:
             UnsupportedByTargetError: the target cannot.
-            TargetError: an embedding has an activation precision, a linear site none, or sites of one weight disagree.
+            TargetError: a site has an activation precision that has none, or none, or sites of one weight disagree.
         """
         for site in sites:
             scheme = self[site.name]
             if scheme is None:
                 continue
-            if (scheme.activation is None) != (site.kind == "embedding"):
-                wanted = "a format only" if site.kind == "embedding" else "a format and an activation precision"
+            if (scheme.activation is None) == site.multiplies_activations:
+                wanted = "a format and an activation precision" if site.multiplies_activations else "a format only"
                 raise TargetError(self.place(site.name), f"site {site.name} has scheme {scheme}", f"give {wanted}")
             if site.kind == "embedding" and scheme.format.rotated:
                 problem = f"site {site.name} has scheme {scheme}, but its rows are looked up, not multiplied"

@@ -6,8 +6,9 @@ __all__ = ["Group", "InfeasibleError", "Relaxation", "Solution", "relax", "solve
 
 import ctypes
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,7 +142,7 @@ class _Problem:
             if limits:
                 matrix, bounds, _ = self.rows(limits)
                 constraints.append(LinearConstraint(matrix, ub=bounds * (1 - slack)))
-            with _printing_to_stderr():
+            with _without_its_notes():
                 solution = milp(
                     objective,
                     integrality=np.ones(len(objective)),
@@ -172,23 +173,25 @@ class _Problem:
 
 
 @contextmanager
-def _printing_to_stderr() -> Iterator[None]:
-    """Send what is printed to standard error: HiGHS leaves a line now and then, and standard output may be JSON."""
+def _without_its_notes() -> Iterator[None]:
+    """Leave out of standard output what HiGHS (in scipy 1.17) prints there: somebody may read JSON."""
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
     try:
         before = os.dup(1)
     except OSError:  # there is none
         yield
         return
-    flush = ctypes.CDLL(None).fflush
-    flush(None)
-    try:
-        with suppress(OSError):
-            os.dup2(2, 1)
-        yield
-    finally:
-        flush(None)
-        os.dup2(before, 1)
-        os.close(before)
+    with tempfile.TemporaryFile() as printed:
+        try:
+            os.dup2(printed.fileno(), 1)
+            yield
+        finally:
+            flush(None)
+            os.dup2(before, 1)
+            os.close(before)
+            printed.seek(0)
+            os.write(1, b"".join(line for line in printed if not line.startswith(b"Highs")))
 
 
 def _relax(problem: _Problem, limits: Mapping[str, float]) -> Relaxation:

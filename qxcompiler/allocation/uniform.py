@@ -57,7 +57,7 @@ def uniform(question: Question) -> Plan:
             continue
         precision_of = precisions["head" if "head" in roles else "linear"]
         for site in users:
-            plan[site.name] = Scheme(scheme.format, None if site.kind == "embedding" else precision_of)
+            plan[site.name] = Scheme(scheme.format, precision_of if site.multiplies_activations else None)
     if not any(plan.values()):
         kept_by = {"--keep": options.keep, "--head": head, "--embedding": embedding}
         asked = " ".join(f"{option} {value}" for option, value in kept_by.items() if value)

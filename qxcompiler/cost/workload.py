@@ -190,7 +190,7 @@ def workload(model: ir.Model, sites: Sequence[Site], phase: Phase, sizes: Mappin
         phase = Phase(phase.name, phase.past + phase.rows, 0, phase.batch)
     found = value_shapes(model, phase, sizes)
     fixed = _fixed(model, found)
-    by_node = {site.node: site for site in sites}
+    by_node = {site.node: site for site in sites if site.kind != "recurrent"}  # which is two products
     items, unknown = [], []
     for node in model.graph:
         if fixed.issuperset(node.outputs) or _is_view(node):

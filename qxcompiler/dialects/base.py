@@ -20,12 +20,13 @@ class Dialect(ABC):
     Attributes:
         name: as a target's descriptor says it.
         library: whether its operators are ours, with function bodies and a library.
-        convolutions: whether it holds the weights of convolutions that no matrix product computes.
+        every_kind: whether it holds the weights of every kind of site: of convolutions that no matrix product computes,
+            and of recurrent layers.
     """
 
     name: str
     library: bool = False
-    convolutions: bool = False
+    every_kind: bool = False
 
     @abstractmethod
     def lacks(self, scheme: Scheme) -> tuple[str, str] | None:

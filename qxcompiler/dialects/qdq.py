@@ -97,4 +97,4 @@ class _Qdq(Dialect):
         return site.kind == "embedding" and element_type(scheme.format) == ir.DataType.INT8
 
 
-QDQ = _Qdq("qdq", convolutions=True)
+QDQ = _Qdq("qdq", every_kind=True)

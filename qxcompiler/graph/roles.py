@@ -33,14 +33,14 @@ _FUSED_ATTENTION = {
 }
 
 
-def find_sites(model: ir.Model, *, convolutions: bool = False) -> list[Site]:
+def find_sites(model: ir.Model, *, every_kind: bool = False) -> list[Site]:
     """List the sites of a normalized model in topological order, those in bodies after the body's node, with roles.
 
     Args:
         model: the model.
-        convolutions: whether those are sites that no matrix product computes; see `Site`.
+        every_kind: whether there are sites that no matrix product computes, and that nothing looks up; see `Site`.
     """
-    sites = locate_sites(model, convolutions=convolutions)
+    sites = locate_sites(model, every_kind=every_kind)
     assign_roles(model, sites)
     return sites
 

@@ -31,7 +31,7 @@ class Segment:
 
     Attributes:
         sites: its linear sites, at least one unless the graph has none.
-        others: its embeddings and convolutions, whose inputs are no rows of features.
+        others: its sites of other kinds, of which nothing multiplies rows of features.
         inputs: values it takes from earlier segments; the graph's own inputs are not listed.
         outputs: values it computes for later segments; the graph's own outputs are not listed.
     """
@@ -57,9 +57,9 @@ def find_segments(model: ir.Model, sites: Sequence[Site]) -> list[Segment]:
     """
     flow = _Flow(model, sites)
     segments, home = [Segment()], dict[ir.Value, int]()
-    remaining = sum(site.kind == "linear" for site in flow.site_of.values())
+    remaining = sum(site.kind == "linear" for site in flow.sites)
     for position, node in enumerate(flow.nodes):
-        if site := flow.site_of.get(node):
+        for site in flow.sites_of.get(node, ()):
             (segments[-1].sites if site.kind == "linear" else segments[-1].others).append(site)
             remaining -= site.kind == "linear"
         home.update(dict.fromkeys(node.outputs, len(segments) - 1))
@@ -118,6 +118,8 @@ class _Flow:
     """The part of the main graph that computes activations.
 
     Attributes:
+        sites: those of the main graph.
+        sites_of: the sites of a node; a recurrent layer has two.
         nodes: the nodes whose outputs are activations, in topological order.
         shapes: values that hold only the shape of an activation, and the activation.
         short_lived: for every position in `nodes`, how many short-lived activations cross from it to the
@@ -125,7 +127,10 @@ class _Flow:
     """
 
     def __init__(self, model: ir.Model, sites: Sequence[Site]) -> None:
-        self.site_of = {site.node: site for site in sites if not site.in_subgraph}
+        self.sites = [site for site in sites if not site.in_subgraph]
+        self.sites_of: dict[ir.Node, list[Site]] = {}
+        for site in self.sites:
+            self.sites_of.setdefault(site.node, []).append(site)
         self.shapes: dict[ir.Value, ir.Value] = {}
         self.nodes: list[ir.Node] = []
         self._dependent: set[ir.Value] = set()
@@ -134,7 +139,7 @@ class _Flow:
         for node in model.graph:
             inputs = _inputs(node)
             convolution = is_standard(node, ("Conv",))
-            starts = node in self.site_of or convolution or not bodies.isdisjoint(subgraphs(node))
+            starts = node in self.sites_of or convolution or not bodies.isdisjoint(subgraphs(node))
             if starts or any(value in self._dependent for value in inputs):
                 if is_standard(node, ("Shape", "Size")) and inputs:
                     self.shapes[node.outputs[0]] = inputs[0]
@@ -158,7 +163,7 @@ class _Flow:
 
     def _count_short_lived(self) -> list[int]:
         last = {value: position for position, node in enumerate(self.nodes) for value in self.needs(node)}
-        linear = [node in self.site_of and self.site_of[node].kind == "linear" for node in self.nodes]
+        linear = [any(site.kind == "linear" for site in self.sites_of.get(node, ())) for node in self.nodes]
         sites_until = list(accumulate(linear))
         change = [0] * (len(self.nodes) + 1)
 
@@ -171,7 +176,7 @@ class _Flow:
             for value in node.outputs:
                 live(born, last.get(value, born), 1)
         position_of = {node: position for position, node in enumerate(self.nodes)}
-        for value, sites in by_value(self.site_of.values()).items():
+        for value, sites in by_value(self.sites).items():
             if not value.is_graph_input():  # no cut between sites that share an input
                 positions = [position_of[site.node] for site in sites]
                 live(min(positions), max(positions), ALIVE_AT_CUT + 1)

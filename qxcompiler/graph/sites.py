@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Site", "Weight", "locate_sites", "not_finite"]
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, TypeAlias
@@ -19,7 +19,7 @@ from qxcompiler.graph.nodes import is_standard
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
-Kind: TypeAlias = Literal["linear", "convolution", "embedding"]
+Kind: TypeAlias = Literal["linear", "convolution", "recurrent", "embedding"]
 
 
 @dataclass(eq=False)
@@ -90,17 +90,19 @@ class Weight:
 
 @dataclass(eq=False)
 class Site:
-    """One use of a weight: a linear layer, a convolution or an embedding.
+    """One use of a weight: a linear layer, a convolution, one half of a recurrent layer, or an embedding.
 
     A linear site computes `Y = alpha * X Wᵀ + beta * bias` over the features of X. A `Conv` of one point, stride 1, no
-    padding and one group is linear; a row of any other one's weight is a filter, `[C_out, C_in / group * kh * kw]`.
+    padding and one group is linear; a row of any other one's weight is a filter, `[C_out, C_in / group * kh * kw]`. An
+    `LSTM`, `GRU` or `RNN` has two sites, of the weights that its input and its state are multiplied with, those of all
+    gates and directions as rows.
 
     Attributes:
-        name: the node's name, made up and unique where the node has none.
-        node: the `MatMul`, `Gemm`, `Conv` or `Gather`.
+        name: the node's name, made up and unique where the node has none; `.W` or `.R` follows for a recurrent layer.
+        node: the `MatMul`, `Gemm`, `Conv`, `LSTM`, `GRU`, `RNN` or `Gather`.
         kind: what the node does with the weight.
         weight: the matrix `[N, K]`.
-        operand_index: which of the node's first two inputs is the weight.
+        operand_index: which of the node's inputs is the weight.
         operand_shape: the shape of `operand`, dimensions of 1 included.
         operand_dtype: that value's type.
         operand_transposed: whether that value is `[K, N]` (after dropping dimensions of 1).
@@ -132,8 +134,8 @@ class Site:
 
     @property
     def input(self) -> ir.Value:
-        """The activation X, or the indices of an embedding."""
-        return self._read(1 - self.operand_index)
+        """The activation X, or the indices of an embedding; a recurrent layer's sites both have its input."""
+        return self._read(0 if self.operand_index else 1)
 
     @property
     def operand(self) -> ir.Value:
@@ -143,13 +145,18 @@ class Site:
     @property
     def bias(self) -> ir.Value | None:
         """The value added to Y inside the node (`Gemm`, `Conv`), seldom not constant."""
-        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        return self.node.inputs[2] if len(self.node.inputs) > 2 and self.kind != "recurrent" else None
 
     def _read(self, index: int) -> ir.Value:
         value = self.node.inputs[index]
         if value is None:
             raise ValueError(f"site {self.name!r} has lost an input")
         return value
+
+    @property
+    def multiplies_activations(self) -> bool:
+        """Whether its scheme says of activations how precise they are: not where rows are looked up, nor of a state."""
+        return self.kind in ("linear", "convolution")
 
     @property
     def in_features(self) -> int:
@@ -168,7 +175,7 @@ class Site:
         return array.astype(self.operand_dtype.numpy(), copy=False).reshape(self.operand_shape)
 
 
-def locate_sites(model: ir.Model, *, convolutions: bool = False) -> list[Site]:
+def locate_sites(model: ir.Model, *, every_kind: bool = False) -> list[Site]:
     """List the sites of a normalized model in topological order, those in bodies after the body's node.
 
     Sites that read the same initializer in the same orientation share one `Weight`: a tied embedding and head
@@ -176,9 +183,9 @@ def locate_sites(model: ir.Model, *, convolutions: bool = False) -> list[Site]:
 
     Args:
         model: the model.
-        convolutions: whether those are sites that no matrix product over the features of X computes.
+        every_kind: whether convolutions and recurrent layers are sites, too.
     """
-    finder = _Finder(convolutions)
+    finder = _Finder(every_kind)
     for node in model.graph.all_nodes():
         finder.visit(node, in_subgraph=node.graph is not model.graph)
     return finder.sites
@@ -220,32 +227,35 @@ class _Constant:
 
 @dataclass
 class _Finder:
-    convolutions: bool
+    every_kind: bool
     sites: list[Site] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     weights: dict[tuple[int, bool, tuple[ir.DataType, ...]], Weight] = field(default_factory=dict)
 
     def visit(self, node: ir.Node, *, in_subgraph: bool) -> None:
-        layout = _RECOGNIZERS[node.op_type](node) if is_standard(node, _RECOGNIZERS) else None
-        if layout is None:
-            return
+        if is_standard(node, _RECOGNIZERS):
+            for layout in _RECOGNIZERS[node.op_type](node):
+                self._add(node, layout, in_subgraph=in_subgraph)
+
+    def _add(self, node: ir.Node, layout: _Layout, *, in_subgraph: bool) -> None:
         constant = layout.constant
         rows, columns = constant.shape[layout.out_axis], constant.shape[layout.in_axis]
         others = [d for a, d in enumerate(constant.shape) if a not in (layout.out_axis, layout.in_axis)]
         kind = layout.kind
         if kind == "linear" and node.op_type == "Conv" and (any(d != 1 for d in others) or columns < 2):
             kind = "convolution"
-        if kind == "convolution":
-            if not self.convolutions or 0 in constant.shape or constant.axes != sorted(constant.axes):
+        if kind in ("convolution", "recurrent"):
+            if not self.every_kind or 0 in constant.shape or constant.axes != sorted(constant.axes):
                 return
-            columns = prod(constant.shape[1:])
+            rows = prod(constant.shape[: layout.in_axis])
+            columns = prod(constant.shape[layout.in_axis :])
         # One input feature makes an outer product of two vectors, such as positions times rotary frequencies.
         elif rows == 0 or columns < 2 or any(d != 1 for d in others):
             return
         weight = self._weight(constant, layout, rows, columns)
         self.sites.append(
             Site(
-                name=_unique(node.name or f"{node.op_type}_{node.outputs[0].name}", self.names),
+                name=_unique(_name(node) + layout.part, self.names),
                 node=node,
                 kind=kind,
                 weight=weight,
@@ -283,43 +293,45 @@ class _Layout:
     activation_axis: int = -1
     alpha: float = 1.0
     beta: float = 1.0
+    part: str = ""  # of a node with several
 
 
-def _matmul(node: ir.Node) -> _Layout | None:
+def _matmul(node: ir.Node) -> Iterator[_Layout]:
     left, right, *_ = (*node.inputs, None, None)
     from_left, from_right = _trace(left), _trace(right)
     if left is None or right is None or (from_left and from_right):
-        return None
+        return
     x = left if from_right else right
     constant = from_right or from_left
     if constant is None:
-        return None
+        return
     rank = len(constant.shape)
     x_rank = None if x.shape is None else len(x.shape)
     # Leading dimensions of 1 are dropped only where they do not add dimensions to the output.
     if rank < 2 or (rank > 2 and (x_rank is None or x_rank < rank)):
-        return None
+        return
     if from_right:
-        return _Layout(constant, 1, out_axis=rank - 1, in_axis=rank - 2)
+        yield _Layout(constant, 1, out_axis=rank - 1, in_axis=rank - 2)
+        return
     # What a weight at the left multiplies must be transposed, which takes its rank.
     if x_rank is None or x_rank == 1:
-        return None
-    return _Layout(constant, 0, out_axis=rank - 2, in_axis=rank - 1, activation_axis=-2)
+        return
+    yield _Layout(constant, 0, out_axis=rank - 2, in_axis=rank - 1, activation_axis=-2)
 
 
-def _gemm(node: ir.Node) -> _Layout | None:
+def _gemm(node: ir.Node) -> Iterator[_Layout]:
     x, operand, *_ = (*node.inputs, None, None)
     constant = _trace(operand)
     if x is None or constant is None or node.attributes.get_int("transA", 0) != 0 or _trace(x):
-        return None
+        return
     if len(constant.shape) != 2:  # a damaged model; the runtime says what is wrong
-        return None
+        return
     out_axis, in_axis = (0, 1) if node.attributes.get_int("transB", 0) else (1, 0)
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-    return _Layout(constant, 1, out_axis, in_axis, alpha=alpha, beta=beta)
+    yield _Layout(constant, 1, out_axis, in_axis, alpha=alpha, beta=beta)
 
 
-def _conv(node: ir.Node) -> _Layout | None:
+def _conv(node: ir.Node) -> Iterator[_Layout]:
     x, operand, *_ = (*node.inputs, None, None)
     constant = _trace(operand)
     plain = (
@@ -328,23 +340,36 @@ def _conv(node: ir.Node) -> _Layout | None:
         and all(pad == 0 for pad in node.attributes.get_ints("pads", ()))
     )
     if x is None or constant is None or len(constant.shape) < 3:
-        return None
-    return _Layout(constant, 1, out_axis=0, in_axis=1, kind="linear" if plain else "convolution", activation_axis=1)
+        return
+    yield _Layout(constant, 1, out_axis=0, in_axis=1, kind="linear" if plain else "convolution", activation_axis=1)
 
 
-def _gather(node: ir.Node) -> _Layout | None:
+def _gather(node: ir.Node) -> Iterator[_Layout]:
     operand, indices, *_ = (*node.inputs, None, None)
     constant = _trace(operand)
     if indices is None or constant is None or node.attributes.get_int("axis", 0) != 0:
-        return None
+        return
     if len(constant.shape) != 2 or min(constant.shape) < 2 or _is_constant(indices) or _rotates(node):
-        return None
+        return
     if any(is_standard(use.node, ("DequantizeLinear",)) for use in node.outputs[0].uses()):
-        return None  # scales of codes that are looked up beside them
-    return _Layout(constant, 0, out_axis=0, in_axis=1, kind="embedding")
+        return  # scales of codes that are looked up beside them
+    yield _Layout(constant, 0, out_axis=0, in_axis=1, kind="embedding")
+
+
+def _recurrent(node: ir.Node) -> Iterator[_Layout]:
+    """Of the input and of the state: [directions, gates * state, features] each."""
+    for index, part in ((1, ".W"), (2, ".R")):
+        constant = _trace(node.inputs[index]) if len(node.inputs) > index else None
+        if constant is not None and len(constant.shape) == 3:
+            yield _Layout(constant, index, out_axis=1, in_axis=2, kind="recurrent", part=part)
 
 
 _RECOGNIZERS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Gather": _gather}
+_RECOGNIZERS |= dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent)
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or f"{node.op_type}_{node.outputs[0].name}"
 
 
 def _is_constant(value: ir.Value) -> bool:

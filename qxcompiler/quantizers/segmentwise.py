@@ -54,7 +54,11 @@ class QuantizationResult:
 
 
 # Why a weight is rounded to nearest, by the kind of site; an embedding has no other way, which needs no word.
-_WITHOUT_STATISTICS = {"embedding": None, "convolution": "a convolution's patches have no statistics"}
+_WITHOUT_STATISTICS = {
+    "embedding": None,
+    "convolution": "a convolution's patches have no statistics",
+    "recurrent": "a recurrent layer's state has no statistics",
+}
 
 Keep = Callable[[Weight, QuantizationResult], QuantizationResult]
 """Takes each result as soon as it is there, and gives it back as it shall be kept: in a file, say."""
@@ -99,9 +103,9 @@ def quantize_segmentwise(
 ) -> dict[Weight, QuantizationResult]:
     """Quantize the weights named in `formats`, segment after segment.
 
-    Memory holds one segment's weights and the activations that pass between segments. A weight that an embedding or a
-    convolution reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics, and so is one
-    whose input no sample reaches or is never finite, or that comes after what onnxruntime cannot run by itself; one
+    Memory holds one segment's weights and the activations that pass between segments. A weight that no
+    linear layer reads, or that is used in a subgraph alone, is rounded to nearest, for want of statistics, and so is
+    one whose input no sample reaches or is never finite, or that comes after what onnxruntime cannot run by itself; one
     used in several segments is quantized with the statistics of the first.
 
     Args:

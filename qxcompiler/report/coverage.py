@@ -130,7 +130,7 @@ def _reason(nodes: list[ir.Node], tensor: ir.TensorProtocol) -> str:
     if operator == "Conv":
         return "a convolution other than 1x1 of stride 1, without padding and groups"
     if operator in _RECURRENT:
-        return "recurrent operators stay in floating point"
+        return "a recurrent layer, which only dialect qdq holds in fewer bits"
     if operator in _LINEAR:
         return "read in a way that no packed operator computes"
     return f"no packed operator does what {operator} does"

@@ -93,7 +93,7 @@ def inspect(
     size = sum(file.stat().st_size for file in model_files(path, model))
     nodes = len(model.graph)
     normalize(model)
-    sites = find_sites(model, convolutions=target is not None and target.emits.convolutions)
+    sites = find_sites(model, every_kind=target is not None and target.emits.every_kind)
     float_sites = {site.node: site for site in sites}
     seen: set[ir.Value] = set()
     listed: set[ir.Value] = set()  # with all that belongs to a packed weight
