@@ -3,8 +3,8 @@
     python benchmarks/budgets.py --model MODEL.onnx --calibration TEXT --evaluation TEXT
 
 For each term, `qxc pareto` finds the plans; each is compiled and measured on the text, and so is every single format
-that was compared and keeps one of the budgets. Beside a budget stands the best of the single formats that keep it. The last table ranks the terms by
-the mean logarithm of their perplexity over that of the original.
+that was compared and keeps one of the budgets. Beside a budget stands the best of the single formats that keep it. The
+last table ranks the terms by the mean logarithm of their perplexity over that of the original.
 """
 
 from __future__ import annotations

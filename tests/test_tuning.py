@@ -44,6 +44,39 @@ def loaded(proto):
     return model, find_sites(model)
 
 
+def of_opset_23():
+    """A decoder of one block as PyTorch's exporter writes it: attention, rotations and norms in an operator each."""
+    width, heads, size = 32, 4, 8
+    b = graph_models.Builder(opset=23)
+    x = b.op("Gather", b.weight(40, width), "input_ids")
+    normed = b.op("RMSNormalization", x, b.weight(width))
+    parts = [b.linear(normed, width, n, bias=False) for n in (width, width // 2, width // 2)]
+    angles = (b.weight(16, size // 2), b.weight(16, size // 2), "positions")
+    query, key = (
+        b.op("RotaryEmbedding", part, *angles, num_heads=count)
+        for part, count in zip(parts, (heads, heads // 2), strict=False)
+    )
+    attributes = {"q_num_heads": heads, "kv_num_heads": heads // 2, "is_causal": 1}
+    x = b.op("Add", x, b.linear(b.op("Attention", query, key, parts[2], **attributes), width, width, bias=False))
+    logits = b.linear(b.op("RMSNormalization", x, b.weight(width)), width, 40, bias=False)
+    free = ["batch", "length"]
+    proto = b.model({"input_ids": (TensorProto.INT64, free), "positions": (TensorProto.INT64, free)}, [logits])
+    proto.graph.node[-1].output[0] = proto.graph.output[0].name = "logits"
+    draws = np.random.default_rng(0)
+    return proto, {"input_ids": draws.integers(0, 40, (2, 9)), "positions": np.tile(np.arange(9), (2, 1))}
+
+
+def test_a_model_of_opset_23_is_tuned(tmp_path):
+    proto, feeds = of_opset_23()
+    draws = np.random.default_rng(1)
+    samples = [feeds | {"input_ids": draws.integers(0, 40, (2, 9))} for _ in range(12)]
+    report = qxcompiler.compile(
+        proto, "cpu-x86", tmp_path, calibration=samples, weights="lut3g32", bits_per_weight=6, tune=8, samples=8
+    )
+    assert report.tuning.loss_after <= report.tuning.loss_before
+    assert {site.role for site in report.sites} >= {"query", "key", "value", "attention_output", "head"}
+
+
 def original(site):
     return site.weight.matrix()
 
@@ -51,7 +84,7 @@ def original(site):
 @pytest.mark.parametrize(
     "make",
     [graph_models.llama, graph_models.bert, graph_models.gpt2, graph_models.phi3, graph_models.encoder_decoder,
-     graph_models.vit, graph_models.mlp],
+     graph_models.vit, graph_models.mlp, of_opset_23],
 )  # fmt: skip
 def test_a_model_computes_what_onnxruntime_does(make):
     proto, feeds = make()

@@ -34,6 +34,7 @@ def flags(*shape: int) -> np.ndarray:
 X = floats(2, 3, 4)
 SPECIAL = np.array([1, -2, np.inf, -np.inf, np.nan, 0], np.float32)
 ROW, IMAGE = floats(4), floats(2, 4, 7, 6)
+Q, K, V, PAST = floats(2, 4, 3, 8), floats(2, 2, 5, 8), floats(2, 2, 5, 8), floats(2, 2, 2, 8)
 
 # operator, inputs, attributes
 CASES = [
@@ -102,6 +103,26 @@ CASES = [
     ("BatchNormalization", [IMAGE, floats(4), floats(4), floats(4), positive(4)], {}),
     ("InstanceNormalization", [IMAGE, floats(4), floats(4)], {}),
     ("GroupNormalization", [IMAGE, floats(4), floats(4)], {"num_groups": 2}),
+    ("Attention", [Q, K, V], {}),
+    ("Attention", [Q, K, V], {"is_causal": 1, "scale": 0.3}),
+    ("Attention", [Q, K, V, flags(2, 1, 3, 5) | (np.arange(5) == 0)], {}),
+    ("Attention", [Q, K, V, flags(2, 1, 3, 5) & (np.arange(3) > 0)[:, None]], {}),  # a row without any key
+    ("Attention", [Q, K, V, floats(3, 5)], {"softcap": 2.0}),
+    ("Attention", [Q, K, V, None, PAST, PAST[..., ::-1].copy()], {"is_causal": 1}),
+    ("Attention", [Q, K, V, floats(2, 4, 3, 7), PAST, PAST[..., ::-1].copy()], {}),
+    (
+        "Attention",
+        [floats(2, 3, 32), floats(2, 5, 16), floats(2, 5, 16)],
+        {"q_num_heads": 4, "kv_num_heads": 2, "is_causal": 1},
+    ),
+    ("RotaryEmbedding", [Q, floats(2, 3, 4), floats(2, 3, 4)], {}),
+    ("RotaryEmbedding", [Q, floats(9, 4), floats(9, 4), RNG.integers(0, 9, (2, 3))], {"interleaved": 1}),
+    (
+        "RotaryEmbedding",
+        [floats(2, 3, 32), floats(9, 3), floats(9, 3), RNG.integers(0, 9, (2, 3))],
+        {"num_heads": 4, "rotary_embedding_dim": 6},
+    ),
+    ("Swish", [X], {"alpha": 0.5}),
     ("CumSum", [X, ints(1)], {}),
     ("CumSum", [X, ints(-1)], {"exclusive": 1, "reverse": 1}),
     ("GlobalAveragePool", [IMAGE], {}),
@@ -146,6 +167,10 @@ CASES = [
 ]  # fmt: skip
 
 
+OPSETS = {"GroupNormalization": 21, "Swish": 24}  # that they came with, where later than 20
+OPSETS |= dict.fromkeys(("Attention", "RMSNormalization", "RotaryEmbedding"), 23)
+
+
 def run_in_onnxruntime(op_type: str, inputs: list, attributes: dict, outputs: int) -> list[np.ndarray]:
     names = [f"x{index}" if array is not None else "" for index, array in enumerate(inputs)]
     given = {name: np.asarray(array) for name, array in zip(names, inputs, strict=True) if name}
@@ -156,7 +181,7 @@ def run_in_onnxruntime(op_type: str, inputs: list, attributes: dict, outputs: in
         [helper.make_tensor_value_info(name, ELEMENT(array.dtype), array.shape) for name, array in given.items()],
         [helper.make_empty_tensor_value_info(name) for name in results],
     )  # fmt: skip
-    opset = 23 if op_type == "RMSNormalization" else 21 if op_type == "GroupNormalization" else 20
+    opset = OPSETS.get(op_type, 20)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, given)
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qxcompiler.derivatives.attention import attention, rotary_embedding
+
 Operator: TypeAlias = Callable[..., Tensor | tuple[Tensor, ...]]
 
 _TYPES = {
@@ -452,6 +454,7 @@ OPERATORS: dict[str, Operator] = {
     "Softplus": functional.softplus,
     "Softsign": functional.softsign,
     "Sqrt": torch.sqrt,
+    "Swish": lambda x, alpha=1.0: x * torch.sigmoid(alpha * x),
     "Tanh": torch.tanh,
     "Where": _where,
     # of two numbers, or more
@@ -473,6 +476,7 @@ OPERATORS: dict[str, Operator] = {
     # norms and reductions
     "ArgMax": _arg(torch.argmax),
     "ArgMin": _arg(torch.argmin),
+    "Attention": attention,
     "BatchNormalization": _batch_norm,
     "CumSum": _cumsum,
     "GlobalAveragePool": lambda x: x.mean(list(range(2, x.ndim)), keepdim=True),
@@ -481,6 +485,7 @@ OPERATORS: dict[str, Operator] = {
     "LayerNormalization": _layer_norm,
     "LogSoftmax": _log_softmax,
     "RMSNormalization": _rms_norm,
+    "RotaryEmbedding": rotary_embedding,
     "ReduceL1": _reduction(lambda x, axes, keep: x.abs().sum(axes, keep), torch.abs),
     "ReduceL2": _reduction(lambda x, axes, keep: torch.linalg.vector_norm(x, 2, axes, keep), torch.abs),
     "ReduceLogSumExp": _reduction(lambda x, axes, keep: x.logsumexp(axes, keep)),
