@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from qxcompiler.derivatives.contrib import CONTRIB_OPERATORS
 from qxcompiler.derivatives.operators import OPERATORS
 
 RNG = np.random.default_rng(0)
@@ -98,6 +99,7 @@ CASES = [
     ("Softmax", [X], {"axis": 1}),
     ("LogSoftmax", [X], {"axis": 1}),
     ("LayerNormalization", [X, ROW, floats(4)], {}),
+    ("SimplifiedLayerNormalization", [X, ROW], {"epsilon": 1e-2}),
     ("LayerNormalization", [X, floats(3, 4)], {"axis": 1, "epsilon": 1e-2}),
     ("RMSNormalization", [X, ROW], {"epsilon": 1e-2}),
     ("BatchNormalization", [IMAGE, floats(4), floats(4), floats(4), positive(4)], {}),
@@ -167,22 +169,68 @@ CASES = [
 ]  # fmt: skip
 
 
+# the same of onnxruntime's own
+LENGTHS, TOTAL = np.array([4, 4], np.int32), np.array(5, np.int32)  # of 5 keys
+ANGLES, KEPT = [floats(9, 8), floats(9, 8)], [floats(1, 2, 2, 16), floats(1, 2, 2, 16)]
+GROUPED = {"num_heads": 4, "kv_num_heads": 2}
+CONTRIB = [
+    ("BiasGelu", [X, ROW], {}),
+    ("FastGelu", [X], {}),
+    ("FastGelu", [X, ROW], {}),
+    ("Gelu", [X], {}),
+    ("QuickGelu", [X], {}),
+    ("SkipLayerNormalization", [X, floats(2, 3, 4), ROW, floats(4), floats(4)], {"epsilon": 1e-5}),
+    ("SkipLayerNormalization", [X, floats(2, 3, 4), ROW], {"epsilon": 1e-5}),
+    ("SkipSimplifiedLayerNormalization", [X, floats(2, 3, 4), ROW], {"epsilon": 1e-5}),
+    ("SkipSimplifiedLayerNormalization", [X, floats(2, 3, 4), ROW, floats(4)], {"epsilon": 1e-5}),
+    ("RotaryEmbedding", [floats(2, 4, 3, 16), np.array([2]), *ANGLES], {}),
+    ("RotaryEmbedding", [floats(2, 3, 64), RNG.integers(0, 9, (2, 3)), *ANGLES], {"interleaved": 1}),
+    (
+        "GroupQueryAttention",
+        [floats(2, 5, 32), floats(2, 5, 16), floats(2, 5, 16), None, None, LENGTHS, TOTAL],
+        GROUPED,
+    ),
+    (
+        "GroupQueryAttention",
+        [floats(2, 5, 128), None, None, floats(2, 2, 0, 16), floats(2, 2, 0, 16), LENGTHS, TOTAL, *ANGLES],
+        GROUPED | {"do_rotary": 1, "local_window_size": 2, "scale": 0.5},
+    ),
+    (
+        "GroupQueryAttention",
+        [floats(1, 3, 64), floats(1, 3, 32), floats(1, 3, 32), *KEPT, LENGTHS[:1], TOTAL, *ANGLES],
+        GROUPED | {"do_rotary": 1, "rotary_interleaved": 1, "softcap": 3.0},
+    ),
+    ("MultiHeadAttention", [floats(2, 3, 32), floats(2, 5, 32), floats(2, 5, 32)], {"num_heads": 4}),
+    (
+        "MultiHeadAttention",
+        [floats(2, 5, 32), floats(2, 5, 32), floats(2, 5, 32), floats(96), None, floats(1, 4, 5, 5)],
+        {"num_heads": 4, "unidirectional": 1, "scale": 0.3},
+    ),
+    (
+        "MultiHeadAttention",
+        [floats(2, 3, 32), floats(2, 5, 32), floats(2, 5, 32), None, np.array([[1] * 5, [1] * 3 + [0] * 2], np.int32)],
+        {"num_heads": 4},
+    ),
+]
+
 OPSETS = {"GroupNormalization": 21, "Swish": 24}  # that they came with, where later than 20
 OPSETS |= dict.fromkeys(("Attention", "RMSNormalization", "RotaryEmbedding"), 23)
 
 
-def run_in_onnxruntime(op_type: str, inputs: list, attributes: dict, outputs: int) -> list[np.ndarray]:
+def run_in_onnxruntime(
+    op_type: str, inputs: list, attributes: dict, results: list[str], domain: str = ""
+) -> list[np.ndarray]:
     names = [f"x{index}" if array is not None else "" for index, array in enumerate(inputs)]
     given = {name: np.asarray(array) for name, array in zip(names, inputs, strict=True) if name}
-    results = [f"y{index}" for index in range(outputs)]
     graph = helper.make_graph(
-        [helper.make_node(op_type, names, results, **attributes)],
+        [helper.make_node(op_type, names, results, domain=domain, **attributes)],
         "g",
         [helper.make_tensor_value_info(name, ELEMENT(array.dtype), array.shape) for name, array in given.items()],
-        [helper.make_empty_tensor_value_info(name) for name in results],
+        [helper.make_empty_tensor_value_info(name) for name in results if name],
     )  # fmt: skip
     opset = OPSETS.get(op_type, 20)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, given)
 
 
@@ -194,10 +242,27 @@ def test_an_operator(op_type, inputs, attributes):
     node = ir.from_proto(helper.make_node(op_type, [], [], **attributes))
     computed = OPERATORS[op_type](*tensors, **{name: each.value for name, each in node.attributes.items()})
     results = computed if isinstance(computed, tuple) else (computed,)
-    for y, y_ref in zip(results, run_in_onnxruntime(op_type, inputs, attributes, len(results)), strict=True):
+    names = [f"y{index}" for index in range(len(results))]
+    for y, y_ref in zip(results, run_in_onnxruntime(op_type, inputs, attributes, names), strict=True):
         assert y.numpy().dtype == y_ref.dtype
         np.testing.assert_allclose(y.numpy(), y_ref, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "attributes"), CONTRIB, ids=[f"{index}-{case[0]}" for index, case in enumerate(CONTRIB)]
+)
+def test_an_operator_of_onnxruntime(op_type, inputs, attributes):
+    tensors = [None if array is None else torch.from_numpy(np.asarray(array)) for array in inputs]
+    computed = CONTRIB_OPERATORS[op_type](*tensors, **attributes)
+    results = list(computed) if isinstance(computed, tuple) else [computed]
+    if op_type.startswith("Skip"):  # what lies between its first and last output has no kernel on the CPU
+        results = [results[0], results[3]]
+    names = ["y0", "", "", "y1"] if op_type.startswith("Skip") else [f"y{index}" for index in range(len(results))]
+    for y, y_ref in zip(results, run_in_onnxruntime(op_type, inputs, attributes, names, "com.microsoft"), strict=True):
+        assert y.numpy().dtype == y_ref.dtype
+        np.testing.assert_allclose(y.numpy(), y_ref, rtol=2e-5, atol=3e-6)
+
+
 def test_every_operator_is_tested():
     assert OPERATORS.keys() == {name for name, _, _ in CASES}
+    assert CONTRIB_OPERATORS.keys() == {name for name, _, _ in CONTRIB}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from qxcompiler.derivatives.contrib import CONTRIB_OPERATORS
 from qxcompiler.derivatives.operators import OPERATORS
 from qxcompiler.errors import ModelError
 from qxcompiler.graph import Segment, Site, extract_segment, find_segments
@@ -145,14 +146,15 @@ class _Stage:
 
 class _Node:
     def __init__(self, node: ir.Node) -> None:
-        if node.domain != "" or node.op_type not in OPERATORS:
+        known = {"": OPERATORS, "com.microsoft": CONTRIB_OPERATORS}.get(node.domain, {})
+        if node.op_type not in known:
             name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             raise UndifferentiableError(f"node '{node.name}'", f"is a {name}, of which no derivative is known", _REMEDY)
         self.name = node.name or node.outputs[0].name
         self.inputs = [value.name or "" if value is not None else "" for value in node.inputs]  # "" for none
         self.outputs = [value.name or "" for value in node.outputs]
         attributes: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
-        self.function = partial(OPERATORS[node.op_type], **attributes)
+        self.function = partial(known[node.op_type], **attributes)
         self.forgets: list[str] = []
 
     def __call__(self, inputs: Sequence[Tensor | None]) -> Any:

@@ -8,7 +8,7 @@ device.
 
 from __future__ import annotations
 
-__all__ = ["OPERATORS", "Operator"]
+__all__ = ["OPERATORS", "Operator", "rms_norm"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -218,7 +218,8 @@ def _layer_norm(
     return y if bias is None else y + bias
 
 
-def _rms_norm(x: Tensor, scale: Tensor, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> Tensor:
+def rms_norm(x: Tensor, scale: Tensor, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> Tensor:
+    """`RMSNormalization` of opset 23 (ONNX operator specification): x over its root mean square, times a scale."""
     over = list(range(axis % x.ndim, x.ndim))
     return x * (x.square().mean(over, keepdim=True) + epsilon).rsqrt() * scale
 
@@ -484,8 +485,9 @@ OPERATORS: dict[str, Operator] = {
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "LogSoftmax": _log_softmax,
-    "RMSNormalization": _rms_norm,
+    "RMSNormalization": rms_norm,
     "RotaryEmbedding": rotary_embedding,
+    "SimplifiedLayerNormalization": rms_norm,  # onnxruntime's name, in the standard's domain
     "ReduceL1": _reduction(lambda x, axes, keep: x.abs().sum(axes, keep), torch.abs),
     "ReduceL2": _reduction(lambda x, axes, keep: torch.linalg.vector_norm(x, 2, axes, keep), torch.abs),
     "ReduceLogSumExp": _reduction(lambda x, axes, keep: x.logsumexp(axes, keep)),
