@@ -9,15 +9,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qxcompiler.companions import CONFIGURATIONS
 from qxcompiler.runtime_ops.operators import DOMAIN
 from qxcompiler_runtime import ops_library
 from qxcompiler_runtime.caches import SHARED_CACHE, is_past
-from qxcompiler_runtime.configuration import context_limit, end_of_sequence
+from qxcompiler_runtime.configuration import GENAI_CONFIG, context_limit, end_of_sequence, head_size, settings_beside
 
-__all__ = ["GENAI_CONFIG", "GENAI_FILES", "write_genai_files"]
+__all__ = ["GENAI_FILES", "write_genai_files"]
 
-GENAI_CONFIG = "genai_config.json"
 GENAI_FILES = (GENAI_CONFIG, "libqxc_ops.so")
 _PAST, _PRESENT = "past_key_values.%d.{}", "present.%d.{}"
 _ASKED = ("input_ids", "attention_mask", "position_ids")  # what the runtime feeds, where a model takes it
@@ -53,14 +51,15 @@ def _config(model: ir.Model, source: Path) -> dict[str, Any] | None:
     usual = {_PAST.format(kind) % layer for kind in kinds for layer in range(layers)}
     kept = {_PRESENT.format(kind) % layer for kind in kinds for layer in range(layers)}
     rest = set(inputs) - usual
-    context, settings = context_limit(source / "model.onnx"), _settings(source)
+    context, settings = context_limit(source / "model.onnx"), settings_beside(source)
     fits = layers and set(pasts) == usual and kept | {"logits"} == set(outputs)
     if not fits or "input_ids" not in rest or not rest <= set(_ASKED) or context is None:
         return None
     past, logits = inputs[_PAST.format("key") % 0], outputs["logits"]
     if past.shape is None or logits.shape is None:
         return None
-    heads, size, last = past.shape[1], past.shape[3], logits.shape[-1]
+    heads, last = past.shape[1], logits.shape[-1]
+    size = past.shape[3] if isinstance(past.shape[3], int) else head_size(source)
     vocabulary = last if isinstance(last, int) else settings.get("vocab_size")
     end = sorted(end_of_sequence(source))
     query_heads = settings.get("num_attention_heads", settings.get("n_head"))
@@ -92,16 +91,3 @@ def _config(model: ir.Model, source: Path) -> dict[str, Any] | None:
         "model": {"type": "decoder", "vocab_size": vocabulary, "context_length": context, **tokens, "decoder": decoder},
         "search": {"max_length": context, "past_present_share_buffer": shared, "do_sample": False, "num_beams": 1},
     }
-
-
-def _settings(source: Path) -> dict[str, Any]:
-    """What configurations say; of several, the first that says it."""
-    settings: dict[str, Any] = {}
-    for name in CONFIGURATIONS:
-        try:
-            found = json.loads((source / name).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            settings = found | settings
-    return settings

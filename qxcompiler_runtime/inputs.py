@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["InputSpec", "declared_sizes", "derive", "holds_past"]
+__all__ = ["InputSpec", "declared_shape", "declared_sizes", "derive", "holds_past"]
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qxcompiler_runtime.caches import is_past
+from qxcompiler_runtime.configuration import head_size
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,18 @@ class InputSpec:
         dims = "any shape" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
         kind = "string" if self.dtype.kind == "O" else str(self.dtype)
         return f"{self.name} {kind} [{dims}]"
+
+
+def declared_shape(name: str, shape: Iterable[object], model: Path | None) -> tuple[int | str | None, ...]:
+    """The dimensions that a model declares of an input.
+
+    Where those of a past leave the size of a head open, as onnxruntime-genai's builder writes them, the configuration
+    beside the model's file says it.
+    """
+    sizes = declared_sizes(shape)
+    if is_past(name) and len(sizes) == 4 and model is not None and not any(isinstance(size, int) for size in sizes[2:]):
+        return *sizes[:3], head_size(model.parent) or sizes[3]
+    return sizes
 
 
 def declared_sizes(shape: Iterable[object]) -> tuple[int | str | None, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from qxcompiler_runtime.errors import ModelError
-from qxcompiler_runtime.inputs import InputSpec, declared_sizes
+from qxcompiler_runtime.inputs import InputSpec, declared_shape
 from qxcompiler_runtime.library import session
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
@@ -58,7 +58,10 @@ class Model(ABC):
         except TypeError as error:
             problem = f"input {value.name} has type {value.type}"
             raise ModelError(self.path, problem, "use a model whose inputs are tensors") from error
-        return InputSpec(value.name, dtype, None if rank(value.shape) is None else declared_sizes(value.shape))
+        if rank(value.shape) is None:
+            return InputSpec(value.name, dtype, None)
+        file = self.path if self.path.is_file() else None
+        return InputSpec(value.name, dtype, declared_shape(value.name, value.shape, file))
 
 
 class ModelFile(Model):

@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 from qxcompiler.calibration.arrays import batch_axis, fit, read_npz, split
 from qxcompiler.errors import CalibrationError
 from qxcompiler_runtime.configuration import context_limit
-from qxcompiler_runtime.inputs import InputSpec, declared_sizes, derive, holds_past
+from qxcompiler_runtime.inputs import InputSpec, declared_shape, derive, holds_past
 from qxcompiler_runtime.tokens import encode, load_tokenizer
 
 _LENGTH = 512  # tokens a sample, unless the model takes fewer or is told otherwise
@@ -52,7 +52,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     Raises:
         CalibrationError: an input is not a tensor.
     """
-    specs = []
+    specs, file = [], model.meta.get("path")
     for value in model.graph.inputs:
         if value.name in model.graph.initializers:
             continue
@@ -62,7 +62,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
                 f"{value.type} is not a tensor",
                 "use a model with tensor inputs",
             )
-        shape = None if value.shape is None else declared_sizes(value.shape)
+        shape = None if value.shape is None else declared_shape(value.name or "", value.shape, file)
         specs.append(InputSpec(value.name or "", np.dtype(value.dtype.numpy()), shape))
     return specs
 

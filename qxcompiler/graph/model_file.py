@@ -66,7 +66,7 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> ir.Model:
     files += sorted(_open_external_data(path, model))
     remember(model, files)
     if path is not None:
-        model.meta["path"] = path  # for messages
+        model.meta["path"] = path  # for messages, and what lies beside it
     return model
 
 
