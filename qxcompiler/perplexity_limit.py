@@ -88,9 +88,10 @@ def smallest_within(
     if unknown := next((fmt for formats in considered.formats for fmt in formats if not dialect.runs(fmt)), None):
         problem = f"cannot be measured: onnxruntime cannot run {unknown.name} in dialect {question.target.dialect}"
         raise UsageError(option, problem, "choose other --weights, or give another limit")
+    allowed = math.log1p(share)
     measured: list[MeasuredPlan] = []
     plans: list[Plan] = []
-    made: dict[int, Compiled] = {}
+    best: dict[int, Compiled] = {}  # by its place among the plans; of others nothing is kept
 
     def measure(plan: Plan) -> float:
         index = len(plans)
@@ -102,28 +103,39 @@ def smallest_within(
         )
         assert figures.reference_perplexity and plan.account
         ratio = figures.perplexity / figures.reference_perplexity
-        bits = 8 * plan.account.used("bytes") / considered.weights
+        bits = 8 * _bytes(plan) / considered.weights
         _log.info("%.3f bits a weight: perplexity %+.2f %%", bits, 100 * (ratio - 1))
         expected = plan.account.expected_error
         measured.append(MeasuredPlan(bits_per_weight=bits, expected_error=expected, increase=ratio - 1))
         plans.append(plan)
-        made[index] = compiled
-        return math.log(ratio)
+        loss = math.log(ratio)
+        if loss <= allowed and all(_bytes(plan) < _bytes(plans[other]) for other in best):
+            for other in best:
+                shutil.rmtree(_folder(stage, other))
+            best.clear()
+            best[index] = compiled
+        else:
+            shutil.rmtree(folder)
+        return loss
 
     given = limits(question.options, considered)
     first = plan_of_size(question, considered, given, option, considered.uniform["bytes"])
-    kept = tighten(first, math.log1p(share), partial(plan_within, question, considered, given, option), measure)
+    kept = tighten(first, allowed, partial(plan_within, question, considered, given, option), measure)
     if kept is None:
         nearest = min(measured, key=lambda each: each.increase)
         problem = f"cannot be kept: {nearest.bits_per_weight:.3f} bits a weight cost {nearest.increase:.2%}"
         raise UsageError(option, problem, "allow more, or give a target or --weights of more bits")
-    index = next(index for index, plan in enumerate(plans) if plan is kept)
+    ((index, compiled),) = best.items()
     for file in _folder(stage, index).iterdir():
         file.rename(stage / file.name)
-    for other in range(len(plans)):
-        shutil.rmtree(_folder(stage, other))
-    return made[index], PerplexityLimit(allowed=share, samples=len(held_back), measured=measured, kept=index)
+    _folder(stage, index).rmdir()
+    return compiled, PerplexityLimit(allowed=share, samples=len(held_back), measured=measured, kept=index)
 
 
 def _folder(stage: Path, index: int) -> Path:
     return stage / f"plan-{index}"
+
+
+def _bytes(plan: Plan) -> float:
+    assert plan.account
+    return plan.account.used("bytes")
