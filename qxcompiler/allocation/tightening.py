@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["plan_of_size", "plan_within", "tighten"]
 
+import math
 from collections.abc import Callable, Sequence
 
 from qxcompiler.allocation.account import Limit
@@ -16,6 +17,7 @@ from qxcompiler.allocation.question import Question
 _ROUNDS = 6
 _AIM = 0.95  # of what is allowed: what is expected is no exact share of what is measured
 _STEP = 4.0  # by so much more, at most, may a plan lose than one that was measured
+_LEAST_POWER = 0.5  # two noisy measurements tell no more than this, or its inverse
 _SMALLER = 0.99  # a plan that is no smaller than this share of another is not worth a compile
 
 
@@ -66,7 +68,8 @@ def tighten(
 ) -> Plan | None:
     """Measure plans until one loses as much as is allowed, or little less.
 
-    What is measured is taken to be proportional to what is expected, which is a sum over layers that err alone.
+    What is measured is taken to be proportional to what is expected, which is a sum over layers that err alone; after
+    two plans, to be a power of it.
 
     Args:
         first: a plan to begin with.
@@ -79,8 +82,8 @@ def tighten(
     """
     kept: Plan | None = None
     good, bad = 0.0, float("inf")  # the largest expected error that was found to be allowed, the smallest that was not
-    plan = first
-    for _ in range(_ROUNDS):
+    plan, measured = first, (0.0, 0.0)  # the one before: what was expected, and what was measured
+    for left in reversed(range(_ROUNDS)):
         loss, expected = measure(plan), _expected(plan)
         if loss <= allowed:
             good = max(good, expected)
@@ -88,15 +91,31 @@ def tighten(
                 kept = plan
         else:
             bad = min(bad, expected)
-        aim = expected * min(_STEP, _AIM * allowed / loss if loss > 0 else _STEP)
+        aim = expected * _step(allowed, loss, _power(measured, expected, loss))
+        measured = expected, loss
         if aim >= bad:
             aim = (good + bad) / 2
         if aim <= good:
             break
-        plan = within(aim)
+        plan = within(
+            aim if kept is not None or left > 1 else 0.0
+        )  # what loses least comes last, before nothing is found
         if _expected(plan) >= bad or (kept is not None and _bytes(plan) > _SMALLER * _bytes(kept)):
             break
     return kept
+
+
+def _power(before: tuple[float, float], expected: float, loss: float) -> float:
+    """The p of loss ~ expected^p, by two plans; 1 if they do not say it."""
+    expected_before, loss_before = before
+    if min(loss, loss_before, expected, expected_before) <= 0 or expected == expected_before:
+        return 1.0
+    return min(max(math.log(loss / loss_before) / math.log(expected / expected_before), _LEAST_POWER), 1 / _LEAST_POWER)
+
+
+def _step(allowed: float, loss: float, power: float) -> float:
+    """By how much more may be expected of the next plan."""
+    return min(_STEP, (_AIM * allowed / loss) ** (1 / power)) if loss > 0 else _STEP
 
 
 def _expected(plan: Plan) -> float:
