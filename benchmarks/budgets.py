@@ -48,6 +48,7 @@ def main(
     def measured(folder: Path, *options: object) -> dict[str, Any]:
         report = qxc("compile", model, *common, *options, "--no-verify", "-o", folder / "out")
         figures = qxc("eval", folder / "out" / "model.onnx", "--text", evaluation, "--reference", model, *count)
+        print(*options, figures["perplexity"], figures["kl_divergence"], file=sys.stderr, flush=True)  # it takes hours
         return figures | {"bytes": report["bytes_after"]}
 
     count = ["--windows", windows]
@@ -74,7 +75,7 @@ def main(
                 sums[each] += math.log(figures["perplexity"] / original) / len(BUDGETS)
                 cells.append(f"{figures['perplexity']:.2f}, {figures['kl_divergence']:.3f}")
             table.add_row(f"{bits:g}", *cells)
-            print(bits, *cells, file=sys.stderr)  # it takes hours
+            print(bits, *cells, file=sys.stderr, flush=True)
         Console(width=180).print(table)
     ranking = Table("term", "mean log of the perplexity's ratio")
     for each in sorted(term, key=lambda each: sums[each]):

@@ -26,6 +26,7 @@ from qxcompiler.passes.fuse_swiglu import FuseSwiGlu
 from qxcompiler.passes.quantize_cache import QuantizeCache
 from qxcompiler.passes.share_cache import ShareCache
 from qxcompiler.passes.smooth import Smooth
+from qxcompiler.passes.unfold import Unfold
 
 __all__ = ["after_packing", "before_calibration", "before_sites", "run"]
 
@@ -57,7 +58,8 @@ def after_packing(
         cache: how attention keeps keys and values; None as it does.
     """
     passes = [make() for make in _AFTER_PACKING]
-    passes += [] if plain else [FuseAttention(samples), FuseNorm(samples), ShareCache(), ChooseLogits()]
+    if not plain:
+        passes += [Unfold(samples), FuseAttention(samples), FuseNorm(samples), ShareCache(), ChooseLogits()]
     passes += [QuantizeCache(cache)] if cache else []
     return [*passes, *(make() for make in _added("after_packing"))]
 

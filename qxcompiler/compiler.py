@@ -52,6 +52,7 @@ from qxcompiler.passes.fuse_attention import FuseAttention
 from qxcompiler.passes.integer_layers import IntegerLayers
 from qxcompiler.passes.quantize_cache import QuantizeCache
 from qxcompiler.passes.static_activations import StaticActivations, calibrate_grids
+from qxcompiler.passes.unfold import Unfold
 from qxcompiler.perplexity_limit import smallest_within
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
@@ -139,6 +140,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
     if calibration is None:
         calibration = default_calibration(graph, original, compiler.options, writes=chosen.writes)
+        compiler = _Compiler(hardware, chosen.applied(options, samples=calibration is not None), track)
     files = model_files(original, graph) if isinstance(original, Path) else []
     names = ["model.onnx", "plan.yaml", "report.json", CONFIG, *GENAI_FILES]
     if SELF in files_of(calibration):
@@ -187,7 +189,8 @@ def compile_folder(
         raise ModelError(folder, "holds no .onnx file", "give an ONNX file, or a folder with some")
     hardware = load_target(target)
     chosen = _recipe(recipe, hardware, options)
-    compiler = _Compiler(hardware, chosen.applied(options), track, several=True)
+    # a model of several writes for what needs samples alone, whatever the recipe: `compile.yaml` has one line for all
+    compiler = _Compiler(hardware, chosen.applied(options, samples=calibration is not None), track, several=True)
     if compiler.options.plan:
         raise UsageError("--plan", "is a plan of one model", "compile the folder's files one by one")
     graphs = {file: load_model(file) for file in files}
@@ -200,7 +203,7 @@ def compile_folder(
         samples = compiler.samples_of_parts(folder, calibration) if is_encoder_decoder(folder) and calibration else {}
         for file, graph in graphs.items():
             given = samples.get(file.name, calibration)
-            if given is None:  # for what needs samples alone, whatever the recipe: `compile.yaml` has one line for all
+            if given is None:
                 given = default_calibration(graph, file, compiler.options, writes=False)
             _, reports[file.name] = compiler.compile(graph, file, given, stage, file.name, config)
         save_config(config, stage, output)
@@ -247,6 +250,8 @@ def pareto(
     original = model if isinstance(model, onnx.ModelProto) else Path(model)
     if calibration is None:
         calibration = default_calibration(graph, original, asked, writes=chosen.writes)
+        if calibration is None and chosen.writes and options.get("quantizer") is None:
+            compiler = _Compiler(compiler.target, asked.model_copy(update={"quantizer": "rtn"}), track)
     files = model_files(original, graph) if isinstance(original, Path) else []
     names = [CSV, PICTURE, *map(plan_file, bits), *([WRITTEN] if SELF in files_of(calibration) else [])]
     check_sources([*files, *files_of(calibration)], output, names)
@@ -412,7 +417,7 @@ class _Compiler:
         cache = CACHE_FORMATS.get(options.kv or "")
         finishing = pipelines.after_packing([*held_back, *calibrating], plain=plain, cache=cache)
         pipelines.run([packing, *finishing], graph)
-        warnings += [note for each in finishing if isinstance(each, FuseAttention) for note in each.notes]
+        warnings += [note for each in finishing if isinstance(each, FuseAttention | Unfold) for note in each.notes]
         save_model(graph, stage, job.name)
 
         check_unchanged(graph)
@@ -680,7 +685,7 @@ def _check_keeps(graph: ir.Model, original: Path | onnx.ModelProto, kv: str | No
         trial = load_model(original)
         normalize(trial)
         raise_opset(trial, MINIMUM_OPSET)
-        pipelines.run([FuseAttention(), QuantizeCache(CACHE_FORMATS[kv])], trial)
+        pipelines.run([Unfold(), FuseAttention(), QuantizeCache(CACHE_FORMATS[kv])], trial)
 
 
 def _is_chosen(options: Options, field: str) -> bool:

@@ -99,6 +99,9 @@ def test_it_is_compiled_tuned_and_decoded(folder, tmp_path):
     assert report.tuning.loss_after <= report.tuning.loss_before
     assert {site.role for site in report.sites} == {"embedding", "query_key_value", "attention_output", "head"}
     assert json.loads((out / "genai_config.json").read_text())["model"]["decoder"]["head_size"] == SIZE
+    kinds = {node.op_type for node in onnx.load(out / "model.onnx", load_external_data=False).graph.node}
+    assert {"RotaryCachedAttention", "SkipRMSNorm"} <= kinds
+    assert not kinds & {"GroupQueryAttention", "SkipSimplifiedLayerNormalization"}
     ids = np.random.default_rng(1).integers(3, VOCABULARY, (1, 9))
     for path in (folder, out):
         whole = Decoder(ModelFile(path / "model.onnx")).step_of_each(ids)
@@ -106,6 +109,18 @@ def test_it_is_compiled_tuned_and_decoded(folder, tmp_path):
         one_by_one = [decoder.step([[token]]) for token in ids[0].tolist()]
         np.testing.assert_allclose(np.stack(one_by_one, 1), whole, rtol=1e-4, atol=1e-4)
     assert len(generate(out / "model.onnx", "w1 w2", max_new_tokens=4, stop=()).tokens) <= 4
+
+
+def test_it_keeps_keys_in_few_bits(folder, tmp_path):
+    """Beside the same weights, with keys as they are."""
+    ids, logits = np.random.default_rng(1).integers(3, VOCABULARY, (1, 9)), {}
+    for kv in (None, "int8"):
+        out = tmp_path / str(kv)
+        qxcompiler.compile(folder / "model.onnx", "cpu-x86", out, weights="int8g32", quantizer="rtn", kv=kv)
+        inputs = {value.name: value for value in onnx.load(out / "model.onnx", load_external_data=False).graph.input}
+        assert inputs["past_key_values.0.key"].type.tensor_type.shape.dim[3].dim_value == SIZE + (2 if kv else 0)
+        logits[kv] = Decoder(ModelFile(out / "model.onnx")).step_of_each(ids)
+    assert 0 < np.abs(logits["int8"] - logits[None]).max() < 0.02 * np.abs(logits[None]).max()
 
 
 def test_without_the_file_the_size_is_missed(folder, tmp_path):

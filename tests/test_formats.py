@@ -21,7 +21,7 @@ from qxcompiler.formats import (
     Scheme,
     parse_format,
 )
-from qxcompiler.formats.codebook import normal_float_levels, weighted_kmeans
+from qxcompiler.formats.codebook import binned, normal_float_levels, weighted_kmeans
 
 SPECS = [
     *(f"int{bits}{group}{a}" for bits in (2, 3, 4, 5, 6, 8) for group in ("", "g16", "g128") for a in ("", "a")),
@@ -230,6 +230,20 @@ def test_kmeans_ends_in_a_fixed_point_near_the_optimum(points, seed):
     assert found[0] <= found[1]
     assert cost(found) <= single + 1e-4
     assert cost(found) >= optimum - 1e-4
+
+
+def test_a_table_for_many_weights_is_that_of_all_of_them():
+    """They are sorted by bins of 1/64: entries, integers, move by no more than that."""
+    torch.manual_seed(0)
+    points = (40 * torch.randn(64, 256)).clamp(-127, 127)
+    points[0, :2] = torch.tensor([-127.0, 127.0])
+    mass = torch.rand(64, 256) + 0.01
+    means, masses = binned(points, mass)
+    assert (means.diff() > 0).all() and means.shape[1] < points.numel()
+    torch.testing.assert_close(masses.sum(), mass.double().sum())
+    torch.testing.assert_close((masses * means).sum(), (mass.double() * points).sum(), rtol=1e-6, atol=1e-3)
+    exact = weighted_kmeans(points.view(1, -1), mass.view(1, -1), 8)
+    assert (weighted_kmeans(means, masses, 8) - exact).abs().max() < 0.1
 
 
 def test_kmeans_separates_what_is_separate():

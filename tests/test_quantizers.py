@@ -15,7 +15,7 @@ from onnx import numpy_helper
 import qxcompiler
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.errors import UsageError
-from qxcompiler.formats import parse_format
+from qxcompiler.formats import parse_format, rotate
 from qxcompiler.graph import find_sites, normalize
 from qxcompiler.progress import silent
 from qxcompiler.quantizers import QUANTIZERS, find_quantizer, quantize_segmentwise
@@ -160,6 +160,41 @@ def test_dead_inputs_do_not_weaken_the_damping_of_small_ones():
     wide = torch.cat([weight, torch.randn(8, 48)], 1)
     beside = gptq(wide, fmt, statistics_of(torch.cat([X, torch.zeros_like(X)], 1)))
     assert torch.equal(beside.codes[:, :48], alone.codes)
+
+
+@pytest.mark.parametrize("rows", [10, 1000])
+def test_correlations_shrink_and_the_fewer_rows_the_more(rows):
+    X, rotation = correlated(rows, 64), rotate(torch.eye(64))
+    statistics = statistics_of(X)
+    shrunk = statistics.shrunk(0.2)
+    share = 1 - 0.8 / (1 + 64 / rows)
+    moment = X.T @ X / rows
+    expected = (1 - share) * moment + share * moment.diagonal().diag()
+    torch.testing.assert_close(shrunk.shrunk_moment(), expected)
+    order = torch.randperm(64)
+    torch.testing.assert_close(shrunk.shrunk_moment(order), expected[order][:, order])
+    torch.testing.assert_close(shrunk.second_moment, moment)
+    torch.testing.assert_close(shrunk.rotated().second_moment, rotation.T @ expected @ rotation)
+    assert shrunk.rotated().shrinkage == 0
+    torch.testing.assert_close(statistics.shrunk_moment(), moment)
+
+
+@pytest.mark.parametrize("spec", ["int3g16a", "lut3g16s8h"])
+def test_what_is_learned_from_one_kind_serves_another(spec):
+    """Whose inputs are as large, and half of which have little in common with each other."""
+    kind = torch.randn(64, 64, generator=torch.Generator().manual_seed(12)) * torch.logspace(0, -1, 64)
+    torch.manual_seed(13)
+    seen, alike, mixed = (torch.randn(rows, 64) @ kind for rows in (500, 2000, 2000))
+    mixed = torch.stack([column[torch.randperm(2000)] for column in mixed.T], 1)
+    others = torch.cat([alike, mixed])
+    weight, fmt = torch.randn(48, 64), parse_format(spec)
+
+    def error(statistics):
+        if not fmt.rotated:
+            return output_error(weight, gptq(weight, fmt, statistics), others)
+        return output_error(rotate(weight), gptq(rotate(weight), fmt, statistics.rotated()), rotate(others))
+
+    assert error(statistics_of(seen).shrunk(0.2)) < error(statistics_of(seen))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

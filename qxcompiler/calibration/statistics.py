@@ -27,8 +27,10 @@ class InputStatistics:
         mean: float32 [K], divided by the unit.
         largest: float32 [K]: the largest magnitude in every channel, divided by the unit.
         tokens: how many rows were seen, or what they weigh in all.
+        rows: how many were seen, whatever they weigh.
         skipped: how many more were left out, since they hold NaN or infinity.
         unit: a power of two: 1, unless the largest magnitude is so large or small that its square has no float32.
+        shrinkage: how much smaller `shrunk_moment` has what two inputs have in common.
     """
 
     _moment: torch.Tensor  # below the diagonal only up to date where `_symmetric`
@@ -36,8 +38,10 @@ class InputStatistics:
     largest: torch.Tensor
     _symmetric: bool = True
     tokens: float = 0
+    rows: int = 0
     skipped: int = 0
     unit: float = 1.0
+    shrinkage: float = 0.0
 
     @classmethod
     def empty(cls, in_features: int, device: torch.device) -> InputStatistics:
@@ -72,6 +76,7 @@ class InputStatistics:
         self.mean.mul_(self.tokens / total).add_(weighted.sum(0), alpha=1 / total)
         torch.maximum(self.largest, largest, out=self.largest)
         self.tokens = total
+        self.rows += X.shape[0]
 
     def _choose_unit(self, largest: float) -> None:
         """The unit for what was seen and X, whose largest magnitude is given."""
@@ -100,12 +105,30 @@ class InputStatistics:
         """The mean over tokens of |x matrixᵀ|², divided by unit²: matrix is [N, K]."""
         return max(float(((matrix @ self.second_moment) * matrix).sum(dtype=torch.float64)), 0.0)
 
+    def shrunk(self, share: float) -> InputStatistics:
+        """The same, for other text than was seen: what two inputs have in common is trusted less than what one has.
+
+        XᵀX shrinks towards its diagonal (Schäfer and Strimmer 2005, "A shrinkage approach to large-scale covariance
+        matrix estimation", target D), by a share for other kinds of text, and by as much more as K inputs outweigh
+        the n rows that they were seen in: 1 - (1 - share) / (1 + K / n).
+        """
+        noise = len(self.mean) / max(self.rows, 1)
+        return replace(self, shrinkage=1 - (1 - share) / (1 + noise))
+
+    def shrunk_moment(self, order: torch.Tensor | None = None) -> torch.Tensor:
+        """A copy of the second moment, shrunk, with its rows and columns in an order: float32 [K, K]."""
+        moment = self.second_moment
+        moment = moment.clone() if order is None else moment[order][:, order]
+        diagonal = moment.diagonal().clone()
+        moment.mul_(1 - self.shrinkage).diagonal().copy_(diagonal)
+        return moment
+
     def rotated(self) -> InputStatistics:
-        """Those of XR (`formats/rotation.py`), the largest magnitudes as bounds."""
-        moment = rotate(rotate(self.second_moment).T)
+        """Those of XR (`formats/rotation.py`), shrunk before, and the largest magnitudes as bounds."""
+        moment = rotate(rotate(self.shrunk_moment()).T)
         largest = self.largest.reshape(-1, block_size(len(self.largest)))
         bound = (largest.sum(1, keepdim=True) / math.sqrt(largest.shape[1])).expand_as(largest).reshape(-1)
-        return replace(self, _moment=moment, mean=rotate(self.mean), largest=bound)
+        return replace(self, _moment=moment, mean=rotate(self.mean), largest=bound, shrinkage=0.0)
 
     @property
     def importance(self) -> torch.Tensor:

@@ -168,7 +168,7 @@ _RESULTS = {
 _MOVES = {"Transpose", "Concat", "Slice", "Split", "Gather", "Expand", "Tile", "Pad", "GatherElements", "GatherND"}
 _SAME_SHAPE = {
     "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "RotaryEmbedding",
-    "FastGelu", "BiasGelu", "QuickGelu", "Gelu", "MultiHeadAttention", "GroupQueryAttention",
+    "FastGelu", "BiasGelu", "QuickGelu", "Gelu", "MultiHeadAttention",
 }  # fmt: skip
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -293,6 +293,13 @@ def _own_shapes(node: ir.Node, found: Shapes) -> list[Shape] | None:
     if node.domain == "com.microsoft" and node.op_type == "GatherBlockQuantized":
         indices, bits = found[node.inputs[1]], node.attributes.get_int("bits", 4)
         return None if indices is None or not 0 < bits <= 8 else [(*indices, first[-1] * 8 // bits)]
+    if node.domain == "com.microsoft" and node.op_type == "GroupQueryAttention":
+        heads, groups = (node.attributes.get_int(name, 1) for name in ("num_heads", "kv_num_heads"))
+        packed = len(node.inputs) < 2 or node.inputs[1] is None
+        size = first[-1] // (heads + 2 * groups if packed else heads)
+        past = found[node.inputs[3]] if len(node.inputs) > 3 else None
+        length = first[1] + (past[2] if past else 0)
+        return [(*first[:-1], heads * size), *[(first[0], groups, length, size)] * 2][: len(node.outputs)]
     # this one is in the standard's domain too, for onnxruntime alone
     if node.op_type == "SimplifiedLayerNormalization" or (
         node.domain == "com.microsoft" and node.op_type in _SAME_SHAPE

@@ -55,10 +55,11 @@ def parse_format(spec: str) -> Format:
     Raises:
         UsageError: no format has that name.
     """
-    if fmt := _read(spec):
-        return fmt
-    if spec.endswith("h") and (fmt := _read(spec[:-1])):
-        return replace(fmt, rotated=True)
+    for read in (_built_in, _added):
+        if fmt := read(spec):
+            return fmt
+        if spec.endswith("h") and (fmt := read(spec[:-1])):
+            return replace(fmt, rotated=True)
     raise UsageError(
         repr(spec),
         "not a weight format",
@@ -70,10 +71,15 @@ def parse_format(spec: str) -> Format:
     )
 
 
-def _read(spec: str) -> Format | None:
+def _built_in(spec: str) -> Format | None:
     for pattern, build in _FAMILIES.items():
         if match := re.fullmatch(pattern, spec):
             return build(match)
+    return None
+
+
+def _added(spec: str) -> Format | None:
+    """Of a package."""
     for read in extensions("formats").values():
         added: Format | None = read(spec)
         if added is not None:

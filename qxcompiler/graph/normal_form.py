@@ -19,6 +19,7 @@ from qxcompiler.graph.inlining import inline_functions
 from qxcompiler.graph.model_file import EXTERNAL_FROM_BYTES, first_cause
 from qxcompiler.graph.names import make_names_unique
 from qxcompiler.graph.nodes import is_standard, replace_value
+from qxcompiler_runtime.inputs import declared_shape
 
 OPERATOR_DOMAIN = "qxc"
 _COERCED = ("Softmax", "LogSoftmax", "Hardmax")
@@ -43,7 +44,8 @@ def normalize(model: ir.Model) -> None:
     4. Every tensor is an initializer of the main graph: none in a `Constant` node or in a subgraph.
     5. An initializer is constant: none is also an input that a caller could override.
     6. Nodes are in topological order.
-    7. Types and shapes are known where ONNX's shape inference can tell.
+    7. Types and shapes are known where ONNX's shape inference can tell, and the size of a head of what is kept where
+       the configuration beside the model's file does.
 
     Raises:
         ModelError: the functions cannot be inlined, the graph has a cycle, or two versions of the standard are named.
@@ -65,7 +67,23 @@ def normalize(model: ir.Model) -> None:
     model.graph.inputs.extend(inputs)
     # IR version 3 lists initializers among the inputs; 8 is the first with model-local functions.
     model.ir_version = max(model.ir_version, 8)
+    _size_heads(model)
     _infer_shapes(model)
+
+
+def _size_heads(model: ir.Model) -> None:
+    """Give pasts the shapes that they are declared with, and presents whose last size has the same name."""
+    sizes: dict[str | None, int] = {}
+    for value in model.graph.inputs:
+        if value.shape is not None and isinstance(symbol := value.shape[-1] if len(value.shape) else 0, ir.SymbolicDim):
+            shape = declared_shape(value.name or "", value.shape, model.meta.get("path"))
+            if isinstance(shape[-1], int):
+                value.shape = ir.Shape([*value.shape[:-1], shape[-1]])
+                sizes[symbol.value] = shape[-1]
+    for value in model.graph.outputs:
+        last = value.shape[-1] if value.shape is not None and len(value.shape) else None
+        if isinstance(last, ir.SymbolicDim) and last.value in sizes and value.shape is not None:
+            value.shape = ir.Shape([*value.shape[:-1], sizes[last.value]])
 
 
 def _name_the_standard(model: ir.Model) -> None:

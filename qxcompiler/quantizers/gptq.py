@@ -37,7 +37,7 @@ def gptq(weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None) 
         return rtn(weight, fmt, None)
     grid = fmt.fit(weight, statistics.importance)
     order = torch.argsort(statistics.importance, descending=True, stable=True)
-    U = _inverse_factor(statistics.second_moment, order)
+    U = _inverse_factor(statistics, order)
 
     W = weight.T[order].contiguous()  # [K, N]: a column of the matrix is contiguous
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
@@ -68,21 +68,21 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _inverse_factor(moment: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+def _inverse_factor(statistics: InputStatistics, order: torch.Tensor) -> torch.Tensor:
     """The upper triangular U with H⁻¹ = UᵀU, of H = XᵀX in an order of columns, damped until it is positive definite.
 
     H = RRᵀ with R upper triangular is a Cholesky factorisation from the last row up; then U = R⁻¹.
     An input that is always zero is decoupled from the others, so that its weights are merely rounded; the damping is
-    a share of what the others have on average. Besides `moment`, memory never holds more than two such matrices.
+    a share of what the others have on average. Besides the statistics, memory never holds more than two such matrices.
     """
-    if not bool(moment.isfinite().all()):
+    backwards = order.flip(0)
+    H = statistics.shrunk_moment(backwards)
+    if not bool(H.isfinite().all()):
         raise ArithmeticError("the input's second moment is not finite")
-    diagonal = moment.diagonal()[order]
+    diagonal = statistics.importance[order]
     live = diagonal != 0
     mean = float(diagonal[live].mean()) if live.any() else 1.0
     limit = _LARGEST_DAMPING * max(float(diagonal.max()), mean)
-    backwards = order.flip(0)
-    H = moment[backwards][:, backwards]
     H.diagonal()[~live.flip(0)] = mean
     damping = _DAMPING * mean
     while True:

@@ -29,16 +29,22 @@ class Recipe:
     options: dict[str, Any] = field(default_factory=dict)
     writes: bool = False
 
-    def applied(self, given: dict[str, Any]) -> Options:
+    def applied(self, given: dict[str, Any], *, samples: bool = True) -> Options:
         """The options of a compile: those given go before those of the recipe.
 
         Formats that a user names are meant for every layer, and so is a plan: a recipe's allocation is left out then.
+
+        Args:
+            given: by the user.
+            samples: whether there are any. Without them, a recipe that lets a model write rounds to nearest.
 
         Raises:
             UsageError: there is no such option, or its value is out of range.
         """
         is_named = given.get("weights") is not None or given.get("plan") is not None
         own = {name: value for name, value in self.options.items() if not (is_named and name == "allocation")}
+        if self.writes and not samples:
+            own["quantizer"] = "rtn"
         return Options.checked(own | given)
 
 
