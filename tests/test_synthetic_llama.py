@@ -48,7 +48,7 @@ def test_profiled_runs_hold_every_operator(path, scheme: Scheme) -> None:
     runs = decoder.profiled_runs()
     assert len(runs) == 3  # the prompt and two tokens
     suffix = scheme.format.operator_suffix
-    expected = {f"MatMul{suffix}", f"SwiGlu{suffix}", f"Gather{suffix}", "Attention", "RotaryEmbedding", "Split"}
+    expected = {f"MatMul{suffix}", f"SwiGlu{suffix}", f"Gather{suffix}", "RotaryCachedAttention", "Split"}
     expected |= {"RMSNorm", "SkipRMSNorm"}
     assert all(expected <= run.keys() and sum(run.values()) < 1 for run in runs)
 
