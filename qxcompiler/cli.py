@@ -102,7 +102,7 @@ _Recipe = Annotated[
     str | None,
     typer.Option(help="fast, balanced or best, or a YAML file of options; the others given here go before it."),
 ]
-_QuantizerOption = Annotated[str, typer.Option(help="rtn, gptq, guided, hqq, or one that a package adds.")]
+_QuantizerOption = Annotated[str, typer.Option(help="rtn, gptq, gptaq, guided, hqq, or one that a package adds.")]
 _Calibration = Annotated[
     list[Path] | None,
     typer.Option(

@@ -110,7 +110,7 @@ class Options(BaseModel):
         default=None, gt=0, allow_inf_nan=False
     )
     error: ErrorTerm = "divergence"
-    quantizer: str = "gptq"
+    quantizer: str = "gptaq"
     samples: int = Field(default=48, ge=1)
     tune: int = Field(default=0, ge=0)
     length: int | None = Field(default=None, ge=1)

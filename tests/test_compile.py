@@ -372,7 +372,7 @@ def test_weights_in_the_branches_of_an_if(tmp_path):
     feeds = [{"v": random(3, 20) + i, "c": np.array(True)} for i in range(4)]
     calibrated = qxcompiler.compile(model, "cpu-x86", tmp_path / "gptq", weights="int8g16", calibration=feeds)
     assert sum("rounded to nearest: it is used in a body alone" in warning for warning in calibrated.warnings) == 1
-    assert [site.quantizer for site in calibrated.sites] == ["gptq", "rtn", "rtn"]
+    assert [site.quantizer for site in calibrated.sites] == ["gptaq", "rtn", "rtn"]
 
 
 def test_weights_in_a_function_called_twice(tmp_path):
@@ -553,7 +553,7 @@ def test_inputs_of_any_layout_are_calibrated_on_and_evaluated(tmp_path, name):
     out = tmp_path / "out"
     report = qxcompiler.compile(model, "cpu-x86", out, weights="int8g16", calibration=tmp_path / "samples.npz")
     assert not told(report)
-    assert [site.quantizer for site in report.sites] == ["gptq"]
+    assert [site.quantizer for site in report.sites] == ["gptaq"]
     assert not report.verification.made_up
     figures = qxcompiler.evaluate(out / "model.onnx", tmp_path / "samples.npz", reference=model)
     assert figures.windows == (6 if name == "a fixed batch" else 24)

@@ -51,7 +51,7 @@ def test_an_encoder_decoder_is_compiled_as_a_whole(bart, tmp_path):
         assert (out / f"{name}.plan.yaml").is_file()
         assert report.verification is not None
         assert not report.verification.made_up
-        assert {site.quantizer for site in report.sites if site.role not in ("embedding", "head")} == {"gptq"}
+        assert {site.quantizer for site in report.sites if site.role not in ("embedding", "head")} == {"gptaq"}
     assert (out / "tokenizer.json").is_file()
     ids = np.arange(3, 19)[None]
     (tokens, logits), (expected_tokens, expected) = written(out, ids), written(bart, ids)

@@ -349,7 +349,7 @@ def test_a_quantizer(install, model, tmp_path):
         qxcompiler.compile(path, "cpu-x86", tmp_path / "gptq", quantizer="gptq", **options)
     qxcompiler.compile(path, "cpu-x86", tmp_path / "gptq", quantizer="gptq", calibration=samples, **options)
     assert error(model, tmp_path / "out") > 1.1 * error(model, tmp_path / "gptq")
-    with pytest.raises(UsageError, match="choose one of rtn, gptq, guided, hqq, toward_zero"):
+    with pytest.raises(UsageError, match="choose one of rtn, gptq, gptaq, guided, hqq, toward_zero"):
         find_quantizer("away_from_zero")
 
 

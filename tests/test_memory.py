@@ -59,7 +59,7 @@ def peak(figure: str, model: Path, weights: str, quantizer: str, *options: str) 
     """
     arguments = [model, "-o", model.parent / "out", "--target", "cpu-x86", "--weights", weights, "--head", weights,
                  "--quantizer", quantizer, *options]  # fmt: skip
-    if quantizer == "gptq":
+    if quantizer == "gptaq":
         samples = model.parent / "samples.npz"
         np.savez(samples, x0=np.random.default_rng(1).standard_normal((3, 8, WIDTH), dtype=np.float32))
         arguments += ["--calibration", samples]
@@ -80,7 +80,7 @@ def peak(figure: str, model: Path, weights: str, quantizer: str, *options: str) 
     return largest
 
 
-@pytest.mark.parametrize("quantizer", ["rtn", "gptq"])
+@pytest.mark.parametrize("quantizer", ["rtn", "gptaq"])
 def test_memory_does_not_grow_with_the_model(tmp_path, quantizer):
     """A model of 64 MB and one of 512 MB. Not verified: that holds parts of 256 MB, and a small model whole."""
     peaks = []
@@ -103,7 +103,7 @@ def model_of_4_gb(tmp_path_factory):
 @pytest.mark.skipif(
     tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 21), reason="an older onnxruntime runs models whole"
 )
-@pytest.mark.parametrize("quantizer", ["rtn", "gptq"])
+@pytest.mark.parametrize("quantizer", ["rtn", "gptaq"])
 def test_a_model_of_4_gb_compiles_in_2_gb(model_of_4_gb, quantizer):
     """Verified, with the library and without; pages of files counted, which a limit would make the system drop."""
     resident = peak("VmHWM", model_of_4_gb, "int4g128", quantizer)

@@ -19,7 +19,7 @@ from qxcompiler.formats import parse_format, rotate
 from qxcompiler.graph import find_sites, normalize
 from qxcompiler.progress import silent
 from qxcompiler.quantizers import QUANTIZERS, find_quantizer, quantize_segmentwise
-from qxcompiler.quantizers.gptq import gptq
+from qxcompiler.quantizers.gptq import FEEDBACK, gptq
 from qxcompiler.quantizers.rtn import rtn
 
 CPU = torch.device("cpu")
@@ -104,6 +104,86 @@ def test_gptq_comes_near_the_best_of_all_codes():
     rounded = output_error(weight, rtn(weight, fmt, statistics), X)
     assert min(every) <= output_error(weight, found, X) + 1e-6
     assert output_error(weight, found, X) <= min(every) + 0.5 * (rounded - min(every)) + 1e-6
+
+
+def drifted(X, original):
+    """Statistics of inputs beside what the original model has in their place."""
+    statistics = InputStatistics.empty(X.shape[1], CPU)
+    for part, before in zip(X.split(70), original.split(70), strict=True):
+        statistics.add(part, original=before)
+    return statistics
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+def test_the_drift_of_inputs(scale):
+    X = scale * correlated(300, 12)
+    original = X + 0.1 * scale * correlated(300, 12, seed=1)
+    expected = ((original - X).double().T @ X.double() / 300 / scale**2).float()
+    statistics = drifted(X, original)
+    torch.testing.assert_close(statistics.drift * (statistics.unit / scale) ** 2, expected, rtol=1e-3, atol=1e-3)
+    assert statistics_of(X).drift is None
+
+    kept = torch.arange(300) % 100 > 0
+    X[::200, 3], original[100, 5] = float("nan"), float("inf")
+    statistics = drifted(X, original)
+    expected = ((original - X)[kept].double().T @ X[kept].double() / 297 / scale**2).float()
+    assert (statistics.tokens, statistics.skipped) == (297, 3)
+    torch.testing.assert_close(statistics.drift * (statistics.unit / scale) ** 2, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_drift_of_tokens_that_count_and_of_rotated_inputs():
+    X, rotation = correlated(300, 64), rotate(torch.eye(64))
+    original, weights = X + 0.1 * correlated(300, 64, seed=1), torch.rand(300)
+    statistics = InputStatistics.empty(64, CPU)
+    statistics.add(X, weights, original)
+    expected = (original - X).T @ (weights[:, None] * X) / weights.sum()
+    torch.testing.assert_close(statistics.drift, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(statistics.rotated().drift, rotation.T @ expected @ rotation, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("spec", ["int8g16", "int8g16h"])
+def test_drift_is_made_up_for_as_least_squares_do(spec):
+    """In codes so fine that rounding does not count (Li et al. 2025, equation 6, with all columns left)."""
+    torch.manual_seed(12)
+    X = torch.randn(800, 64) @ (torch.eye(64) + 0.05 * torch.randn(64, 64))
+    original = X @ (torch.eye(64) + 0.05 * torch.randn(64, 64))
+    fmt, weight, statistics = parse_format(spec), torch.randn(8, 64), drifted(X, original)
+    given = (rotate(weight), fmt, statistics.rotated()) if fmt.rotated else (weight, fmt, statistics)
+    expected = torch.lerp(weight, torch.linalg.lstsq(X, original @ weight.T).solution.T, FEEDBACK)
+    assert (gptq(*given).decode() - expected).norm() < 0.1 * (expected - weight).norm()
+
+
+def test_tokens_that_take_other_ways_in_the_original_say_nothing_of_drift():
+    """As a mixture of experts sends them, once the weights before it are quantized."""
+    X, statistics = correlated(300, 12), InputStatistics.empty(12, CPU)
+    for part, before in ((X[:100], X[:100]), (X[100:200], X[100:199]), (X[200:], X[200:])):
+        statistics.add(part, original=before)
+    assert statistics.drift is None
+    torch.testing.assert_close(statistics.second_moment, statistics_of(X).second_moment)
+
+
+def test_layers_in_a_row_follow_the_original_by_gptaq():
+    """Whose errors add up, on inputs like those it is calibrated on."""
+    b, rng, value = Builder(), np.random.default_rng(3), "x"
+    for _ in range(5):
+        value = b.op("Relu", b.linear(value, 48, 48))
+    proto = b.model({"x": (1, ["n", 48])}, [value])
+    mix = rng.standard_normal((48, 48), dtype=np.float32) * np.logspace(0, -1, 48, dtype=np.float32)[:, None]
+    samples = [{"x": rng.standard_normal((200, 48), dtype=np.float32) @ mix} for _ in range(6)]
+
+    def output(weights):
+        X = torch.from_numpy(samples[-1]["x"])
+        for weight in weights:
+            X = (X @ weight.T).relu()
+        return X
+
+    sites = find_sites(normalized(proto))
+    expected = output([site.weight.matrix() for site in sites])
+    errors = {}
+    for name in ("gptq", "gptaq"):
+        results = quantized_on(proto, samples[:-1], name, fmt="int3g16")
+        errors[name] = float((output([result.decode() for result in results]) - expected).norm() / expected.norm())
+    assert errors["gptaq"] < 0.95 * errors["gptq"] < 0.5
 
 
 def test_gptq_with_uncorrelated_inputs_only_rounds():
@@ -248,11 +328,16 @@ def test_a_moment_that_is_not_finite_is_refused(bad):
         gptq(torch.randn(2, 8), parse_format("int4"), statistics)
 
 
-def quantized_on(proto, samples, quantizer="gptq"):
+def normalized(proto):
     model = ir.from_proto(proto)
     normalize(model)
+    return model
+
+
+def quantized_on(proto, samples, quantizer="gptq", fmt="int4g16"):
+    model = normalized(proto)
     sites = find_sites(model)
-    formats = {site.weight: parse_format("int4g16") for site in sites}
+    formats = {site.weight: parse_format(fmt) for site in sites}
     results = quantize_segmentwise(
         model, sites, formats, quantizer, samples, CPU, silent, {}, {}, lambda _, result: result
     )

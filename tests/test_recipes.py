@@ -71,7 +71,7 @@ def test_a_recipe_lets_a_language_model_write(tiny, tmp_path, qxc):
     options = {"weights": "int4g16", "length": 12}
     fast = qxcompiler.compile(tiny.model, "cpu-x86", tmp_path / "fast", recipe="fast", **options)
     assert fast.samples == load_recipe("fast").options["samples"]
-    assert "gptq" in {site.quantizer for site in fast.sites}  # embeddings are rounded
+    assert "gptaq" in {site.quantizer for site in fast.sites}  # embeddings are rounded
     assert written(tmp_path / "fast")["calibration"] == "self"
     given = qxcompiler.compile(
         tiny.model, "cpu-x86", tmp_path / "given", recipe="fast", calibration=tiny.calibration, **options

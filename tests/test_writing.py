@@ -124,7 +124,7 @@ def test_a_compile_on_what_the_model_writes(tiny, tmp_path, qxc) -> None:
     report = qxcompiler.compile(tiny.model, "cpu-x86", once, calibration="self", **OPTIONS)
     assert report.samples == 3
     assert any("text that the model wrote (self-calibration.jsonl)" in warning for warning in report.warnings)
-    assert all(site.quantizer == "gptq" for site in report.sites if site.role in ("query", "gate", "down"))
+    assert all(site.quantizer == "gptaq" for site in report.sites if site.role in ("query", "gate", "down"))
     texts = [json.loads(line)["text"] for line in (once / "self-calibration.jsonl").read_text().splitlines()]
     assert len(texts) == 6  # 3, 2 held back, and one more
     assert written(once)["calibration"] == "self"
@@ -165,10 +165,10 @@ def test_models_that_do_not_write(tiny, tmp_path) -> None:
     refused(
         QxcError, "--calibration self: is for a model with its tokenizer", onnx.load(tiny.model), calibration="self"
     )
-    refused(QxcError, "--quantizer gptq: needs samples", onnx.load(tiny.model))
+    refused(QxcError, "--quantizer gptaq: needs samples", onnx.load(tiny.model))
     (tiny.folder / "tokenizer.json").rename(tiny.folder / "elsewhere.json")
     refused(TokenizerError, "tokenizer.json: no such file", tiny.model, calibration="self")
-    refused(QxcError, "--quantizer gptq: needs samples", tiny.model)
+    refused(QxcError, "--quantizer gptaq: needs samples", tiny.model)
 
 
 def free(_: onnx.ModelProto) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -32,8 +33,13 @@ TokenWeights = Mapping[Site, Sequence[torch.Tensor]]
 class Collected(Protocol):
     """What is made of an activation, a part of it at a time."""
 
-    def add(self, X: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Take in more tokens: X is float32 [tokens, K], and each counts as often as its weight says, or once."""
+    def add(
+        self, X: torch.Tensor, weights: torch.Tensor | None = None, original: torch.Tensor | None = None
+    ) -> None:
+        """Take in more tokens: X is float32 [tokens, K], and each counts as often as its weight says, or once.
+
+        The original model's tokens, in their place, are given where it is run beside.
+        """
 
 
 C = TypeVar("C", bound=Collected)
@@ -62,6 +68,7 @@ class SegmentRunner:
         wanted: Collection[Weight],
         empty: Callable[[int], C],
         token_weights: TokenWeights,
+        original: tuple[Sequence[Sample], Operands] | None = None,
     ) -> dict[Weight, C]:
         """What is made of the inputs of linear sites; weights that share an input and no token weights share it.
 
@@ -71,6 +78,7 @@ class SegmentRunner:
             wanted: the weights whose inputs are asked for.
             empty: what is made of no tokens, for K channels.
             token_weights: how often a token counts, where not once.
+            original: streams and operands of the original model, to be run beside.
 
         Raises:
             UnrunnableError: onnxruntime cannot load the segment.
@@ -88,21 +96,29 @@ class SegmentRunner:
         made = {key: empty(K) for key, K in features.items()}
         given = {*streams[0]}
         missing = list(dict.fromkeys(site.input for site in readers if site.input.name not in given))
-        for index, (stream, computed) in enumerate(zip(streams, self._run(missing, streams, operands), strict=True)):
-            values = stream | computed
+
+        def runs(streams: Sequence[Sample], operands: Operands) -> Iterator[Sample]:
+            for stream, computed in zip(streams, self._run(missing, streams, operands), strict=True):
+                yield stream | computed
+
+        beside: Iterator[Sample | None] = repeat(None, len(streams)) if original is None else runs(*original)
+        for index, (values, originals) in enumerate(zip(runs(streams, operands), beside, strict=True)):
             for (source, weight), K in features.items():
                 for read in sorted(source, key=lambda each: (each.value.name, each.axis)):
-                    value, axis = read
-                    X = values[value.name or ""]
-                    if X.ndim < -axis or X.ndim <= axis or X.shape[axis] != K:  # no runtime multiplies these
-                        raise self._misfit(value, axis, X.shape, K)
-                    X = np.moveaxis(X, axis, -1)
-                    with np.errstate(over="ignore"):  # beyond float32 is infinity, which statistics leave out
-                        tokens = X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False)
                     here = [token_weights[site][index] for site in counted.get((weight, read), ())]
                     weights = torch.stack(here).sum(0) if here else None
-                    made[source, weight].add(torch.from_numpy(tokens), weights)
+                    others = None if originals is None else self._tokens(originals, *read, K)
+                    made[source, weight].add(self._tokens(values, *read, K), weights, others)
         return {weight: made[key] for weight, key in keys.items()}
+
+    def _tokens(self, values: Sample, value: ir.Value, axis: int, K: int) -> torch.Tensor:
+        """A value's rows along an axis: float32 [tokens, K]."""
+        X = values[value.name or ""]
+        if X.ndim < -axis or X.ndim <= axis or X.shape[axis] != K:  # no runtime multiplies these
+            raise self._misfit(value, axis, X.shape, K)
+        X = np.moveaxis(X, axis, -1)
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, which statistics leave out
+            return torch.from_numpy(X.reshape(-1, X.shape[-1]).astype(np.float32, copy=False))
 
     def _misfit(self, value: ir.Value, axis: int, shape: tuple[int, ...], K: int) -> ModelError:
         layer = next(site.name for site in self._segment.sites if site.input is value)

@@ -31,6 +31,8 @@ class InputStatistics:
         skipped: how many more were left out, since they hold NaN or infinity.
         unit: a power of two: 1, unless the largest magnitude is so large or small that its square has no float32.
         shrinkage: how much smaller `shrunk_moment` has what two inputs have in common.
+        drift: float32 [K, K]: the mean of (X̃ - X)ᵀX over tokens, divided by unit², where X̃ was given with all of them:
+            what the original model has in the place of X.
     """
 
     _moment: torch.Tensor  # below the diagonal only up to date where `_symmetric`
@@ -42,6 +44,8 @@ class InputStatistics:
     skipped: int = 0
     unit: float = 1.0
     shrinkage: float = 0.0
+    drift: torch.Tensor | None = None
+    _corresponds: bool = True
 
     @classmethod
     def empty(cls, in_features: int, device: torch.device) -> InputStatistics:
@@ -49,16 +53,28 @@ class InputStatistics:
         zeros = torch.zeros(in_features, device=device)
         return cls(torch.zeros(in_features, in_features, device=device), zeros, zeros.clone())
 
-    def add(self, X: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Take in more tokens: X is [tokens, K], and each counts as often as its weight says, [tokens], or once."""
+    def add(
+        self, X: torch.Tensor, weights: torch.Tensor | None = None, original: torch.Tensor | None = None
+    ) -> None:
+        """Take in more tokens: X is [tokens, K], and each counts as often as its weight says, [tokens], or once.
+
+        What the original model has in their place is [tokens, K], too. Where that is once not given, or are not as many
+        tokens, which then take other ways there (as in a mixture of experts), the drift is not known.
+        """
+        if original is None or original.shape != X.shape:
+            self._corresponds, self.drift = False, None
         X = X.to(self.mean)
         if not X.shape[0]:
             return
+        drift = original.to(X) - X if original is not None and self._corresponds else None
         largest = X.abs().amax(0)
-        if not bool(largest.isfinite().all()):
+        if not bool(largest.isfinite().all()) or (drift is not None and not bool(drift.isfinite().all())):
             finite = X.isfinite().all(1)
+            if drift is not None:
+                finite &= drift.isfinite().all(1)
             self.skipped += int((~finite).sum())
-            self.add(X[finite], None if weights is None else weights.to(X)[finite])
+            weights = None if weights is None else weights.to(X)[finite]
+            self.add(X[finite], weights, None if drift is None else (X + drift)[finite])
             return
         self._choose_unit(float(largest.max()))
         if self.unit != 1:
@@ -73,6 +89,10 @@ class InputStatistics:
                 weighted[:, rows].T, X[:, start:], beta=self.tokens / total, alpha=1 / total
             )
         self._symmetric = False
+        if drift is not None:
+            if self.drift is None:
+                self.drift = torch.zeros_like(self._moment)
+            self.drift.addmm_(drift.T / self.unit, weighted, beta=self.tokens / total, alpha=1 / total)
         self.mean.mul_(self.tokens / total).add_(weighted.sum(0), alpha=1 / total)
         torch.maximum(self.largest, largest, out=self.largest)
         self.tokens = total
@@ -86,7 +106,8 @@ class InputStatistics:
         if unit != self.unit:
             ratio = self.unit / unit
             if ratio < 1:  # otherwise all that was seen is zero
-                self._moment.mul_(ratio).mul_(ratio)
+                for moment in (self._moment, *([] if self.drift is None else [self.drift])):
+                    moment.mul_(ratio).mul_(ratio)
                 self.mean.mul_(ratio)
                 self.largest.mul_(ratio)
             self.unit = unit
@@ -118,7 +139,13 @@ class InputStatistics:
     def shrunk_moment(self, order: torch.Tensor | None = None) -> torch.Tensor:
         """A copy of the second moment, shrunk, with its rows and columns in an order: float32 [K, K]."""
         moment = self.second_moment
-        moment = moment.clone() if order is None else moment[order][:, order]
+        return self._shrunk(moment.clone() if order is None else moment[order][:, order])
+
+    def shrunk_drift(self) -> torch.Tensor | None:
+        """A copy of the drift, if it is known, shrunk like the second moment: float32 [K, K]."""
+        return None if self.drift is None else self._shrunk(self.drift.clone())
+
+    def _shrunk(self, moment: torch.Tensor) -> torch.Tensor:
         diagonal = moment.diagonal().clone()
         moment.mul_(1 - self.shrinkage).diagonal().copy_(diagonal)
         return moment
@@ -128,7 +155,9 @@ class InputStatistics:
         moment = rotate(rotate(self.shrunk_moment()).T)
         largest = self.largest.reshape(-1, block_size(len(self.largest)))
         bound = (largest.sum(1, keepdim=True) / math.sqrt(largest.shape[1])).expand_as(largest).reshape(-1)
-        return replace(self, _moment=moment, mean=rotate(self.mean), largest=bound, shrinkage=0.0)
+        drift = self.shrunk_drift()
+        drift = None if drift is None else rotate(rotate(drift).T).T
+        return replace(self, _moment=moment, mean=rotate(self.mean), largest=bound, shrinkage=0.0, drift=drift)
 
     @property
     def importance(self) -> torch.Tensor:
@@ -156,8 +185,10 @@ class InputRows:
         rows = torch.zeros(0, in_features, device=device)
         return cls(rows, torch.zeros(in_features, device=device), torch.Generator().manual_seed(0), torch.zeros(0))
 
-    def add(self, X: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Take in more tokens: X is [tokens, K]. How often they count makes no difference."""
+    def add(
+        self, X: torch.Tensor, weights: torch.Tensor | None = None, original: torch.Tensor | None = None
+    ) -> None:
+        """Take in more tokens: X is [tokens, K]. How often they count makes no difference, nor what they were."""
         X = X.to(self.rows)
         X = X[X.isfinite().all(1)]
         if not X.shape[0]:

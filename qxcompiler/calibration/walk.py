@@ -42,24 +42,20 @@ class Stop:
     def statistics(self, wanted: Collection[Weight]) -> dict[Weight, InputStatistics]:
         """Of the inputs of some weights' linear sites, computed with the weights that earlier segments were left with.
 
+        On a walk with `float_too`, also of how far they have drifted from the original model's.
+
         Raises:
             UnrunnableError: onnxruntime cannot load the segment.
             ModelError: it fails on the samples.
         """
         empty = partial(InputStatistics.empty, device=self._device)
-        return self._runner.collect(self._streams, self.weights, wanted, empty, self._token_weights)
+        original = None if self._float_streams is None else (self._float_streams, self._originals)
+        return self._runner.collect(self._streams, self.weights, wanted, empty, self._token_weights, original)
 
     def rows(self, wanted: Collection[Weight]) -> dict[Weight, InputRows]:
         """Some rows of the same inputs, for what depends on more than statistics say."""
         empty = partial(InputRows.empty, device=self._device)
         return self._runner.collect(self._streams, self.weights, wanted, empty, {})
-
-    def float_statistics(self, wanted: Collection[Weight]) -> dict[Weight, InputStatistics]:
-        """The same in the original model; only on a walk with `float_too`."""
-        if self._float_streams is None:
-            raise ValueError("the walk does not run the original model")
-        empty = partial(InputStatistics.empty, device=self._device)
-        return self._runner.collect(self._float_streams, self._originals, wanted, empty, self._token_weights)
 
     def _advance(self, still_read: Collection[str | None]) -> None:
         self._runner.advance(self._streams, self.weights, still_read)
@@ -91,7 +87,7 @@ def walk(
         track: shows progress.
         description: what for.
         weight: the matrix, float32 [N, K], that a weight is when the walk comes to it.
-        float_too: run the original weights beside, for `Stop.float_statistics`.
+        float_too: run the original weights beside, for the drift of the inputs.
         token_weights: how often each token counts in the statistics, where not once.
 
     Raises:

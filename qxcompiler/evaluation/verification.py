@@ -208,7 +208,7 @@ class _Broken:
         raise self._error(
             f"output {name}{how} is {wrong[name].relative_error or 0:.0%} off the original's, cosine similarity "
             f"{'unknown' if cosine is None else f'{cosine:.3f}'}{self._suspects}",
-            "use more bits, smaller groups, --quantizer gptq, or --keep the sites with the largest error",
+            "use more bits, smaller groups, --quantizer gptaq, or --keep the sites with the largest error",
         )
 
     def _is_wrong(self, output: OutputSimilarity) -> bool:

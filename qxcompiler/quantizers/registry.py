@@ -21,7 +21,7 @@ from qxcompiler.quantizers.rtn import rtn
 __all__ = ["QUANTIZERS", "Need", "Quantizer", "find_quantizer"]
 
 
-Need: TypeAlias = Literal["statistics", "token weights"]
+Need: TypeAlias = Literal["statistics", "token weights", "original inputs"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Quantizer:
     Attributes:
         quantize: a function from (weight [N, K], format, statistics of the input or None) to codes. Statistics are None
             in a compile without samples.
-        needs: what it is not worth running without: a compile without samples is refused if it needs statistics.
+        needs: what it is not worth running without: a compile without samples is refused if it needs statistics; these
+            have the drift from the original model's inputs where it needs them, too.
     """
 
     quantize: Callable[[torch.Tensor, Format, InputStatistics | None], QuantizedWeight]
@@ -41,6 +42,7 @@ class Quantizer:
 QUANTIZERS: dict[str, Quantizer] = {
     "rtn": Quantizer(rtn, needs=frozenset()),
     "gptq": Quantizer(gptq),
+    "gptaq": Quantizer(gptq, needs=frozenset({"statistics", "original inputs"})),  # GPTAQ (Li et al. 2025)
     "guided": Quantizer(gptq, needs=frozenset({"statistics", "token weights"})),  # GuidedQuant (Kim et al. 2025)
     "hqq": Quantizer(hqq, needs=frozenset()),
 }

@@ -159,6 +159,7 @@ def quantize_segmentwise(
             track=track,
             description="quantize",
             weight=current,
+            float_too="original inputs" in find_quantizer(quantizer).needs,
             token_weights=token_weights,
         )
         for stop in stops:
