@@ -25,7 +25,8 @@ import qxcompiler
 from demo import smollm2
 
 BUDGETS = [2.5, 3.0, 3.25, 3.5, 4.0]
-TERMS = ["divergence", "output", "curvature", "frobenius"]  # `measured` takes a run of the model for each choice
+# without `measured`, which takes a run of the model for each choice
+TERMS = ["divergence", "attention", "output", "curvature", "frobenius"]
 
 
 def main(

@@ -72,6 +72,7 @@ class _ErrorTerm(StrEnum):
     divergence = "divergence"
     output = "output"
     frobenius = "frobenius"
+    attention = "attention"
     curvature = "curvature"
     measured = "measured"
 

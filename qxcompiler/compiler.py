@@ -25,7 +25,13 @@ from qxcompiler.calibration.segment_runner import TokenWeights
 from qxcompiler.companions import COMPANIONS, CONFIGURATIONS, copy_files
 from qxcompiler.config import CONFIG, SELF, Config, made_with, save_config
 from qxcompiler.cost import untold_sizes
-from qxcompiler.derivatives import TorchModel, UndifferentiableError, compared_output, token_weights
+from qxcompiler.derivatives import (
+    TorchModel,
+    UndifferentiableError,
+    attention_weights,
+    compared_output,
+    token_weights,
+)
 from qxcompiler.errors import CalibrationError, ModelError, UnsupportedByTargetError, UsageError
 from qxcompiler.evaluation import Verification, verify
 from qxcompiler.evaluation.encoder_decoder import DECODER_WITH_PAST, ENCODER, EncoderDecoder, is_encoder_decoder
@@ -516,7 +522,10 @@ class _Compiler:
         if "token weights" not in needs:
             return {}
         model = TorchModel(graph, sites, compared_output(graph), self.device)
-        return token_weights(model, samples, self.options.seed, self.track)
+        weights = token_weights(model, samples, self.options.seed, self.track)
+        if "attention weights" in needs:
+            weights = {**weights, **attention_weights(model, samples, self.options.seed, self.track)}
+        return weights
 
     def _plan(self, question: Question) -> Plan:
         options = self.options

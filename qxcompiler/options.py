@@ -22,7 +22,7 @@ LIMITS = {
 }
 """What limits a budget, by the names of options, as the command line names it."""
 
-ErrorTerm: TypeAlias = Literal["divergence", "output", "frobenius", "curvature", "measured"]
+ErrorTerm: TypeAlias = Literal["divergence", "output", "frobenius", "curvature", "attention", "measured"]
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -76,8 +76,8 @@ class Options(BaseModel):
             the original's: a number, or text such as `5%`. Plans of a language model are compiled and measured until
             the smallest that keeps to it is found.
         error: what is made small within these limits: `divergence` of the predictions (by their derivatives), squared
-            `output` of the layers, `frobenius` norm of the weights, their `curvature`, or the divergence as `measured`
-            with one group of layers at a time.
+            `output` of the layers, `frobenius` norm of the weights, their `curvature`, `divergence` but for queries and
+            keys that of the `attention`, or the divergence as `measured` with one group of layers at a time.
         quantizer: the algorithm that chooses the codes.
         samples: how many samples to calibrate on, at most.
         tune: how many samples, at most, to tune the scales and tables of the quantized weights on, so that the whole

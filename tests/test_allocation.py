@@ -471,7 +471,7 @@ def test_a_rate_on_a_target_that_says_nothing_of_its_hardware(decoder, tmp_path)
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("term", ["divergence", "output", "frobenius", "curvature", "measured"])
+@pytest.mark.parametrize("term", ["divergence", "output", "frobenius", "curvature", "attention", "measured"])
 def test_every_term_chooses_within_the_budget(decoder, tmp_path, term):
     report = qxcompiler.compile(
         decoder.model,

@@ -19,7 +19,7 @@ from tiny_transformers import VOCABULARY
 import qxcompiler
 from qxcompiler.calibration.statistics import InputStatistics
 from qxcompiler.calibration.walk import Calibration
-from qxcompiler.derivatives import TorchModel, token_weights
+from qxcompiler.derivatives import TorchModel, UndifferentiableError, attention_weights, token_weights
 from qxcompiler.errors import QxcError
 from qxcompiler.evaluation.language import kl_divergence
 from qxcompiler.graph import find_sites
@@ -103,6 +103,45 @@ class TestTokenWeights:
             expected = []
             measured = [float(kl_divergence(exact, computed(site)).mean()) for _ in range(40)]
             assert sum(measured) == pytest.approx(sum(expected), rel=0.3), site.role
+
+    @pytest.mark.parametrize("family", [graph_models.llama, graph_models.bert, graph_models.vit])
+    def test_of_queries_and_keys_they_tell_how_far_attention_moves(self, family):
+        """Half the sum of weight times |dY|² is the divergence of a row, the mean over all of them."""
+        proto, feeds = family()
+        _, sites, torch_model = loaded(proto)
+        drawn = attention_weights(torch_model, [feeds] * 80, 0, silent)
+        attending = [site for site in sites if site.role in ("query", "key")]
+        assert set(drawn) == set(attending) and len(attending) == 4
+        generator = torch.Generator().manual_seed(0)
+
+        def rows(erring=None):
+            def observe(site, Y):
+                if site is not erring:
+                    return Y
+                dY = 3e-2 * torch.randn(Y.shape, generator=generator)
+                expected.append(0.5 * float((totals[site] * dY.square().sum(site.activation_axis).reshape(-1)).sum()))
+                return Y + dY
+
+            def attend(p):
+                found.append((p.double() + 1e-30).log().log_softmax(-1))
+                return p
+
+            found = []
+            with torch.no_grad():
+                torch_model(feeds, lambda each: each.weight.matrix(), observe, attend)
+            return found
+
+        totals = {site: torch.stack(each).sum(0) for site, each in drawn.items()}
+        exact = rows()
+        for site in attending:
+            expected, layer = [], attending.index(site) // 2
+            measured = [float(kl_divergence(exact[layer], rows(site)[layer]).mean()) for _ in range(20)]
+            assert sum(measured) == pytest.approx(sum(expected), rel=0.3), site.name
+
+    def test_a_model_without_attention_has_none_to_move(self):
+        proto, feeds = graph_models.mlp()
+        with pytest.raises(UndifferentiableError, match="no attention whose rows are found"):
+            attention_weights(loaded(proto)[2], [feeds], 0, silent)
 
     def test_a_sample_without_a_finite_derivative_weighs_nothing(self):
         _, sites, torch_model = loaded(head_alone())

@@ -34,7 +34,8 @@ class Term:
     Attributes:
         unit: what its numbers count.
         of: the error, from W - Ŵ and the statistics of W's inputs; None where the whole model is run.
-        needs: samples, for the statistics; token weights, so that these count each token as it changes the predictions.
+        needs: samples, for the statistics; token weights, so that these count each token as it changes the predictions;
+            attention weights, so that those of queries and keys count it as it changes the attention.
     """
 
     unit: str
@@ -70,6 +71,7 @@ def curvature(dW: Tensor, statistics: InputStatistics | None) -> float:
 
 
 _GUIDED: frozenset[Need] = frozenset({"statistics", "token weights"})
+_ATTENTIVE: frozenset[Need] = _GUIDED | {"attention weights"}
 _PREDICTIONS = "nats a position, where the output is `logits`"
 
 TERMS: dict[str, Term] = {
@@ -77,6 +79,7 @@ TERMS: dict[str, Term] = {
     "output": Term("squared outputs of the layers, over all samples", output),
     "curvature": Term(_PREDICTIONS, curvature, needs=_GUIDED),
     "divergence": Term(_PREDICTIONS, divergence, needs=_GUIDED),
+    "attention": Term(f"{_PREDICTIONS}; of queries and keys a row of attention", divergence, needs=_ATTENTIVE),
     "measured": Term(_PREDICTIONS, None),
 }
 

@@ -33,9 +33,7 @@ TokenWeights = Mapping[Site, Sequence[torch.Tensor]]
 class Collected(Protocol):
     """What is made of an activation, a part of it at a time."""
 
-    def add(
-        self, X: torch.Tensor, weights: torch.Tensor | None = None, original: torch.Tensor | None = None
-    ) -> None:
+    def add(self, X: torch.Tensor, weights: torch.Tensor | None = None, original: torch.Tensor | None = None) -> None:
         """Take in more tokens: X is float32 [tokens, K], and each counts as often as its weight says, or once.
 
         The original model's tokens, in their place, are given where it is run beside.

@@ -53,9 +53,7 @@ class InputStatistics:
         zeros = torch.zeros(in_features, device=device)
         return cls(torch.zeros(in_features, in_features, device=device), zeros, zeros.clone())
 
-    def add(
-        self, X: torch.Tensor, weights: torch.Tensor | None = None, original: torch.Tensor | None = None
-    ) -> None:
+    def add(self, X: torch.Tensor, weights: torch.Tensor | None = None, original: torch.Tensor | None = None) -> None:
         """Take in more tokens: X is [tokens, K], and each counts as often as its weight says, [tokens], or once.
 
         What the original model has in their place is [tokens, K], too. Where that is once not given, or are not as many
@@ -185,9 +183,7 @@ class InputRows:
         rows = torch.zeros(0, in_features, device=device)
         return cls(rows, torch.zeros(in_features, device=device), torch.Generator().manual_seed(0), torch.zeros(0))
 
-    def add(
-        self, X: torch.Tensor, weights: torch.Tensor | None = None, original: torch.Tensor | None = None
-    ) -> None:
+    def add(self, X: torch.Tensor, weights: torch.Tensor | None = None, original: torch.Tensor | None = None) -> None:
         """Take in more tokens: X is [tokens, K]. How often they count makes no difference, nor what they were."""
         X = X.to(self.rows)
         X = X[X.isfinite().all(1)]

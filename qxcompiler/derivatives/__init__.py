@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from qxcompiler.derivatives.executor import LOGITS, TorchModel, UndifferentiableError, compared_output
-from qxcompiler.derivatives.guidance import token_weights
+from qxcompiler.derivatives.guidance import attention_weights, token_weights
 
-__all__ = ["LOGITS", "TorchModel", "UndifferentiableError", "compared_output", "token_weights"]
+__all__ = ["LOGITS", "TorchModel", "UndifferentiableError", "attention_weights", "compared_output", "token_weights"]

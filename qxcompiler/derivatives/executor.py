@@ -18,11 +18,14 @@ from qxcompiler.derivatives.contrib import CONTRIB_OPERATORS
 from qxcompiler.derivatives.operators import OPERATORS
 from qxcompiler.errors import ModelError
 from qxcompiler.graph import Segment, Site, extract_segment, find_segments
+from qxcompiler.graph.nodes import is_standard
 
 # From a site to its weight as a matrix [N, K].
 Weights = Callable[[Site], Tensor]
 # Takes a linear site and its output, and gives the output to go on with.
 Observe = Callable[[Site, Tensor], Tensor]
+# Takes the rows of an attention [.., heads, L, T], and gives those to go on with.
+Attend = Callable[[Tensor], Tensor]
 
 LOGITS = "logits"
 _REMEDY = "compile without what needs derivatives: --tune, --bpw, --quantizer guided"
@@ -66,6 +69,7 @@ class TorchModel:
     def __init__(self, model: ir.Model, sites: Sequence[Site], output: str, device: torch.device) -> None:
         self.device = device
         self.output = output
+        attention = _attention_rows(model)
         segments = find_segments(model, sites)
         fed = {value.name or "" for value in model.graph.inputs}
         self._stages = []
@@ -75,23 +79,31 @@ class TorchModel:
             if segment is segments[-1]:
                 outputs = [value for value in model.graph.outputs if value.name == output]
             if outputs:  # others serve only other outputs of the model
-                self._stages.append(_Stage(extract_segment(model, segment, outputs), segment, fed | later, device))
+                extracted = extract_segment(model, segment, outputs)
+                self._stages.append(_Stage(extracted, segment, fed | later, attention, device))
         operands = {site.operand.name for site in sites if site.kind == "linear"}
         if operands & self._stages[-1].constants.keys():
             raise UndifferentiableError(f"output {output}", "comes before the last layers", _REMEDY)
 
-    def __call__(self, inputs: Mapping[str, np.ndarray], weights: Weights, observe: Observe | None = None) -> Tensor:
+    def __call__(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        weights: Weights,
+        observe: Observe | None = None,
+        attend: Attend | None = None,
+    ) -> Tensor:
         """The output for one sample.
 
         Args:
             inputs: of the model.
             weights: gives the matrix of a site; asked again for the derivative.
             observe: called with every linear site's output; called again for the derivative.
+            attend: likewise, with the rows of every attention: the softmax that weighs values.
         """
         values = {name: torch.from_numpy(_plain(array)).to(self.device) for name, array in inputs.items()}
         for stage in self._stages:
             names = sorted(stage.reads & values.keys())
-            run = partial(stage, names, weights, observe)
+            run = partial(stage, names, weights, observe, attend)
             tensors = [values[name] for name in names]
             if torch.is_grad_enabled():
                 computed = checkpoint(run, *tensors, use_reentrant=False, preserve_rng_state=False)
@@ -105,8 +117,11 @@ class TorchModel:
 class _Stage:
     """One segment: from the graph's inputs, and what earlier segments pass on, to what it passes on."""
 
-    def __init__(self, extracted: ir.Model, segment: Segment, read_later: set[str], device: torch.device) -> None:
+    def __init__(
+        self, extracted: ir.Model, segment: Segment, read_later: set[str], attention: set[str], device: torch.device
+    ) -> None:
         graph = extracted.graph
+        self._attention = attention
         self._sites = {site.operand.name or "": site for site in (*segment.others, *segment.sites)}
         self._computed = {site.node.outputs[0].name or "": site for site in segment.sites}
         self.reads = {value.name or "" for value in graph.inputs} - set(self._sites)
@@ -127,7 +142,12 @@ class _Stage:
                 node.forgets.append(name)
 
     def __call__(
-        self, names: Sequence[str], weights: Weights, observe: Observe | None, *tensors: Tensor
+        self,
+        names: Sequence[str],
+        weights: Weights,
+        observe: Observe | None,
+        attend: Attend | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         values = dict(self.constants) | dict(zip(names, tensors, strict=True))
         for node in self._nodes:
@@ -138,6 +158,8 @@ class _Stage:
             results = computed if isinstance(computed, tuple) else (computed,)
             if observe and (site := self._computed.get(node.outputs[0])):
                 results = (observe(site, results[0]),)
+            if attend and node.outputs[0] in self._attention:
+                results = (attend(results[0]),)
             values.update(zip(node.outputs, results, strict=False))  # optional outputs may be left out
             for name in node.forgets:
                 del values[name]
@@ -168,6 +190,22 @@ class _Node:
         except (IndexError, RuntimeError, ValueError) as error:
             problem = f"fails on the calibration samples ({error})"
             raise ModelError(f"node '{self.name}'", problem, "check that the model runs on them") from error
+
+
+def _attention_rows(model: ir.Model) -> set[str]:
+    """The names of what a softmax over the last axis gives to a product with activations."""
+    softmax = (node for node in model.graph if is_standard(node, ("Softmax",)))
+    over_last = (node.outputs[0] for node in softmax if node.attributes.get_int("axis", -1) in (-1, 3))
+    return {rows.name or "" for rows in over_last if _weighs(rows)}
+
+
+def _weighs(rows: ir.Value) -> bool:
+    for node in rows.consumers():
+        if is_standard(node, ("MatMul",)) and node.inputs[0] is rows:
+            return node.inputs[1] is not None and node.inputs[1].const_value is None
+        if is_standard(node, ("Cast", "Dropout", "Identity", "Where", "Reshape")) and _weighs(node.outputs[0]):
+            return True
+    return False
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["token_weights"]
+__all__ = ["attention_weights", "token_weights"]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.segment_runner import TokenWeights
-from qxcompiler.derivatives.executor import LOGITS, TorchModel
+from qxcompiler.derivatives.executor import LOGITS, Attend, Observe, TorchModel, UndifferentiableError
 from qxcompiler.graph import Site
 from qxcompiler.progress import Track
+
+_ATTENDING = ("query", "key")
 
 
 def token_weights(model: TorchModel, samples: Sequence[Sample], seed: int, track: Track) -> TokenWeights:
@@ -37,6 +40,64 @@ def token_weights(model: TorchModel, samples: Sequence[Sample], seed: int, track
         finite weighs nothing.
     """
     generator = torch.Generator().manual_seed(seed)
+
+    def slopes(sample: Sample, observe: Observe) -> tuple[Tensor, int]:
+        y = model(sample, lambda site: site.weight.matrix().to(model.device), observe)
+        if y.requires_grad:
+            torch.autograd.backward(y, _drawn(y.detach(), generator, is_logits=model.output == LOGITS))
+        return y.detach(), math.prod(y.shape[:-1])
+
+    return _mean_squares(samples, slopes, track)
+
+
+def attention_weights(model: TorchModel, samples: Sequence[Sample], seed: int, track: Track) -> TokenWeights:
+    """The same of queries and keys, for the divergence of the attention's rows instead of the predictions'.
+
+    For small errors dY of a query or key, the divergence of the softmax's rows that it enters, their mean over heads,
+    positions and samples, is half the sum over tokens of weight times |dY|². QuantX judges formats of queries and keys
+    by what attention maps lose; the Fisher matrix of the rows stands for it, as that of the predictions does above: a
+    label is drawn from every row.
+
+    Args:
+        model, samples, seed, track: as above.
+
+    Returns:
+        For every linear site of the role query or key, float32 [tokens] a sample.
+
+    Raises:
+        UndifferentiableError: the model has none that a softmax over the last axis follows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def slopes(sample: Sample, observe: Observe) -> tuple[Tensor, int]:
+        def apart(site: Site, Y: Tensor) -> Tensor:
+            if site.role not in _ATTENDING:
+                return Y
+            return observe(site, Y.detach())  # layers before are not asked
+
+        attend: Attend = partial(_Rows.apply, generator)
+        y = model(sample, lambda site: site.weight.matrix().to(model.device), apart, attend)
+        if y.requires_grad:
+            torch.autograd.backward(y, torch.zeros_like(y))
+        return y.detach(), 1
+
+    weights = _mean_squares(samples, slopes, track)
+    if not weights:
+        problem, remedy = "has no attention whose rows are found", "choose another --error, such as divergence"
+        raise UndifferentiableError("the model", problem, remedy)
+    return weights
+
+
+def _mean_squares(
+    samples: Sequence[Sample], slopes: Callable[[Sample, Observe], tuple[Tensor, int]], track: Track
+) -> TokenWeights:
+    """Of the derivatives by every observed output, over its features and what all samples count for.
+
+    Args:
+        samples: inputs of the model.
+        slopes: computes the derivatives for a sample; gives the model's output, and how often it counts.
+        track: shows progress.
+    """
     weights: dict[Site, list[Tensor]] = {}
 
     def observe(site: Site, Y: Tensor) -> Tensor:
@@ -49,14 +110,12 @@ def token_weights(model: TorchModel, samples: Sequence[Sample], seed: int, track
         found[site] = slope.square().mean(site.activation_axis).reshape(-1)
 
     blocks: list[Tensor] = []
-    positions = 0
+    total = 0
     for sample in track(samples, "guide"):
         found: dict[Site, Tensor] = {}
         with torch.enable_grad():
-            y = model(sample, lambda site: site.weight.matrix().to(model.device), observe)
-        if y.requires_grad:
-            torch.autograd.backward(y, _drawn(y.detach(), generator, is_logits=model.output == LOGITS))
-        positions += math.prod(y.shape[:-1])
+            y, count = slopes(sample, observe)
+        total += count
         finite = bool(y.isfinite().all())
         del y
         if found:
@@ -66,8 +125,28 @@ def token_weights(model: TorchModel, samples: Sequence[Sample], seed: int, track
             for site, each in zip(found, torch.split(block, [len(each) for each in found.values()]), strict=True):
                 weights.setdefault(site, []).append(each)
     for block in blocks:
-        block /= positions
+        block /= total
     return weights
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of an attention; the derivative is that of -log p of a label from each, over the root of their number."""
+
+    @staticmethod
+    def forward(ctx: Any, generator: torch.Generator, p: Tensor) -> Tensor:
+        ctx.generator = generator
+        ctx.save_for_backward(p)
+        return p.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        (p,) = ctx.saved_tensors
+        rows = p.float().reshape(-1, p.shape[-1])
+        known = rows.isfinite().all(-1) & (rows.sum(-1) > 0)
+        drawn_from = torch.where(known[:, None], rows, 1.0).cpu()
+        labels = torch.multinomial(drawn_from, 1, generator=ctx.generator).to(p.device)
+        slope = torch.zeros_like(rows).scatter_(1, labels, -known[:, None].float() / rows.gather(1, labels))
+        return None, (slope / math.sqrt(max(len(rows), 1))).reshape(p.shape).to(p)
 
 
 def _drawn(y: Tensor, generator: torch.Generator, *, is_logits: bool) -> Tensor:

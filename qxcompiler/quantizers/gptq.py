@@ -28,9 +28,9 @@ def gptq(weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None) 
     groups stay runs of neighbouring columns ("static groups").
 
     Where it is known how far X has drifted from what the original model has in its place, X̃, since layers before are
-    quantized, what is rounded is no longer W but what gives W X̃ᵀ of X: of all matrices W + W (X̃ - X)ᵀX H⁻¹ comes closest
-    (GPTAQ, Li et al. 2025, minimizes |ŴXᵀ - WX̃ᵀ|, which is |(Ŵ - W - W (X̃ - X)ᵀX H⁻¹)Xᵀ| and a constant). A share of
-    that is taken, as there, for the drift on other text is another.
+    quantized, what is rounded is no longer W but what gives W X̃ᵀ of X: W + W (X̃ - X)ᵀX H⁻¹ comes closest (GPTAQ, Li et
+    al. 2025, minimizes |ŴXᵀ - WX̃ᵀ|², which is |(Ŵ - W - W (X̃ - X)ᵀX H⁻¹)Xᵀ|² and a constant). A share of the correction
+    is made, as there: on other text the drift is another.
 
     Args:
         weight: float32 [N, K].

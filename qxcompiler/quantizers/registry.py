@@ -21,7 +21,7 @@ from qxcompiler.quantizers.rtn import rtn
 __all__ = ["QUANTIZERS", "Need", "Quantizer", "find_quantizer"]
 
 
-Need: TypeAlias = Literal["statistics", "token weights", "original inputs"]
+Need: TypeAlias = Literal["statistics", "token weights", "attention weights", "original inputs"]
 
 
 @dataclass(frozen=True)
