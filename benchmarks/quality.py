@@ -33,6 +33,8 @@ SCHEMES = [
     "gptq:int4g128a/a16",
     "gptq:int3g128a/a16",
     "gptq:lut3g128/a16",
+    "gptaq:lut3g128/a16",
+    "gptaq:lut3g64ts8h/a16",
     "gptq:lut3g128/a8",
     "gptq:lut3g128/a16+48",
     "gptq:lut2g64/a16",

@@ -139,14 +139,16 @@ class _Rows(torch.autograd.Function):
         return p.clone()
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, _: Tensor) -> tuple[None, Tensor]:
         (p,) = ctx.saved_tensors
+        if not p.numel():
+            return None, torch.zeros_like(p)
         rows = p.float().reshape(-1, p.shape[-1])
         known = rows.isfinite().all(-1) & (rows.sum(-1) > 0)
         drawn_from = torch.where(known[:, None], rows, 1.0).cpu()
         labels = torch.multinomial(drawn_from, 1, generator=ctx.generator).to(p.device)
         slope = torch.zeros_like(rows).scatter_(1, labels, -known[:, None].float() / rows.gather(1, labels))
-        return None, (slope / math.sqrt(max(len(rows), 1))).reshape(p.shape).to(p)
+        return None, (slope / math.sqrt(len(rows))).reshape(p.shape).to(p)
 
 
 def _drawn(y: Tensor, generator: torch.Generator, *, is_logits: bool) -> Tensor:
