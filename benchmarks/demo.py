@@ -49,7 +49,7 @@ def main() -> None:
         console.print("exporting SmolLM2-135M-Instruct to ONNX ...")
         qxcompiler.export(smollm2(), original.parent, track=track_on_terminal)
     calibration, evaluation = write_texts(folder)
-    console.print("compiling it to 3 bits (lut3g128, GPTQ; embedding and head 8 bits) ...")
+    console.print("compiling it to 3 bits (lut3g128, GPTAQ; embedding and head 8 bits) ...")
     report = qxcompiler.compile(
         original,
         "cpu-x86",
