@@ -31,7 +31,8 @@ from qxcompiler.models.verify import verify
 from qxcompiler.progress import Track, silent
 from qxcompiler.staging import staged
 
-_INLINE_LIMIT = 2_000_000_000  # bytes of weights within the ONNX file itself; protobuf ends at 2 GiB
+# Bytes of weights within the ONNX file itself: they come into memory with it, and those of external data when used.
+_INLINE_LIMIT = 1 << 26
 _DOWNLOADED = [*CONFIGURATIONS, *COMPANIONS, "*.safetensors", "*.safetensors.index.json"]
 _PICKLES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 
@@ -256,7 +257,7 @@ def _image_sizes(folder: Path) -> Iterator[None]:
 
 
 def _save(model: ir.Model, path: Path) -> None:
-    """Write a model, its weights in the same file if they fit."""
+    """Write a model, its weights in the same file if they are few."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):  # `save` moves initializers alone
         for name, attribute in list(node.attributes.items()):
             if isinstance(attribute.value, ir.ExternalTensor):

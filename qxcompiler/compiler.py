@@ -60,6 +60,7 @@ from qxcompiler.passes.quantize_cache import QuantizeCache
 from qxcompiler.passes.static_activations import StaticActivations, calibrate_grids
 from qxcompiler.passes.unfold import Unfold
 from qxcompiler.perplexity_limit import smallest_within
+from qxcompiler.products import fast_products
 from qxcompiler.progress import Track, silent
 from qxcompiler.quantizers import (
     Need,
@@ -102,6 +103,7 @@ _SUSPECTS = 3  # sites named where verification fails
 _COMPARED_ON = 12  # samples that formats are compared on, at most: more take longer, and choose much the same
 
 
+@fast_products()
 def compile(  # noqa: A001  (it is what a compiler does)
     model: str | Path | onnx.ModelProto,
     target: str | Path,
@@ -162,6 +164,7 @@ def compile(  # noqa: A001  (it is what a compiler does)
     return report
 
 
+@fast_products()
 def compile_folder(
     folder: str | Path,
     target: str | Path,
@@ -217,6 +220,7 @@ def compile_folder(
     return reports
 
 
+@fast_products()
 def pareto(
     model: str | Path | onnx.ModelProto,
     target: str | Path,
@@ -399,11 +403,11 @@ class _Compiler:
         results = self._quantize(graph, sites, formats, calibrating, counts, work)
         tuning = None
         if tuner:
-            reference = Runner(FrugalModel(_runnable(original)))
+            outputs = Runner(FrugalModel(_runnable(original))).prepare(tuner.samples, [tuner.output])
             names = {weight: f"{name}.tuned" for weight, name in _file_names(formats).items()}
             results, tuning = tuner.tune(
                 results,
-                lambda sample: reference.run(sample, [tuner.output])[0],
+                lambda index: outputs(index)[0],
                 options.seed,
                 self.track,
                 lambda weight, result: work.keep(names[weight], result),

@@ -37,7 +37,7 @@ def session(
     *,
     threads: int | None = None,
     optimize: bool = True,
-    prepack: bool = True,
+    frugal: bool = False,
     library: bool = True,
     folder: Path | None = None,
 ) -> onnxruntime.InferenceSession:
@@ -47,7 +47,8 @@ def session(
         path: an ONNX file, or a whole model as bytes.
         threads: how many threads an operator may use; None leaves it to ONNX Runtime.
         optimize: let ONNX Runtime rewrite the graph.
-        prepack: False leaves weights where they are, in the model's file, instead of copies laid out for speed.
+        frugal: leave weights where they are, in the model's file, instead of copies laid out for speed, and keep no
+            memory from run to run.
         library: False leaves our library out, so that ONNX Runtime computes the packed operators by their definition.
         folder: where the external data of a model given as bytes lies.
 
@@ -63,7 +64,8 @@ def session(
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if not prepack:
+    if frugal:
+        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))

@@ -60,8 +60,11 @@ def written(text: str, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
 
 def check_same(model: FrugalModel, whole: object, feeds: dict[str, np.ndarray], parts: int | None = None) -> None:
     names = [value.name for value in model.session.get_outputs()]
-    for y, y_ref in zip(model.run(names, feeds), whole.run(names, feeds), strict=True):
-        np.testing.assert_allclose(y, y_ref, rtol=1e-5, atol=1e-6)
+    expected = whole.run(names, feeds)
+    prepared = model.prepare(names, [feeds, feeds])
+    for found in (model.run(names, feeds), *map(prepared, (1, 0, 1))):
+        for y, y_ref in zip(found, expected, strict=True):
+            np.testing.assert_allclose(y, y_ref, rtol=1e-5, atol=1e-6)
     assert len(model._parts) > 5 if parts is None else len(model._parts) == parts
 
 
@@ -84,6 +87,17 @@ def test_a_model_and_what_it_is_compiled_to(tmp_path, make):
 def test_what_passes_between_parts(tmp_path, text, parts):
     path, feeds = written(text, tmp_path)
     check_same(FrugalModel(path), session(path), feeds, parts)
+
+
+def test_samples_of_different_sizes_are_prepared_together(tmp_path):
+    path, feeds = written(SHARED_CONSTANT, tmp_path)
+    samples = [feeds | {"x": RNG.standard_normal((rows, 16)).astype(np.float32)} for rows in (1, 5, 3)]
+    model, whole = FrugalModel(path), session(path)
+    prepared = model.prepare(["z", "x"], samples)
+    assert len(model._parts) == 4
+    for index in (2, 0, 1, 2):
+        for y, y_ref in zip(prepared(index), whole.run(["z", "x"], samples[index]), strict=True):
+            np.testing.assert_allclose(y, y_ref, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_that_draws_random_numbers_is_run_whole(tmp_path):

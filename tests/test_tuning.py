@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import graph_models
 import numpy as np
 import onnx
@@ -20,7 +22,7 @@ from qxcompiler.packing import pack, unpack
 from qxcompiler.progress import silent
 from qxcompiler.quantizers.rtn import rtn
 from qxcompiler.tuning import Tuner
-from qxcompiler.tuning.distillation import distil, divergence
+from qxcompiler.tuning.distillation import Example, distil, divergence
 from qxcompiler.tuning.tunable import TunableWeight
 
 CPU = torch.device("cpu")
@@ -219,6 +221,14 @@ def test_the_divergence_is_the_one_of_the_formula():
         float(a) * np.log(float(a) / float(b)) for a, b in zip(p.flatten(), q.flatten(), strict=True) if a > 0
     )
     assert float(divergence(logits, expected)) == pytest.approx(by_hand / 400, rel=1e-5)
+    logits.requires_grad_()
+    plain = (p * torch.where(p > 0, p.log() - logits.double().log_softmax(-1), 0)).sum() / 400
+    (slope,) = torch.autograd.grad(3 * divergence(logits, expected), [logits])
+    torch.testing.assert_close(slope, torch.autograd.grad(3 * plain, [logits])[0], atol=1e-8, rtol=1e-4)
+
+
+def examples(samples, teacher):
+    return [Example(sample, partial(teacher, sample)) for sample in samples]
 
 
 def test_tuning_comes_nearer_to_the_original_on_other_samples():
@@ -252,7 +262,7 @@ def test_tuning_comes_nearer_to_the_original_on_other_samples():
 
     tunable = weights(0)
     before = far(tunable)
-    arguments = (lambda weight: weight.matrix(), teacher, samples, held_back, silent)
+    arguments = (lambda weight: weight.matrix(), *(examples(each, teacher) for each in (samples, held_back)), silent)
     distil(torch_model, tunable, *arguments, is_logits=True, rate=1e-2)
     assert far(tunable) < 0.7 * before
     again = weights(0)
@@ -358,9 +368,12 @@ def test_what_is_not_finite_is_no_step(broken):
     bad = {name: np.full_like(feeds[name], np.nan)}
     samples, held_back = ([bad, feeds, bad], [feeds]) if broken == "learned" else ([feeds], [feeds, bad])
 
+    def teacher(sample):
+        return graph_models.run(proto, sample)[output]
+
     def run():
         return distil(TorchModel(model, sites, output, CPU), weights, lambda weight: weight.matrix(),
-                      lambda sample: graph_models.run(proto, sample)[output], samples, held_back, silent,
+                      *(examples(each, teacher) for each in (samples, held_back)), silent,
                       is_logits=False)  # fmt: skip
 
     if broken == "learned":

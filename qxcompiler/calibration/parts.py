@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FrugalModel"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,7 @@ from qxcompiler.runtime_ops.operators import DOMAIN
 from qxcompiler_runtime import session
 
 # Bytes of the weights of one part, packed ones decoded; a larger weight is a part of its own.
-_PART_BYTES = 1 << 28
+_PART_BYTES = 1 << 27
 # A model's file, its external data aside, that is as large holds weights itself, which come into memory with it.
 _LARGE_FILE = 1 << 26
 # The first onnxruntime that finds the external data of a model given as bytes.
@@ -76,48 +76,78 @@ class FrugalModel:
         self, outputs: Sequence[str], feeds: Mapping[str, Any], options: onnxruntime.RunOptions | None = None
     ) -> list[Any]:
         """The values of some outputs, as `feeding.run` gives them, with onnxruntime's exceptions."""
+        return self.prepare(outputs, [feeds], options)(0)
+
+    def prepare(
+        self,
+        outputs: Sequence[str],
+        samples: Sequence[Mapping[str, Any]],
+        options: onnxruntime.RunOptions | None = None,
+    ) -> Callable[[int], list[Any]]:
+        """What computes some outputs for one of several samples, as often as asked.
+
+        A model in parts runs all of them as far as the last part, which stays open: memory holds its weights, and for
+        every sample what it reads.
+
+        Returns:
+            From the place of a sample among them to the values, as `run` gives them.
+        """
         if self._parts:
             try:
-                return self._run_parts(outputs, feeds, options)
+                return self._prepare_parts(outputs, samples, options)
             except _UncutError:
                 self._parts = []
                 vars(self).pop("session", None)  # before another takes its memory
                 self.session = self._load()
-        return run(self.session, outputs, feeds, options)
+        return lambda index: run(self.session, outputs, samples[index], options)
 
     def _load(self) -> onnxruntime.InferenceSession:
         runs = not self._parts  # what is only asked for its inputs and outputs need not be optimized
-        return session(self.model, optimize=self._library and runs, prepack=False, library=self._library)
+        return session(self.model, optimize=self._library and runs, frugal=True, library=self._library)
 
-    def _run_parts(
-        self, outputs: Sequence[str], feeds: Mapping[str, Any], options: onnxruntime.RunOptions | None
-    ) -> list[Any]:
-        values = dict(feeds)
-        for index, part in enumerate(self._parts):
-            values |= self._run_part(part, values, options)
-            later = {*outputs, *feeds, *(name for other in self._parts[index + 1 :] for name in other.reads)}
-            values = {name: value for name, value in values.items() if name in later}
-        return [values[name] for name in outputs]
+    def _prepare_parts(
+        self, outputs: Sequence[str], samples: Sequence[Mapping[str, Any]], options: onnxruntime.RunOptions | None
+    ) -> Callable[[int], list[Any]]:
+        reached: list[Sample] = [dict(sample) for sample in samples]
+        for index, part in enumerate(self._parts[:-1]):
+            later = {*outputs, *samples[0], *(name for other in self._parts[index + 1 :] for name in other.reads)}
+            self._pass_on(part, reached, later, options)
+        last = self._open(self._parts[-1], reached[0])
 
-    def _run_part(self, part: _Part, values: Sample, options: onnxruntime.RunOptions | None) -> Sample:
-        runtime = self._open(part, values)
-        given = {value.name: values[value.name] for value in runtime.get_inputs() if value.name in values}
-        names = [value.name for value in runtime.get_outputs()]
-        # copies, for onnxruntime's own arrays keep the memory of the whole session
-        return dict(zip(names, map(deepcopy, run(runtime, names, given, options)), strict=True))
+        def run_last(index: int) -> list[Any]:
+            values = reached[index] | _run_part(last, reached[index], options)
+            return [values[name] for name in outputs]
+
+        return run_last
+
+    def _pass_on(
+        self, part: _Part, reached: list[Sample], later: set[str], options: onnxruntime.RunOptions | None
+    ) -> None:
+        """Run a part on what all samples have become, and forget what is not read later."""
+        runtime = self._open(part, reached[0])
+        for index, values in enumerate(reached):
+            # copies, for onnxruntime's own arrays keep the memory of the whole session
+            passed = {name: deepcopy(value) for name, value in _run_part(runtime, values, options).items()}
+            reached[index] = {name: value for name, value in (values | passed).items() if name in later}
 
     def _open(self, part: _Part, values: Sample) -> onnxruntime.InferenceSession:
         if part.model is None:
             part.model = _extract(self._graph, part, values).SerializeToString()
         try:
             runtime = session(
-                part.model, optimize=self._library, prepack=False, library=self._library, folder=self._folder
+                part.model, optimize=self._library, frugal=True, library=self._library, folder=self._folder
             )
         except ModelError as error:
             raise _UncutError from error
         if any(name in value.type for value in runtime.get_outputs() for name in _NOT_PASSED):
             raise _UncutError
         return runtime
+
+
+def _run_part(runtime: onnxruntime.InferenceSession, values: Sample, options: onnxruntime.RunOptions | None) -> Sample:
+    given = {value.name: values[value.name] for value in runtime.get_inputs() if value.name in values}
+    names = [value.name for value in runtime.get_outputs()]
+    return dict(zip(names, run(runtime, names, given, options), strict=True))
 
 
 class _UncutError(Exception):

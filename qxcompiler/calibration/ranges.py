@@ -211,7 +211,7 @@ def _run(
         proto.graph.output.append(helper.make_tensor_value_info(name, element, None))
     if outputs:
         onnx.save(proto, path.with_name("observed.onnx"))
-        opened = session(path.with_name("observed.onnx"), prepack=False)
+        opened = session(path.with_name("observed.onnx"), frugal=True)
     for sample in track(samples, description):
         computed = []
         if outputs:

@@ -167,6 +167,7 @@ class _Run:
         self._outputs = [value.name or "" for value in outputs]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised, and need not be printed besides
+        options.enable_cpu_mem_arena = False  # it keeps what the largest run took
         options.intra_op_num_threads = max(1, torch.get_num_threads() + 1 - _AT_ONCE)  # and one for each run beside
         # between two runs the cores belong to the statistics
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -15,6 +15,7 @@ from qxcompiler.calibration.segment_runner import SegmentRunner, TokenWeights
 from qxcompiler.calibration.statistics import InputRows, InputStatistics
 from qxcompiler.formats import Scheme
 from qxcompiler.graph import Segment, Site, Weight, find_segments
+from qxcompiler.memory import give_back
 from qxcompiler.progress import Track, silent
 
 __all__ = ["Calibration", "Stop", "walk"]
@@ -105,6 +106,7 @@ def walk(
         yield stop
         if index + 1 < len(segments):
             stop._advance({value.name for later in segments[index + 1 :] for value in later.inputs})
+        give_back()
 
 
 @dataclass(frozen=True)

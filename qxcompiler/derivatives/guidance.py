@@ -16,6 +16,7 @@ from qxcompiler.calibration.samples import Sample
 from qxcompiler.calibration.segment_runner import TokenWeights
 from qxcompiler.derivatives.executor import LOGITS, Attend, Observe, TorchModel, UndifferentiableError
 from qxcompiler.graph import Site
+from qxcompiler.memory import give_back
 from qxcompiler.progress import Track
 
 _ATTENDING = ("query", "key")
@@ -118,6 +119,7 @@ def _mean_squares(
         total += count
         finite = bool(y.isfinite().all())
         del y
+        give_back()
         if found:
             # one block of memory: many small ones, between what a sample needs on the way, would keep that apart
             block = torch.cat([*found.values()])

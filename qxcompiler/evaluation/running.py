@@ -4,10 +4,11 @@ from __future__ import annotations
 
 __all__ = ["Runner"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -18,13 +19,16 @@ from qxcompiler_runtime import session
 from qxcompiler_runtime.inputs import declared_sizes
 from qxcompiler_runtime.model import Model, rank
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class _Whole:
     session: onnxruntime.InferenceSession
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
-        return run(self.session, outputs, feeds)
+    def prepare(self, outputs: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> Callable[[int], list[Any]]:
+        return lambda index: run(self.session, outputs, samples[index])
 
 
 class Runner(Model):
@@ -33,7 +37,7 @@ class Runner(Model):
     Args:
         model: the ONNX file, or a whole model as bytes, or one that is run in parts.
         threads: threads of one operator; None lets onnxruntime choose.
-        prepack: False for a few runs, with weights left in their files.
+        frugal: for a few runs: weights are left in their files, and no memory is kept from run to run.
         library: False leaves our library out, in a session of the whole model.
 
     Attributes:
@@ -48,7 +52,7 @@ class Runner(Model):
         model: str | Path | bytes | FrugalModel,
         *,
         threads: int | None = None,
-        prepack: bool = True,
+        frugal: bool = False,
         library: bool = True,
     ) -> None:
         source = model.model if isinstance(model, FrugalModel) else model
@@ -56,7 +60,7 @@ class Runner(Model):
         self._model: FrugalModel | _Whole = (
             model
             if isinstance(model, FrugalModel)
-            else _Whole(session(model, threads=threads, prepack=prepack, library=library))
+            else _Whole(session(model, threads=threads, frugal=frugal, library=library))
         )
 
     @property
@@ -70,10 +74,26 @@ class Runner(Model):
         Raises:
             ModelError: onnxruntime could not run the model.
         """
-        try:
-            return self._model.run(outputs, sample)
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise self.failure(error) from error
+        return self.prepare([sample], outputs)(0)
+
+    def prepare(self, samples: Sequence[Mapping[str, Any]], outputs: Sequence[str]) -> Callable[[int], list[Any]]:
+        """What computes some outputs for one of several samples, by its place, as often as asked.
+
+        Raises:
+            ModelError: onnxruntime could not run the model; also from what is returned.
+        """
+        one = self._failing(self._model.prepare)(outputs, samples)
+        return self._failing(one)
+
+    def _failing(self, function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def called(*arguments: P.args, **named: P.kwargs) -> T:
+            try:
+                return function(*arguments, **named)
+            except Exception as error:  # onnxruntime's exceptions have no common base
+                raise self.failure(error) from error
+
+        return called
 
     def declared_shapes(self, sample: Mapping[str, Any]) -> dict[str, list[int | None] | None]:
         """The shapes that the outputs should have by the model's own word, given its inputs.

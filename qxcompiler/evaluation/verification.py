@@ -160,7 +160,7 @@ class _Broken:
     def load(self, compiled: str | Path, names: Sequence[str], *, library: bool, in_parts: bool = False) -> Runner:
         try:
             model = FrugalModel(compiled, library=library) if in_parts else compiled
-            runner = Runner(model, prepack=False, library=library)
+            runner = Runner(model, frugal=True, library=library)
         except ModelError as error:
             raise self._error(str(error), "report this as a bug") from error
         if missing := [name for name in names if not in_parts and name not in runner.outputs]:

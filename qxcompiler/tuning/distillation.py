@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["distil"]
+__all__ = ["Example", "distil"]
 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from qxcompiler.calibration.samples import Sample
 from qxcompiler.derivatives import TorchModel
 from qxcompiler.errors import ModelError
 from qxcompiler.evaluation.language import ROWS, kl_divergence
 from qxcompiler.graph import Site, Weight
+from qxcompiler.memory import give_back
 from qxcompiler.progress import Track
 from qxcompiler.tuning.tunable import TunableWeight
 
@@ -28,16 +30,26 @@ _WARM_UP = 0.1  # the share of the steps during which the rate rises
 _STORED = 0.1  # the share of the steps, the last, in which weights are as they will be stored
 _RATE = 5e-4  # SmolLM2 with `lut3g128`: 3e-3 does harm
 
-Teacher = Callable[[Sample], np.ndarray]
+
+@dataclass(frozen=True)
+class Example:
+    """What to learn from.
+
+    Attributes:
+        inputs: of the model.
+        expected: computes the original's output for them; it may be large, and is not kept.
+    """
+
+    inputs: Sample
+    expected: Callable[[], np.ndarray]
 
 
 def distil(
     model: TorchModel,
     tunable: Mapping[Weight, TunableWeight],
     fixed: Callable[[Weight], Tensor],
-    teacher: Teacher,
-    samples: Sequence[Sample],
-    held_back: Sequence[Sample],
+    examples: Sequence[Example],
+    held_back: Sequence[Example],
     track: Track,
     *,
     is_logits: bool,
@@ -45,15 +57,14 @@ def distil(
 ) -> tuple[float, float]:
     """Minimise D(original || quantized) of predictions (Hinton et al. 2015, at temperature 1), or the squared error.
 
-    A sample is a step of Adam, whose rate rises, then falls as a cosine. The state that does best on the samples held
-    back is kept, and that may be the first. A sample whose derivative is not finite is no step.
+    An example is a step of Adam, whose rate rises, then falls as a cosine. The state that does best on the samples held
+    back is kept, and that may be the first. One whose derivative is not finite is no step.
 
     Args:
         model: the model, which computes one output.
         tunable: what is learned, in place.
         fixed: the matrix of every other weight.
-        teacher: the original's output for a sample.
-        samples: what to learn from, each once.
+        examples: what to learn from, each once.
         held_back: what to choose the best state on.
         track: shows progress.
         is_logits: whether the output is compared as logits, and not number by number.
@@ -67,7 +78,7 @@ def distil(
     """
     parameters = list(dict.fromkeys(parameter for weight in tunable.values() for parameter in weight.parameters))
     optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.95))
-    total = len(samples)
+    total = len(examples)
     warm_up = max(1, round(_WARM_UP * total))
 
     def share(step: int) -> float:
@@ -78,17 +89,17 @@ def distil(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     measure = divergence if is_logits else squared_error
 
-    def loss(sample: Sample, stored: bool) -> Tensor:
+    def loss(example: Example, stored: bool) -> Tensor:
         def matrix(site: Site) -> Tensor:
             weight = tunable.get(site.weight)
             return fixed(site.weight) if weight is None else weight.matrix(stored=stored)
 
-        expected = torch.from_numpy(np.asarray(teacher(sample), np.float32)).to(model.device)
-        return measure(model(sample, matrix), expected)
+        expected = torch.from_numpy(np.asarray(example.expected(), np.float32)).to(model.device)
+        return measure(model(example.inputs, matrix), expected)
 
     def check() -> float:
         with torch.no_grad():
-            losses = [float(loss(sample, stored=True)) for sample in held_back]
+            losses = [float(loss(example, stored=True)) for example in held_back]
         return sum(losses) / len(losses)
 
     before = best = check()
@@ -100,15 +111,16 @@ def distil(
     _log.info("loss before tuning: %.4f", best)
     state = [parameter.detach().clone() for parameter in parameters]
     every = max(1, total // _CHECKS)
-    for step, sample in enumerate(track(samples, "tune")):
-        optimizer.zero_grad()
-        torch.autograd.backward(loss(sample, stored=step >= (1 - _STORED) * total))
+    for step, example in enumerate(track(examples, "tune")):
+        optimizer.zero_grad(set_to_none=False)
+        torch.autograd.backward(loss(example, stored=step >= (1 - _STORED) * total))
         slopes = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not all(bool(slope.isfinite().all()) for slope in slopes):
             _log.info("step %d: left out, its derivative is not finite", step + 1)
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=False)
         optimizer.step()
         schedule.step()
+        give_back()
         if (step + 1) % every == 0 or step + 1 == total:
             now = check()
             _log.info("loss after %d of %d steps: %.4f", step + 1, total, now)
@@ -122,11 +134,8 @@ def distil(
 
 def divergence(logits: Tensor, expected: Tensor) -> Tensor:
     """The mean of D(p || q) over positions, of p and q that are proportional to exp of [..., vocabulary]."""
-    q, p = logits.reshape(-1, logits.shape[-1]), expected.reshape(-1, expected.shape[-1])
-    total = q.new_zeros(())
-    for rows in range(0, len(q), ROWS):
-        total = total + checkpoint(_divergence, q[rows : rows + ROWS], p[rows : rows + ROWS], use_reentrant=False)
-    return total / len(q)
+    q, p = (each.reshape(-1, each.shape[-1]) for each in (logits, expected))
+    return _Divergence.apply(q, p) / len(q)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def squared_error(y: Tensor, expected: Tensor) -> Tensor:
@@ -135,5 +144,22 @@ def squared_error(y: Tensor, expected: Tensor) -> Tensor:
     return (y - expected).square().sum() / expected.square().sum()
 
 
-def _divergence(q: Tensor, p: Tensor) -> Tensor:
-    return kl_divergence(p.float().log_softmax(-1), q.float().log_softmax(-1)).sum()
+class _Divergence(torch.autograd.Function):
+    """The sum of D(p || q) over rows; its derivative by the logits is q - p, and takes no more memory than they do."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, expected: Tensor) -> Tensor:
+        total = logits.new_zeros((), dtype=torch.float32)
+        ctx.slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(logits), ROWS):
+            rows = slice(start, start + ROWS)
+            log_q, log_p = (each[rows].float().log_softmax(-1) for each in (logits, expected))
+            total += kl_divergence(log_p, log_q).sum()
+            if ctx.slope is not None:
+                torch.sub(log_q.exp_(), log_p.exp_(), out=ctx.slope[rows])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        mine, ctx.slope = ctx.slope, None  # for one use: it is changed in place
+        return mine.mul_(slope), None

@@ -6,6 +6,7 @@ __all__ = ["Tuner", "Tuning"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,7 @@ from qxcompiler.graph import Site, Weight
 from qxcompiler.packing import pack, unpack
 from qxcompiler.progress import Track
 from qxcompiler.quantizers import Keep, QuantizationResult, sharing_a_table
-from qxcompiler.tuning.distillation import distil
+from qxcompiler.tuning.distillation import Example, distil
 from qxcompiler.tuning.tunable import TunableWeight
 
 # Of so many samples one is held back, to choose the best state by; of many samples, so many.
@@ -59,6 +60,10 @@ class Tuner:
         samples: inputs of the model, two at least.
         device: where to compute.
 
+    Attributes:
+        samples: as given.
+        output: the name of the model's output that is compared.
+
     Raises:
         UndifferentiableError: the model has an operator without a derivative here.
         ModelError: nothing can be learned.
@@ -83,13 +88,13 @@ class Tuner:
         if not learned:
             raise ModelError("--tune", "finds no weight whose scales can be learned", "leave it out")
         self.output = compared_output(model)
-        self._samples, self._device = samples, device
+        self.samples, self._device = samples, device
         self._model = TorchModel(model, sites, self.output, device)
 
     def tune(
         self,
         results: Mapping[Weight, QuantizationResult],
-        original: Callable[[Sample], np.ndarray],
+        original: Callable[[int], np.ndarray],
         seed: int,
         track: Track,
         keep: Keep,
@@ -98,7 +103,7 @@ class Tuner:
 
         Args:
             results: the quantized weights.
-            original: the original's `output` for a sample.
+            original: the original's `output` for a sample, by its place among `samples`.
             seed: of the order of the samples.
             track: shows progress.
             keep: what becomes of the new results.
@@ -124,15 +129,15 @@ class Tuner:
                 kept[weight] = matrix.to(device)
             return kept[weight]
 
-        step = max(_ONE_IN, -(-len(self._samples) // _MOST_HELD_BACK))
-        held_back = self._samples[::step]
-        learned_from = [sample for index, sample in enumerate(self._samples) if index % step]
+        step = max(_ONE_IN, -(-len(self.samples) // _MOST_HELD_BACK))
+        examples = [Example(sample, partial(original, index)) for index, sample in enumerate(self.samples)]
+        held_back = examples[::step]
+        learned_from = [example for index, example in enumerate(examples) if index % step]
         order = np.random.default_rng(seed).permutation(len(learned_from))
         before, after = distil(
             self._model,
             tunable,
             fixed,
-            original,
             [learned_from[place] for place in order],
             held_back,
             track,
