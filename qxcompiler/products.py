@@ -23,7 +23,7 @@ def fast_products() -> Iterator[None]:
     looked at first.
     """
     settings = getattr(torch.backends.mkldnn, "matmul", None)  # none before torch 2.9
-    if settings is None or not torch.backends.mkldnn.is_available():
+    if settings is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         yield
         return
     before = settings.fp32_precision
