@@ -489,8 +489,8 @@ def test_real_smollm2_from_gguf(smollm2: Path) -> None:
     from qxcompiler_runtime import generate
 
     path = smollm2 / "model.onnx"
-    assert 538e6 < path.stat().st_size < 541e6  # 134.5 million weights of 4 bytes: the embedding once
-    assert not (smollm2 / "model.onnx.data").exists()
+    assert path.stat().st_size < 2e6
+    assert 538e6 < (smollm2 / "model.onnx.data").stat().st_size < 539e6  # 134.5 million weights: the embedding once
     result = generate(path, "The capital of France is", max_new_tokens=4)
     assert result.text.startswith(" Paris")
     # The GGUF file says that a text gets no leading <|im_start|>.

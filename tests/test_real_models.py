@@ -108,14 +108,14 @@ def test_a_real_model_computes_in_torch_what_it_does_in_onnxruntime(name, output
 
 
 def test_minilm_tuned_comes_nearer_to_the_original(minilm, texts, tmp_path):
-    options = {"weights": "lut2g64", "embedding": "float", "samples": 8, "length": 64, "calibration": texts[0]}
+    options = {"weights": "lut2g64", "embedding": "float", "samples": 32, "length": 64, "calibration": texts[0]}
     similarities = []
-    for tune in (0, 48):
+    for tune in (0, 160):
         out = tmp_path / str(tune)
         report = qxcompiler.compile(minilm / "model.onnx", "cpu-x86", out, tune=tune, **options)
         figures = qxcompiler.evaluate(
-            out / "model.onnx", texts[1], windows=12, length=64, reference=minilm / "model.onnx"
+            out / "model.onnx", texts[1], windows=200, length=64, reference=minilm / "model.onnx"
         )
         similarities.append(figures.cosine_similarity)
-    assert report.tuning.loss_after < 0.9 * report.tuning.loss_before
+    assert report.tuning.loss_after < 0.95 * report.tuning.loss_before
     assert similarities[1] > similarities[0]  # on text that was not learned from

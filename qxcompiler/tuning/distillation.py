@@ -112,12 +112,12 @@ def distil(
     state = [parameter.detach().clone() for parameter in parameters]
     every = max(1, total // _CHECKS)
     for step, example in enumerate(track(examples, "tune")):
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         torch.autograd.backward(loss(example, stored=step >= (1 - _STORED) * total))
         slopes = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not all(bool(slope.isfinite().all()) for slope in slopes):
             _log.info("step %d: left out, its derivative is not finite", step + 1)
-            optimizer.zero_grad(set_to_none=False)
+            optimizer.zero_grad()
         optimizer.step()
         schedule.step()
         give_back()
