@@ -142,7 +142,7 @@ def rows(model: PackagedModel, scratch: Path, measure_speed: bool) -> tuple[list
 def _row(model: PackagedModel, path: Path, bits: int, results: list[Compiled]) -> str:
     cells = [model.package.partition("==")[0], model.name, model.kind, str(bits)]
     report = next((result.report for result in results if result.report), None)
-    before = path.stat().st_size
+    before = report["bytes_before"] if report else path.stat().st_size
     if report is None:
         cells += ["", "", f"{before / 1e6:.2f}", ""]
     else:
